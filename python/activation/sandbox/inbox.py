@@ -35,6 +35,9 @@ class Inbox:
             return Response(405, b"Method not allowed", "text/plain", {"Allow": "GET, HEAD"})
         if request.path == "/":
             return self._list(request)
+        if request.path == "/inbox/style.css":
+            style = self._environment.get_template("style.css").render()
+            return Response(200, style.encode(), "text/css; charset=utf-8", {"X-Content-Type-Options": "nosniff"})
         email = self._state.find(request.path.removeprefix("/inbox/"))
         if email is None:
             return self._page("missing", 404, _mail_policy())
@@ -45,7 +48,7 @@ class Inbox:
         emails, has_more = self._state.newest(PAGE_SIZE, request.query.get("before"), to or None)
         nonce = secrets.token_urlsafe(16)
         policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src data:; "
             "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
         )
         return self._page(
@@ -95,7 +98,7 @@ class Inbox:
 def _mail_policy() -> str:
     """No script at all. A mail's frame inherits this, so styles may be inline, and images only come with the mail."""
     return (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
+        "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
         "frame-ancestors 'none'"
     )
 
