@@ -122,6 +122,7 @@ MISSING, INVALID = (422, "missing_required_field"), (422, "validation_error")
         ({**TEMPLATED, "template": {"id": "w", "variables": {"N": True}}}, INVALID, "number"),
         ([MAIL], INVALID, "object"),
         (b'{"from":', (400, "validation_error"), "JSON"),
+        (b"[" * 100_000, (400, "validation_error"), "JSON"),
         (b"\xff", (400, "validation_error"), "JSON"),
     ],
 )
@@ -204,6 +205,8 @@ def test_paths_and_methods(sandbox: Sandbox) -> None:
     assert call("GET", "/emails/a/b") == (404, "not_found")
     assert call("PUT", "/emails") == (405, "method_not_allowed")
     assert call("DELETE", "/emails/batch") == (405, "method_not_allowed")
+    refused = requests.put(sandbox.url + "/emails", headers=HEADERS, timeout=10)
+    assert refused.headers["allow"] == "POST, GET"
     assert call("GET", "/emails?limit=101") == INVALID
     assert call("GET", "/emails?after=a&before=b") == INVALID
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -78,15 +79,21 @@ def test_refused(sandbox: Sandbox, method: str, path: str, body: Any, status: in
     assert sandbox.log == [], "none of this is in the log"
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The console script; it does not outlive the test."""
     package = Path(activation.__file__).parents[1]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "activation.cli", "sandbox", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(package)},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -64,7 +64,7 @@ class Sandbox:
             self._server = Server((self._host, self._port), self._state)
             # A port that the system chose is kept, so that clients find the server again after stop() and start().
             self._port = self._server.server_address[1]
-            self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+            self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
             self._thread.start()
         return self
 

@@ -140,7 +140,7 @@ class _Handling:
         """Validate the body; the emails in it and the response that acknowledges them."""
         try:
             body = json.loads(self._request.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(400, "validation_error", "The request body is not valid JSON.") from None
         if self._entry.path == "/emails":
             fields = validation.check_email(body)
@@ -202,7 +202,7 @@ class _Handling:
             return
         self._delayed = True
         settings = self._state.settings
-        wait = settings.latency_ms + random.uniform(0, settings.jitter_ms)  # noqa: S311
+        wait = settings.latency_ms + random.uniform(0, settings.jitter_ms)
         if self._fault is not None and self._fault.kind == "latency":
             wait += self._fault.ms
         if wait > 0:
