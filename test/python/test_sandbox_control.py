@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-import activation
 from activation.sandbox import Sandbox
 
 MAIL = {"from": "hello@acme.dev", "to": "ada@lovelace.dev", "subject": "Hi", "text": "Hello"}
@@ -82,13 +80,12 @@ def test_refused(sandbox: Sandbox, method: str, path: str, body: Any, status: in
 @contextlib.contextmanager
 def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The console script; it does not outlive the test."""
-    package = Path(activation.__file__).parents[1]
     with subprocess.Popen(
         [sys.executable, "-m", "activation.cli", "sandbox", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(package)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
         try:
             yield process
