@@ -1,0 +1,31 @@
+"""The few things the engine's loops need of a database: so the same code runs on plpy in the server and on psycopg outside."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Cancelled(Exception):
+    """The statement was cancelled: by an operator, a timeout, or another worker."""
+
+
+class Failed(Exception):
+    """The statement raised. text: the server's message. code: its SQLSTATE."""
+
+    def __init__(self, text: str, code: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+
+
+class Database(Protocol):
+    """execute: runs one statement with $1, $2 … and returns its rows; raises Cancelled or Failed."""
+
+    def execute(self, sql: str, *arguments: object) -> list[dict[str, Any]]: ...
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def subtransaction(self) -> AbstractContextManager[object]: ...

@@ -1,0 +1,302 @@
+"""A loop's definition as a document: checked, completed with every default, in one canonical shape. Pure.
+
+What only the database can judge (tables, columns, intervals, queries, templates) is judged in SQL afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from activation.errors import Refusal
+
+Document = dict[str, Any]
+
+_TOP = {
+    "type": "activation",
+    "opinion": None,
+    "trigger": None,
+    "steps": None,
+    "goal": None,
+    "recovery": None,
+    "reentry": "once",
+    "enroll": "new",
+    "per_hour": None,
+    "users": None,
+    "topic": None,
+    "transactional": False,
+    "priority": 0,
+    "over_cap": "wait",
+    "holdout": 0,
+    "send_window": None,
+}
+_SHORT = ("condition", "action", "otherwise")
+_STEP = ("name", "delay", "condition", "action", "otherwise", "on_timeout")
+_TRIGGER = {"type": "database", "table": None, "event": None, "user_key": None, "filter": None}
+_CONDITION = {"type": "query", "query": None, "timeout": None, "every": None, "watch": None}
+_ACTION = {
+    "type": "email",
+    "provider": "resend",
+    "template": None,
+    "personalization": {},
+    "subject": None,
+    "sender": None,
+    "reply_to": None,
+    "resend_template": None,
+}
+_RECOVERY = {"retries": 3, "backoff": "exponential", "initial": "30 seconds", "max": "1 hour"}
+_EVENTS = ("insert", "update", "delete", "event", "schedule")
+
+
+class _Checker:
+    """Walks a document of one named loop; every refusal names the loop and the place in it."""
+
+    def __init__(self, loop: str) -> None:
+        self.loop = loop
+
+    def refuse(self, problem: str, *, hint: str, detail: str = "", code: str = "22023") -> NoReturn:
+        raise Refusal(f'loop "{self.loop}": {problem}', hint=hint, detail=detail, code=code)
+
+    def not_yet(self, argument: str, hint: str) -> NoReturn:
+        self.refuse(f"argument {argument} is not supported yet", hint=hint, code="0A000")
+
+    def mapping(self, value: object, where: str) -> Document:
+        if not isinstance(value, dict):
+            self.refuse(f"{where} is not an object", hint=f"Write {where} as a JSON object, or use the builder function.")
+        return {_snake(str(key)): item for key, item in value.items()}
+
+    def known(self, document: Document, keys: Iterable[str], where: str) -> None:
+        names = list(keys)
+        for key in document:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+                hint = f'Did you mean "{near[0]}"? ' if near else ""
+                self.refuse(
+                    f'unknown key "{key}" in {where}',
+                    hint=f"{hint}Known keys are {', '.join(names)}.",
+                )
+
+    def text(self, value: object, where: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            self.refuse(f"{where} is missing or not a text", hint=f"Give {where} as a text.")
+        return value
+
+    def one_of(self, value: object, choices: Iterable[str], where: str) -> str:
+        names = list(choices)
+        if value not in names:
+            near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+            hint = f'Did you mean "{near[0]}"? ' if near else ""
+            self.refuse(f"unknown {where} {_shown(value)}", hint=f"{hint}It is one of {', '.join(names)}.")
+        return str(value)
+
+    def whole(self, value: object, where: str, low: int, high: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.refuse(f"{where} is {_shown(value)}", hint=f"Give a whole number from {low} to {high}.")
+        return value
+
+
+def normalise(name: str | None, document: object) -> Document:
+    """The canonical definition of a loop.
+
+    name: the loop's name. document: what define_loop() was given, or a document for import_loop(); its trigger may
+    stand at the top or in the first step, its keys may be camelCase. Raises Refusal.
+    """
+    check_name(name)
+    check = _Checker(str(name))
+    given = check.mapping(document, "the definition")
+    check.known(given, (*_TOP, *_SHORT), "the definition")
+    result: Document = {key: given.get(key) if given.get(key) is not None else default for key, default in _TOP.items()}
+
+    steps = _steps(check, given)
+    trigger = given.get("trigger")
+    if "trigger" in steps[0]:
+        if trigger is not None:
+            check.refuse("has two triggers", hint="Give the trigger at the top or in the first step, not in both.")
+        trigger = steps[0].pop("trigger")
+    if trigger is None:
+        check.refuse("has no trigger", hint="Say what starts it: trigger => activation.on_insert('users').")
+    result["trigger"] = fragment(str(name), "trigger", trigger)
+    result["steps"] = [_step(check, step, number) for number, step in enumerate(steps, 1)]
+    names = [step["name"] for step in result["steps"]]
+    for step_name in names:
+        if names.count(step_name) > 1:
+            check.refuse(f'has two steps named "{step_name}"', hint="Give every step a name of its own.")
+    result["recovery"] = fragment(str(name), "recovery", given.get("recovery") or {})
+    _check_top(check, result)
+    _check_built(check, result)
+    return result
+
+
+def check_name(name: str | None) -> None:
+    """Refuses a loop's name that is empty, NULL, over 63 bytes or holds a control character."""
+    if name is None or not name.strip():
+        raise Refusal("a loop needs a name", hint="Give it as the first argument: activation.define_loop('first_project', …).")
+    if len(name.encode()) > 63:
+        raise Refusal(
+            f'the name of loop "{name}" is too long', detail=f"It has {len(name.encode())} bytes.", hint="Use at most 63 bytes."
+        )
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise Refusal("the name of a loop holds a control character", hint="Use letters, digits and signs only.")
+
+
+def fragment(loop: str, kind: str, value: object) -> Document:
+    """One part of a definition, checked and completed: kind is trigger, condition, action, otherwise or recovery."""
+    check = _Checker(loop)
+    given = check.mapping(value, kind)
+    match kind:
+        case "trigger":
+            return _trigger(check, given)
+        case "condition" | "goal":
+            return _condition(check, given, kind)
+        case "recovery":
+            return _recovery(check, given)
+        case _:
+            return _action(check, given, kind)
+
+
+def _steps(check: _Checker, given: Document) -> list[Document]:
+    short = [key for key in _SHORT if given.get(key) is not None]
+    steps = given.get("steps")
+    if steps is None:
+        if not short:
+            check.refuse(
+                "has nothing to do",
+                hint="Give it a condition and an action, or steps => ARRAY[activation.step(…)].",
+            )
+        return [{key: given[key] for key in short}]
+    if short:
+        check.refuse(
+            f"has steps and also {' and '.join(short)}",
+            hint="Put them into the steps: activation.step('name', condition => …, action => …).",
+        )
+    if not isinstance(steps, list) or not steps:
+        check.refuse("has no steps", hint="Give at least one: steps => ARRAY[activation.step(…)].")
+    return [check.mapping(step, f"steps[{number}]") for number, step in enumerate(steps)]
+
+
+def _step(check: _Checker, step: Document, number: int) -> Document:
+    where = f"steps[{number - 1}]"
+    check.known(step, _STEP, where)
+    name = step.get("name")
+    if name is not None:
+        check.text(name, f"{where}.name")
+    result: Document = {
+        "name": name or f"step{number}",
+        "delay": step.get("delay") or "00:00:00",
+        "condition": None,
+        "action": None,
+        "otherwise": None,
+        "on_timeout": check.one_of(step.get("on_timeout") or "continue", ("continue", "exit"), "on_timeout"),
+    }
+    for key in _SHORT:
+        if step.get(key) is not None:
+            result[key] = fragment(check.loop, key, step[key])
+    if result["action"] is None and result["otherwise"] is None:
+        check.refuse(f'step "{result["name"]}" sends nothing', hint="Give it an action => activation.email(…), or an otherwise.")
+    if result["otherwise"] is not None and (result["condition"] is None or result["condition"]["timeout"] is None):
+        check.refuse(
+            f'step "{result["name"]}" has an otherwise that can never come',
+            hint="Otherwise is sent when the condition is still false at its timeout: "
+            "condition => activation.query('…', timeout => '3 days').",
+        )
+    return result
+
+
+def _trigger(check: _Checker, given: Document) -> Document:
+    check.known(given, _TRIGGER, "the trigger")
+    kind = check.one_of(given.get("type") or "database", ("database", "event", "schedule"), "trigger type")
+    if kind != "database":
+        check.not_yet(f'trigger type "{kind}"', "Use activation.on_insert(table) for now.")
+    event = check.one_of(given.get("event"), _EVENTS, "event")
+    if event != "insert":
+        check.not_yet(f'event "{event}"', "Use activation.on_insert(table) for now.")
+    for key in ("user_key", "filter"):
+        if given.get(key) is not None:
+            check.text(given[key], f"trigger.{key}")
+    return {**_TRIGGER, **given, "type": kind, "event": event, "table": check.text(given.get("table"), "trigger.table")}
+
+
+def _condition(check: _Checker, given: Document, where: str) -> Document:
+    check.known(given, _CONDITION, f"the {where}")
+    check.one_of(given.get("type") or "query", ("query",), f"{where} type")
+    query = check.text(given.get("query"), f"{where}.query")
+    watch = given.get("watch")
+    if watch is not None and not (isinstance(watch, dict) and all(isinstance(column, str) for column in watch.values())):
+        check.refuse(f"{where}.watch is not an object of table and column", hint='Write it as {"table": "column of the user\'s key"}.')
+    return {**_CONDITION, **given, "type": "query", "query": query}
+
+
+def _action(check: _Checker, given: Document, where: str) -> Document:
+    check.known(given, _ACTION, f"the {where}")
+    check.one_of(given.get("type") or "email", ("email",), f"{where} type")
+    check.one_of(given.get("provider") or "resend", ("resend",), "provider")
+    if given.get("resend_template") is not None:
+        check.not_yet("resend_template", "Use a template of this database: activation.set_template(…).")
+    template = check.text(given.get("template"), f"{where}.template")
+    for key in ("subject", "sender", "reply_to"):
+        if given.get(key) is not None and re.search(r"[\r\n]", check.text(given[key], f"{where}.{key}")):
+            check.refuse(f"{where}.{key} holds a line break", hint="A header is one line.")
+    personalization = given.get("personalization")
+    if personalization is None:
+        personalization = {}
+    if not isinstance(personalization, dict):
+        check.refuse(f"{where}.personalization is not an object", hint='Write it as {"name": "{{user.name}}"}.')
+    for key, value in personalization.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            check.refuse(f'personalization key "{key}" is not a name', hint="Use letters, digits and _.")
+        if key in ("user", "loop", "enrollment", "unsubscribe_url"):
+            check.refuse(f'personalization key "{key}" is taken', hint=f"Templates know {key} already; choose another name.")
+        if isinstance(value, dict | list):
+            check.refuse(f'personalization key "{key}" is not a text', hint='Write a text, such as "{{user.name}}".')
+    return {**_ACTION, **given, "type": "email", "provider": "resend", "template": template, "personalization": personalization}
+
+
+def _recovery(check: _Checker, given: Document) -> Document:
+    check.known(given, _RECOVERY, "recovery")
+    result = {**_RECOVERY, **{key: value for key, value in given.items() if value is not None}}
+    check.whole(result["retries"], "retries", 0, 20)
+    check.one_of(result["backoff"], ("fixed", "exponential"), "backoff")
+    return result
+
+
+def _check_top(check: _Checker, result: Document) -> None:
+    check.one_of(result["type"], ("activation", "retention"), "type")
+    if result["opinion"] is not None:
+        check.text(result["opinion"], "opinion")
+    holdout = result["holdout"]
+    if isinstance(holdout, bool) or not isinstance(holdout, int | float) or not 0 <= holdout <= 0.9:
+        check.refuse(f"holdout is {_shown(holdout)}", hint="Give the share of users to leave out, from 0 to 0.9.")
+    check.one_of(result["enroll"], ("new", "existing", "both"), "enroll")
+    check.one_of(result["over_cap"], ("wait", "skip"), "over_cap")
+    if not isinstance(result["transactional"], bool):
+        check.refuse("transactional is not true or false", hint="Give true or false.")
+    check.whole(result["priority"], "priority", -1000, 1000)
+    check.text(result["reentry"], "reentry")
+
+
+def _check_built(check: _Checker, result: Document) -> None:
+    """Refuses what this release cannot do yet, by its argument's name."""
+    for key in ("goal", "per_hour", "topic", "send_window"):
+        if result[key] is not None:
+            check.not_yet(key, "Leave it out for now.")
+    for key in ("reentry", "enroll", "transactional", "priority", "over_cap", "holdout"):
+        if result[key] != _TOP[key]:
+            check.not_yet(key, f"Leave it at {_shown(_TOP[key])} for now.")
+    if len(result["steps"]) > 1:
+        check.not_yet("steps", "Give one step for now.")
+    if re.search(r"[1-9]", str(result["steps"][0]["delay"])):
+        check.not_yet("delay", "Leave it out for now.")
+    if result["steps"][0]["on_timeout"] != "continue":
+        check.not_yet("on_timeout", "Leave it out for now.")
+    if result["trigger"]["user_key"] is not None:
+        check.not_yet("user_key", "The trigger's table is the users table for now.")
+
+
+def _snake(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "_" + match.group(1).lower(), key)
+
+
+def _shown(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,385 @@
+"""Delivery: claim, commit, HTTP, record, commit. While a request is in flight the worker holds no snapshot, no lock and no
+transaction id: requests run in threads that know nothing of the database, and the main thread watches."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from activation import keys
+from activation.database import Cancelled, Database
+from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
+from activation.render import Rendered, Source, built_in, render, variables_of
+from activation.resend import TOTAL_TIMEOUT, Accepted, Resend, Try, is_content
+
+#: Requests in flight at once, emails a request, and how long a request belongs to its worker (seconds).
+THREADS = 8
+BATCH = 100
+LEASE = 60
+
+_ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
+_LEASE_SQL = f"interval '{LEASE} seconds'"
+_START = ("-infinity", "00000000-0000-0000-0000-000000000000")
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A branch of a step as its version defines it; it never changes."""
+
+    loop: str
+    action: dict[str, Any]
+    recovery: str
+
+
+@dataclass
+class _Mail:
+    """One message that can be sent: its id, what Resend is to get, and how its loop wants failures handled."""
+
+    message_id: str
+    email: dict[str, Any]
+    recovery: str
+    solo: bool
+
+
+@dataclass
+class _Ended:
+    """Messages that end at the claim, as columns of _finish()."""
+
+    ids: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    recipients: list[str | None] = field(default_factory=list)
+    subjects: list[str | None] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+
+    def add(self, message_id: str, state: str, recipient: str | None = None, subject: str | None = None, error: str | None = None) -> None:
+        self.ids.append(message_id)
+        self.states.append(state)
+        self.recipients.append(recipient)
+        self.subjects.append(subject)
+        self.errors.append(error)
+
+
+@dataclass
+class _Flight:
+    """A request on its way."""
+
+    request_id: str
+    token: str
+    rate_token: int
+    batch: bool
+    since: float
+
+
+def _quiet_thread() -> None:
+    """Signals are the server's; none may be handled in a thread that knows nothing of it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+class Deliverer:
+    """Runs turns. host: this machine's name, part of who the server is."""
+
+    def __init__(self, db: Database, host: str) -> None:
+        self._db = db
+        self._host = host
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="activation", initializer=_quiet_thread)
+        self._flights: dict[Future[Try], _Flight] = {}
+        self._branches: dict[tuple[int, int, int, str], _Branch] = {}
+        self._sources: dict[tuple[str, int], Source | None] = {}
+        self._client: tuple[tuple[str, str], Resend] | None = None
+        self._mark = _START
+        self._marked_at = 0.0
+        #: Why nothing is sent at present, for status; None when all is well.
+        self.note: str | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._flights)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self, seconds: float) -> None:
+        """Waits until a request is answered, at most so long, with no transaction open."""
+        if self._flights:
+            wait(self._flights, timeout=seconds, return_when=FIRST_COMPLETED)
+        else:
+            time.sleep(seconds)
+
+    def turn(self, claim: bool = True) -> bool:
+        """Records what was answered and, if asked, claims and sends more. Returns whether anything was done."""
+        did = self._record_answers()
+        if claim and len(self._flights) < THREADS:
+            did = self._claim() or did
+        return did
+
+    # -- record ----------------------------------------------------------------------------------------------------------
+
+    def _record_answers(self) -> bool:
+        answered: list[tuple[_Flight, Try]] = []
+        now = time.monotonic()
+        for future, flight in list(self._flights.items()):
+            if future.done():
+                answered.append((flight, future.result()))
+            elif now - flight.since > TOTAL_TIMEOUT + 5:
+                # The thread is stuck where no timeout reaches; its answer, should one come, is nobody's any more.
+                self._replace_pool()
+                ended = time.time()
+                answered.append((flight, Try(Unanswered("no answer in time", name="total_timeout"), None, ended - (now - flight.since), ended)))
+            else:
+                continue
+            del self._flights[future]
+        if not answered:
+            return False
+        try:
+            self._record(answered)
+        except Cancelled:
+            # Accepted mail must be written down: obey the cancel afterwards.
+            self._db.rollback()
+            self._record(answered)
+            raise
+        return True
+
+    def _record(self, answered: list[tuple[_Flight, Try]]) -> None:
+        for flight, attempt in answered:
+            outcome = attempt.outcome
+            error = outcome if isinstance(outcome, DeliveryError) else None
+            word = "sent" if error is None else error.outcome
+            if error is not None and flight.batch and is_content(error):
+                word = "split"
+            self._db.execute(
+                "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7, $8::double precision,"
+                " to_timestamp($9::double precision), to_timestamp($10::double precision))",
+                flight.request_id,
+                flight.token,
+                word,
+                outcome.ids if isinstance(outcome, Accepted) else [],
+                error.status if error else 200,
+                error.name if error else None,
+                error.text if error else None,
+                error.retry_after if error else None,
+                attempt.started_at,
+                attempt.finished_at,
+            )
+            if error is None or error.status is not None:
+                self._db.execute(
+                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::double precision)",
+                    attempt.rate,
+                    attempt.rtt,
+                    error.text if isinstance(error, Paused) else None,
+                    error.pause_seconds if isinstance(error, Paused) else None,
+                )
+            if flight.rate_token:
+                self._db.execute("SELECT activation._free_tokens($1::integer[], $2::double precision)", [flight.rate_token], attempt.rtt)
+        self._db.commit()
+
+    def _replace_pool(self) -> None:
+        self._pool.shutdown(wait=False)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="activation", initializer=_quiet_thread)
+
+    # -- claim -----------------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> bool:
+        try:
+            launches, did = self._claim_in_transaction()
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._db.commit()
+        for launch in launches:
+            launch()
+        return did
+
+    def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
+        state = self._db.execute("SELECT * FROM activation._deliver_state($1)", self._host)[0]
+        self.note = state["disarmed"] or state["paused"]
+        if self.note or not state["due"]:
+            return [], False
+        if state["mode"] == "capture":
+            mails, ended, did = self._prepare(state, BATCH * 5)
+            for mail in mails:
+                ended.add(mail.message_id, "captured", mail.email["to"][0], mail.email["subject"])
+            self._finish(ended)
+            return [], did
+        try:
+            api_key = keys.resolve(state["api_key"], self._stored_secret)
+        except KeyUnavailable as error:
+            self.note = str(error)
+            return [], False
+        if not state["sender"]:
+            self.note = "no sender is configured"
+            return [], False
+        return self._claim_to_send(state, api_key)
+
+    def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
+        db = self._db
+        tokens: list[int] = list(
+            db.execute(f"SELECT activation._take_tokens($1::integer, {_LEASE_SQL}) AS tokens", THREADS - len(self._flights))[0]["tokens"]
+        )
+        if not tokens:
+            return [], False
+        client = self._client_for(state["resend_url"], api_key)
+        lease = str(uuid.uuid4())
+        launches: list[Callable[[], None]] = []
+
+        def launch(request_id: str, endpoint: str, body: str, emails: int) -> None:
+            flight = _Flight(request_id, lease, tokens.pop(), endpoint == "/emails/batch", 0.0)
+
+            def go() -> None:
+                flight.since = time.monotonic()
+                self._flights[self._pool.submit(client.send, endpoint, body, request_id, emails)] = flight
+
+            launches.append(go)
+
+        repeats = db.execute(
+            f"SELECT * FROM activation._claim_requests($1::uuid, {_LEASE_SQL}, $2::integer)", lease, len(tokens)
+        )
+        for repeat in repeats:
+            body = str(repeat["body"])
+            emails = len(json.loads(body)) if repeat["endpoint"] == "/emails/batch" else 1
+            launch(str(repeat["request_id"]), str(repeat["endpoint"]), body, emails)
+        did = bool(repeats)
+        if tokens:
+            mails, ended, claimed = self._prepare(state, BATCH * len(tokens))
+            did = did or claimed
+            self._finish(ended)
+            for group in _groups(mails)[: len(tokens)]:
+                request_id = str(uuid.uuid4())
+                endpoint = "/emails" if len(group) == 1 else "/emails/batch"
+                emails_of = [mail.email for mail in group]
+                body = json.dumps(emails_of[0] if len(group) == 1 else emails_of, ensure_ascii=False, separators=(",", ":"))
+                db.execute(
+                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7, $8::jsonb, $9::uuid,"
+                    f" {_LEASE_SQL})",
+                    request_id,
+                    endpoint,
+                    body,
+                    [mail.message_id for mail in group],
+                    [mail.email["to"][0] for mail in group],
+                    [mail.email["subject"] for mail in group],
+                    state["mode"],
+                    group[0].recovery,
+                    lease,
+                )
+                launch(request_id, endpoint, body, len(group))
+        unused = [token for token in tokens if token]
+        if unused:
+            db.execute("SELECT activation._free_tokens($1::integer[], NULL)", unused)
+        return launches, did
+
+    def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
+        """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
+        if time.monotonic() - self._marked_at > 1:
+            self._mark, self._marked_at = _START, time.monotonic()
+        rows = self._db.execute(
+            "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, solo, email, user_row, template_mark, context"
+            " FROM activation._claim_messages($1::integer, $2::timestamptz, $3::uuid)",
+            wanted,
+            *self._mark,
+        )
+        if len(rows) < wanted:
+            self._mark = _START
+        else:
+            last = max(rows, key=lambda row: (row["next_attempt_at"], row["message_id"]))
+            self._mark = (last["next_attempt_at"], last["message_id"])
+        ended = _Ended()
+        mails: list[_Mail] = []
+        for row in rows:
+            try:
+                mails.append(self._mail(row, state))
+            except RenderError as error:
+                ended.add(row["message_id"], "failed", row["email"], None, str(error))
+        return mails, ended, bool(rows)
+
+    def _mail(self, row: dict[str, Any], state: dict[str, Any]) -> _Mail:
+        address = (row["email"] or "").strip()
+        if not address:
+            raise RenderError("the user has no email address")
+        if not _ADDRESS.fullmatch(address):
+            raise RenderError(f"not an email address: {address[:100]}")
+        branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
+        rendered = rendered_mail(branch.action, branch.loop, json.loads(row["user_row"]), row["context"], self._source_for(branch.action, row["template_mark"]))
+        email = {
+            "from": branch.action["sender"] or state["sender"],
+            "to": [state["redirect_to"] if state["mode"] == "redirect" else address],
+            "subject": rendered.subject,
+            **({"html": rendered.html} if rendered.html is not None else {}),
+            "text": rendered.text,
+            **({"reply_to": reply_to} if (reply_to := branch.action["reply_to"] or state["reply_to"]) else {}),
+            "tags": [{"name": "activation_message", "value": row["message_id"]}],
+        }
+        return _Mail(row["message_id"], email, branch.recovery, bool(row["solo"]))
+
+    def _finish(self, ended: _Ended) -> None:
+        if ended.ids:
+            self._db.execute(
+                "SELECT activation._finish($1::text[]::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])",
+                ended.ids,
+                ended.states,
+                ended.recipients,
+                ended.subjects,
+                ended.errors,
+            )
+
+    # -- what is kept ----------------------------------------------------------------------------------------------------
+
+    def _branch(self, loop_id: int, version: int, step: int, branch: str) -> _Branch:
+        key = (loop_id, version, step, branch)
+        if key not in self._branches:
+            row = self._db.execute("SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key)[0]
+            self._branches[key] = _Branch(row["loop"], json.loads(row["action"]), row["recovery"])
+        return self._branches[key]
+
+    def _source_for(self, action: dict[str, Any], mark: int) -> Source | None:
+        key = (str(action["template"]), mark)
+        if key not in self._sources:
+            self._sources[key] = find_source(self._db, *key)
+        return self._sources[key]
+
+    def _client_for(self, url: str, api_key: str) -> Resend:
+        if self._client is None or self._client[0] != (url, api_key):
+            self._client = ((url, api_key), Resend(url, api_key))
+        return self._client[1]
+
+    def _stored_secret(self, name: str) -> str | None:
+        found = self._db.execute("SELECT activation._secret($1) AS value", name)[0]["value"]
+        return None if found is None else str(found)
+
+
+def find_source(db: Database, template: str, mark: int) -> Source | None:
+    """The template that an enrollment with this mark uses: the database's own, else the built-in of that name."""
+    rows = db.execute("SELECT subject, html, body_text FROM activation._template($1, $2::integer)", template, mark)
+    if rows:
+        return Source(rows[0]["subject"], rows[0]["html"], rows[0]["body_text"])
+    return built_in(template)
+
+
+def rendered_mail(action: dict[str, Any], loop: str, user: dict[str, Any], context: str | None, source: Source | None) -> Rendered:
+    """One mail of a loop for one user's row. Raises RenderError."""
+    if source is None:
+        raise RenderError(f"template {action['template']} does not exist")
+    if action["subject"]:
+        source = Source(action["subject"], source.html, source.text)
+    variables = variables_of(action["personalization"], user, loop, json.loads(context) if context else None, None)
+    return render(source, variables)
+
+
+def _groups(mails: list[_Mail]) -> list[list[_Mail]]:
+    """Mails that may share a request: handled alike after a failure, at most a batch, those to be sent alone alone."""
+    groups: list[list[_Mail]] = []
+    open_groups: dict[str, list[_Mail]] = {}
+    for mail in mails:
+        group = open_groups.get(mail.recovery)
+        if mail.solo or group is None or len(group) >= BATCH:
+            group = []
+            groups.append(group)
+            if not mail.solo:
+                open_groups[mail.recovery] = group
+        group.append(mail)
+    return groups

@@ -1,0 +1,85 @@
+"""Detection: one round takes signals and wakes, enrolls, evaluates and decides, in one transaction under the locks of the
+parts of the users it covers. A loop that raises harms nobody but itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from activation.database import Cancelled, Database, Failed
+
+#: How many enrollments one round takes of each kind: a round stays well under a second.
+BATCH = 5000
+
+#: So many failed evaluations in the search for bad users, and the loop itself is to blame.
+MAX_FAILURES = 20
+
+_EVALUATE = "SELECT activation._detect_evaluate($1::integer, $2::integer, $3::integer, $4::bigint[], $5::timestamptz[], $6::boolean[]) AS changed"
+
+
+class Detector:
+    """Runs rounds. slot: which detector this is; None takes every part and waits for it (tick)."""
+
+    def __init__(self, db: Database, slot: int | None) -> None:
+        self._db = db
+        self._slot = slot
+
+    def round(self) -> bool:
+        """One committed round. Returns whether there was anything to do."""
+        db = self._db
+        try:
+            parts = self._lock()
+            work = db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, BATCH) if parts else []
+            for item in work:
+                self._loop(item)
+            more = bool(work)
+            if self._slot is None and not more:
+                more = bool(db.execute("SELECT EXISTS (SELECT FROM activation.signal) AS more")[0]["more"])
+        except BaseException:
+            db.rollback()
+            raise
+        db.commit()
+        return more
+
+    def _lock(self) -> list[int]:
+        if self._slot is None:
+            sql = "SELECT activation._lock_parts(activation._all_parts(), true) AS parts"
+            return list(self._db.execute(sql)[0]["parts"])
+        sql = "SELECT activation._lock_parts(activation._my_parts($1::integer), false) AS parts"
+        return list(self._db.execute(sql, self._slot)[0]["parts"])
+
+    def _loop(self, item: dict[str, Any]) -> None:
+        failures: list[Failed] = []
+        spared = 0
+        todo = [list(zip(item["ids"], item["woken"], item["fresh"], strict=True))]
+        # Halving finds the users on whom the condition raises: only a single key that raises proves a bad user.
+        while todo:
+            part = todo.pop()
+            try:
+                self._evaluate(item, part)
+            except Cancelled:
+                self._strike(item, "its evaluation was cancelled")
+                return
+            except Failed as error:
+                failures.append(error)
+                if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
+                    self._strike(item, error.text)
+                    return
+                if len(part) == 1:
+                    self._db.execute("SELECT activation._detect_bad_user($1::bigint, $2)", part[0][0], error.text)
+                else:
+                    middle = len(part) // 2
+                    todo += [part[middle:], part[:middle]]
+            else:
+                spared += len(part)
+        if failures and not spared and len(item["ids"]) > 1:
+            self._strike(item, failures[-1].text)
+        elif spared:
+            self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
+
+    def _evaluate(self, item: dict[str, Any], part: list[tuple[int, str | None, bool]]) -> None:
+        ids, woken, fresh = ([row[i] for row in part] for i in range(3))
+        with self._db.subtransaction():
+            self._db.execute(_EVALUATE, item["loop_id"], item["version"], item["step"], ids, woken, fresh)
+
+    def _strike(self, item: dict[str, Any], text: str) -> None:
+        self._db.execute("SELECT activation._detect_strike($1::integer, $2)", item["loop_id"], text)

@@ -1,0 +1,94 @@
+"""What can go wrong, as types: the type of an exception decides what happens next, nobody parses its text."""
+
+from __future__ import annotations
+
+
+class Refusal(Exception):
+    """A person's input that cannot be accepted. Shown by SQL as an error with these parts.
+
+    message: a sentence that names the user's object. detail, hint: more, and what to do. code: an SQLSTATE.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", detail: str = "", code: str = "22023") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail = detail
+        self.code = code
+
+    def as_dict(self) -> dict[str, str]:
+        return {"message": self.message, "detail": self.detail, "hint": self.hint, "code": self.code}
+
+
+class RenderError(Exception):
+    """A message that cannot be made from its template and the user's row as it is now."""
+
+
+class KeyUnavailable(Exception):
+    """The API key's reference leads to nothing usable. The text never holds any part of a key."""
+
+
+class DeliveryError(Exception):
+    """A try that did not end with Resend accepting the request.
+
+    outcome: the word under which `_record` writes it down. status: HTTP status, None without an answer.
+    name: Resend's error name. retry_after: seconds the provider asks us to wait, None if it named none.
+    """
+
+    outcome = "unanswered"
+
+    def __init__(self, text: str, *, status: int | None = None, name: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.status = status
+        self.name = name
+        self.retry_after = retry_after
+
+
+class Transient(DeliveryError):
+    """Worth another try."""
+
+
+class Refused(Transient):
+    """Certainly not accepted, and no fault of the message: it goes back to the queue and is made anew."""
+
+    outcome = "refused"
+
+
+class Unanswered(Transient):
+    """No usable answer; perhaps accepted. Repeated byte for byte under the same key; no try is spent."""
+
+    outcome = "unanswered"
+
+
+class Erred(Transient):
+    """Answered by a server error; perhaps accepted. Repeated byte for byte under the same key; a try is spent."""
+
+    outcome = "erred"
+
+
+class Paused(Refused):
+    """Certainly not accepted, and nothing will be until `pause_seconds` have passed or, if None, somebody acts."""
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int | None = None,
+        name: str | None = None,
+        pause_seconds: float | None = None,
+    ) -> None:
+        super().__init__(text, status=status, name=name, retry_after=0.0)
+        self.pause_seconds = pause_seconds
+
+
+class Terminal(DeliveryError):
+    """Refused for what it contains: trying again would be refused again."""
+
+    outcome = "terminal"
+
+
+class Unknowable(DeliveryError):
+    """Resend has seen this key with another body: what became of that one cannot be known from here."""
+
+    outcome = "unknowable"

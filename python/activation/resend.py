@@ -1,0 +1,250 @@
+"""One request to Resend's API, and what its answer means. The only place that knows error names and HTTP.
+
+Sources: Resend's API reference, its error list, and the IETF draft on ratelimit headers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+import activation
+from activation.errors import DeliveryError, Erred, Paused, Refused, Terminal, Unanswered, Unknowable
+
+USER_AGENT = f"activation/{activation.__version__} (PostgreSQL extension)"
+
+#: Seconds to connect, seconds without a byte, and seconds in all for one request.
+CONNECT_TIMEOUT = 3.0
+READ_TIMEOUT = 25.0
+TOTAL_TIMEOUT = 30.0
+
+_MAX_ANSWER = 1_000_000
+
+_SAME_KEY_SOON = {"concurrent_idempotent_requests", "resource_locked"}
+_SERVER = {"application_error", "internal_server_error", "service_unavailable", "gateway_timeout"}
+_CONTENT = {
+    "validation_error",
+    "invalid_attachment",
+    "invalid_parameter",
+    "missing_required_field",
+    "missing_required_parameter",
+    "invalid_from_address",
+    "invalid_idempotency_key",
+}
+_ACCOUNT = {
+    "missing_api_key",
+    "invalid_api_key",
+    "restricted_api_key",
+    "suspended_api_key",
+    "invalid_permission",
+    "email_above_quota",
+    "security_error",
+    "invalid_access",
+    "invalid_region",
+    "not_found",
+    "method_not_allowed",
+}
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Resend took the request: one id an email, in the order of the request."""
+
+    ids: list[str]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try: what came of it, the rate the server named (requests a second), how long it took (seconds)."""
+
+    outcome: Accepted | DeliveryError
+    rate: float | None
+    started_at: float
+    finished_at: float
+
+    @property
+    def rtt(self) -> float:
+        return self.finished_at - self.started_at
+
+
+class Resend:
+    """A client for one base URL and key. Used from several threads, each with a connection of its own."""
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            # No proxies, netrc or certificates from whatever environment the server was started in.
+            session.trust_env = False
+            session.headers.update(
+                {
+                    "Authorization": f"Bearer {self._api_key}",
+                    "User-Agent": USER_AGENT,
+                    "Content-Type": "application/json",
+                    "Accept": "application/json",
+                }
+            )
+            self._local.session = session
+        return session
+
+    def send(self, endpoint: str, body: str, key: str, emails: int) -> Try:
+        """POSTs a stored body. endpoint: /emails or /emails/batch. key: the idempotency key. emails: how many it holds.
+
+        Never raises for anything the network or the provider does: that is the outcome.
+        """
+        started = time.time()
+        deadline = time.monotonic() + TOTAL_TIMEOUT
+        rate: float | None = None
+        outcome: Accepted | DeliveryError
+        try:
+            with self._session().post(
+                self._base_url + endpoint,
+                data=body.encode(),
+                headers={"Idempotency-Key": key},
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                rate = _number(response.headers.get("ratelimit-limit"))
+                outcome = understand(response.status_code, _read(response, deadline), response.headers, emails)
+        except DeliveryError as error:
+            outcome = error
+        except requests.RequestException as error:
+            outcome = _network(error)
+        return Try(outcome, rate, started, time.time())
+
+
+def _read(response: requests.Response, deadline: float) -> bytes:
+    """The body, however it trickles in, until the deadline: a socket's timeout only bounds the silence between bytes."""
+    parts: list[bytes] = []
+    size = 0
+    for part in response.iter_content(65536 if response.headers.get("content-length") else 1024):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > deadline:
+            raise Unanswered("the answer did not end in time", status=response.status_code)
+        if size > _MAX_ANSWER:
+            raise Unanswered("the answer is too long", status=response.status_code)
+    return b"".join(parts)
+
+
+def _network(error: requests.RequestException) -> DeliveryError:
+    # The exception's own text may quote the request; only its kind is told.
+    if isinstance(error, requests.ConnectTimeout):
+        return Refused("no connection: timed out", name="connect_timeout")
+    if isinstance(error, requests.exceptions.SSLError):
+        return Refused("no connection: TLS failed", name="tls_error")
+    if isinstance(error, requests.ConnectionError):
+        cause = error.args[0] if error.args else None
+        reason = cause.reason if isinstance(cause, MaxRetryError) else cause
+        if isinstance(reason, NewConnectionError):
+            return Refused("no connection: host unknown or connection refused", name="connection_failed")
+        return Unanswered("the connection broke before an answer came", name="connection_lost")
+    if isinstance(error, requests.Timeout):
+        return Unanswered("no answer in time", name="read_timeout")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.exceptions.MissingSchema):
+        return Paused("resend_url is not a usable URL", name="invalid_url")
+    return Unanswered(f"the answer could not be read: {type(error).__name__}", name="broken_answer")
+
+
+def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int) -> Accepted:
+    """The ids of an accepted request. Raises the DeliveryError that an answer means, by its error name where it has one."""
+    if 200 <= status < 300:
+        return _accepted(status, body, emails)
+    answer = _json(body)
+    name = answer.get("name") if isinstance(answer, dict) else None
+    text = str(answer.get("message")) if isinstance(answer, dict) and answer.get("message") else _excerpt(body, status)
+    wait = _retry_after(headers)
+    if name == "rate_limit_exceeded":
+        raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+    if name == "daily_quota_exceeded":
+        raise Paused(text, status=status, name=name, pause_seconds=_until_midnight_utc())
+    if name == "monthly_quota_exceeded":
+        raise Paused(text, status=status, name=name)
+    if name in _SAME_KEY_SOON:
+        raise Unanswered(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+    if name == "invalid_idempotent_request":
+        raise Unknowable(text, status=status, name=name)
+    if name in _SERVER or status >= 500:
+        raise Erred(text, status=status, name=name, retry_after=wait)
+    if name in _ACCOUNT or status in (401, 403, 404, 405) or 300 <= status < 400:
+        # A 403 validation_error is about the account (an unverified domain), not about one mail.
+        raise Paused(text, status=status, name=name)
+    if status == 429:
+        raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+    if status == 408:
+        raise Unanswered(text, status=status, name=name)
+    raise Terminal(text, status=status, name=name)
+
+
+def _accepted(status: int, body: bytes, emails: int) -> Accepted:
+    answer = _json(body)
+    entries: Any = None
+    if isinstance(answer, dict):
+        entries = answer.get("data") if "data" in answer else [answer]
+    if isinstance(entries, list) and all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries):
+        if len(entries) == emails:
+            return Accepted([entry["id"] for entry in entries])
+        raise Unanswered(f"answered with {len(entries)} ids for {emails} emails", status=status, name="unexpected_answer")
+    raise Unanswered("answered with something that is not a list of ids", status=status, name="unexpected_answer")
+
+
+def is_content(error: DeliveryError) -> bool:
+    """Whether a refusal blames what the request holds, so that a batch is worth splitting."""
+    return isinstance(error, Terminal) and (error.name in _CONTENT or error.name is None or error.status in (400, 413, 422))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _excerpt(body: bytes, status: int) -> str:
+    text = " ".join(body[:500].decode("utf-8", "replace").replace("\x00", "").split())
+    return text[:200] or f"HTTP status {status} without a body"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else None
+    except ValueError:
+        return None
+    return value if value is not None and 0 < value < 100_000 else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from a retry-after header, given as seconds or as a date; at most an hour."""
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), 3600.0)
+
+
+def _until_midnight_utc() -> float:
+    now = datetime.now(UTC)
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (midnight - now).total_seconds()

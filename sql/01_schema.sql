@@ -1,0 +1,88 @@
+\echo Use "CREATE EXTENSION activation CASCADE" to load this file. \quit
+
+-- activation: an app's own database notices when a user reaches first value, and writes to them.
+--
+-- What people declare (02): settings, users tables, templates, and loops. A loop is a trigger on a table, a condition in
+-- SQL, and what to mail when the condition holds (action) or still does not at its deadline (otherwise). Every change of
+-- a loop is a new version; people who are on their way keep the version they started with.
+--
+-- What the machine owns (03): the app's INSERT leaves a row in `signal` (someone to enroll), an INSERT or UPDATE on a
+-- table that a condition reads leaves a row in `wake` (someone to look at again). An `enrollment` is one user's pass
+-- through one loop. A `message` is one email that an enrollment promised; a `request` is one call of Resend's API with
+-- the exact bytes that were sent; an `attempt` is one try of one message.
+--
+-- Who moves it:
+--   capture (04)   statement triggers on the app's tables, generated for each table. They write signal and wake, and
+--                  nothing else; they never run Python, never do I/O, and never make the app's statement fail.
+--   engine  (05)   the only other writer of state. `_detect_take` turns signals into enrollments and collects who is to
+--                  be evaluated, `_detect_evaluate` asks the condition and decides, `_claim_messages` and `_store` make
+--                  requests of messages, `_record` writes down what came of them.
+--   python  (06)   the only plpython3u code: `detect` and `deliver` are the loops that call the engine's functions,
+--                  commit, and talk HTTP while no transaction is open.
+--   compile (07)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with
+--                  the rights of the loop's owner, never with those of a worker.
+--   api     (08)   the verbs that people call, and their validation.
+--   views   (09)   what people look at.
+--   schedule (10)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
+--   privileges (11) nothing is PUBLIC's.
+--
+-- One order of calls, downwards: a part uses only the parts above it.
+--
+-- signal -> enrollment (waiting) -> completed | timed_out | exited
+-- message: queued -> sending -> sent; back to queued on a retry; failed, cancelled, captured, unknown are final
+
+CREATE SCHEMA activation;
+COMMENT ON SCHEMA activation IS 'Activation loops: notice when a user reaches first value, and write to them.';
+
+-- Functions made at run time (capture functions, compiled conditions and filters) are no members of the extension, so
+-- that pg_dump carries them. Nobody has a right on the schema: an owner of a compiled function could otherwise ALTER it.
+CREATE SCHEMA activation_compiled;
+COMMENT ON SCHEMA activation_compiled IS 'Functions that activation generates from loops. Nothing here is edited by hand.';
+
+-- The one clock. Tests move it with SET activation.now; it moves only for the session that sets it.
+CREATE FUNCTION activation._now() RETURNS timestamptz
+LANGUAGE sql VOLATILE
+RETURN coalesce(nullif(current_setting('activation.now', true), '')::timestamptz, clock_timestamp());
+
+-- The engine divides users by the hash of their key, so that several detectors never hold the same user.
+CREATE FUNCTION activation._part(user_id text) RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN hashtext(user_id) & 7;
+
+CREATE FUNCTION activation._all_parts() RETURNS integer[]
+LANGUAGE sql IMMUTABLE
+RETURN ARRAY[0, 1, 2, 3, 4, 5, 6, 7];
+
+-- Raises what a validator returned: {"message", "detail", "hint", "code"}. Only SQL raises: an error raised inside
+-- PL/Python would carry a traceback.
+CREATE FUNCTION activation._raise(error jsonb) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF error IS NULL THEN
+        RETURN;
+    END IF;
+    RAISE EXCEPTION USING
+        MESSAGE = error ->> 'message',
+        DETAIL = coalesce(error ->> 'detail', ''),
+        HINT = coalesce(error ->> 'hint', ''),
+        ERRCODE = coalesce(error ->> 'code', '22023');
+END
+$$;
+
+-- The role that called a SECURITY DEFINER routine: what SET ROLE chose, else who logged in.
+CREATE FUNCTION activation._caller() RETURNS name
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(nullif(current_setting('role'), 'none'), session_user)::name $$;
+
+-- A table's name as it is stored in definitions and shown to people: always with its schema, quoted where needed.
+CREATE FUNCTION activation._table_name(table_name regclass) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('%I.%I', n.nspname, c.relname)
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = table_name
+$$;

@@ -1,0 +1,286 @@
+-- Capture: statement triggers on the app's tables. One function for each table and event, generated with static SQL and
+-- shared by all loops. They run in the app's own transaction, so what they write is visible exactly when the row is.
+--
+-- A capture function is SECURITY DEFINER without a SET clause (the clause alone costs 5 points of throughput): therefore
+-- every name in it is qualified and it holds no operator and no cast, which the app's search_path could redirect.
+
+-- A name for a generated function, at most 63 bytes: what it is for, cut if need be, and a suffix that makes it unique.
+CREATE FUNCTION activation._compiled_name(base text, suffix text) RETURNS name
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    cut text := base;
+BEGIN
+    WHILE octet_length(cut || suffix) > 63 LOOP
+        cut := left(cut, -1);
+    END LOOP;
+    RETURN cut || suffix;
+END
+$$;
+
+-- Columns are followed by number through renames; after a restore numbers may differ and names are right.
+CREATE FUNCTION activation._sync_source(table_name regclass) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE activation.source s
+       SET key_attnum = a.attnum, table_oid = s.table_name
+      FROM pg_attribute a
+     WHERE s.table_name = _sync_source.table_name
+       AND s.table_oid <> s.table_name
+       AND a.attrelid = s.table_name AND a.attname = s.key_column AND NOT a.attisdropped;
+    UPDATE activation.users_table u
+       SET key_column = a.attname
+      FROM activation.source s JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum
+     WHERE s.table_name = _sync_source.table_name AND u.users = s.table_name
+       AND u.key_column = s.key_column AND a.attname <> s.key_column AND NOT a.attisdropped;
+    UPDATE activation.source s
+       SET key_column = a.attname
+      FROM pg_attribute a
+     WHERE s.table_name = _sync_source.table_name
+       AND a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
+       AND a.attname <> s.key_column;
+END
+$$;
+
+CREATE FUNCTION activation._source(table_name regclass, key_column name) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_id integer;
+BEGIN
+    PERFORM activation._sync_source(table_name);
+    INSERT INTO activation.source (table_name, key_column, key_attnum, table_oid)
+    SELECT _source.table_name, a.attname, a.attnum, _source.table_name
+      FROM pg_attribute a
+     WHERE a.attrelid = _source.table_name AND a.attname = _source.key_column AND NOT a.attisdropped
+    ON CONFLICT DO NOTHING;
+    SELECT s.source_id INTO STRICT found_id
+      FROM activation.source s
+     WHERE s.table_name = _source.table_name AND s.key_column = _source.key_column;
+    RETURN found_id;
+END
+$$;
+
+-- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update, and for
+-- conditions that a vanishing row can make true also delete and moved (an update, by the row as it was).
+CREATE FUNCTION activation._capture_body(table_name regclass, event text, watching boolean) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signals text := '';
+    wakes text := '';
+    declared text := '';
+    rows_name text := CASE WHEN event IN ('delete', 'moved') THEN 'old_rows' ELSE 'new_rows' END;
+    captured record;
+    filtered record;
+    needed boolean := false;
+BEGIN
+    FOR captured IN
+        SELECT s.source_id, s.generation, format('n.%I', a.attname) AS key,
+               CASE WHEN a.attnotnull THEN '' ELSE format(' WHERE n.%I IS NOT NULL', a.attname) END AS not_null,
+               EXISTS (SELECT FROM activation.loop_version v JOIN activation."loop" l USING (loop_id, version)
+                        WHERE v.source_id = s.source_id AND v.event = _capture_body.event
+                          AND v.filter_function IS NULL AND l.state <> 'archived') AS unfiltered,
+               EXISTS (SELECT FROM activation.watch w JOIN activation."loop" l USING (loop_id)
+                        WHERE w.source_id = s.source_id AND l.state <> 'archived'
+                          AND (_capture_body.event IN ('insert', 'update') OR w.on_delete)) AS watched
+          FROM activation.source s
+          JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
+         WHERE s.table_name = _capture_body.table_name
+         ORDER BY s.source_id
+    LOOP
+        IF captured.unfiltered THEN
+            needed := true;
+            signals := signals || format(
+                E'    INSERT INTO activation.signal (source_id, generation, user_id)\n'
+                '    SELECT %s, %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
+                captured.source_id, captured.generation, captured.key, rows_name, captured.not_null);
+        END IF;
+        FOR filtered IN
+            SELECT v.loop_id, l.name, v.names, v.filter_function,
+                   (SELECT string_agg(format('n.%I', c), ', ' ORDER BY ordinal)
+                      FROM unnest(v.filter_columns) WITH ORDINALITY AS u(c, ordinal)) AS columns
+              FROM activation.loop_version v JOIN activation."loop" l USING (loop_id, version)
+             WHERE v.source_id = captured.source_id AND v.event = _capture_body.event
+               AND v.filter_function IS NOT NULL AND l.state <> 'archived'
+             ORDER BY v.loop_id
+        LOOP
+            needed := true;
+            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n';
+            -- The author's code runs in a read-only subtransaction that is always rolled back: nothing but the keys that
+            -- passed leaves it, no deferred trigger, no cursor, no setting.
+            signals := signals || format(
+                $body$
+    evaluated := false;
+    problem := NULL;
+    passed := NULL;
+    BEGIN
+        PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
+        PERFORM pg_catalog.set_config('search_path', %5$L, true);
+        SELECT pg_catalog.array_agg(pg_catalog.format('%%s', %3$s)) INTO passed
+          FROM %4$s AS n WHERE activation_compiled.%6$I(%7$s);
+        evaluated := true;
+        RAISE EXCEPTION USING ERRCODE = 'ACT00';
+    EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
+        IF NOT evaluated THEN
+            problem := SQLERRM;
+        END IF;
+    END;
+    IF problem IS NULL THEN
+        INSERT INTO activation.signal (source_id, generation, loop_id, user_id)
+        SELECT %1$s, %2$s, %8$s, k.user_id FROM pg_catalog.unnest(passed) AS k(user_id);
+    ELSE
+        INSERT INTO activation.signal (source_id, generation, loop_id, user_id, error)
+        SELECT %1$s, %2$s, %8$s, pg_catalog.format('%%s', %3$s), problem FROM %4$s AS n;
+        RAISE WARNING 'the filter of activation loop %% raised: %%', %9$L, problem
+            USING HINT = 'Your statement was not affected. These rows were not enrolled in the loop.';
+    END IF;
+$body$,
+                captured.source_id, captured.generation, captured.key, rows_name, filtered.names,
+                filtered.filter_function, filtered.columns, filtered.loop_id, filtered.name);
+        END LOOP;
+        IF captured.watched THEN
+            needed := true;
+            IF watching THEN
+                wakes := wakes || format(
+                    E'    INSERT INTO activation.wake (source_id, user_id)\n'
+                    '    SELECT %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
+                    captured.source_id, captured.key, rows_name, captured.not_null);
+            END IF;
+        END IF;
+    END LOOP;
+    IF NOT needed THEN
+        RETURN NULL;
+    END IF;
+    RETURN declared || E'BEGIN\n' || signals || wakes || E'    RETURN NULL;\nEND';
+END
+$$;
+
+-- Brings functions and triggers of a table up to what loops and watches ask for. Only a table that lacks a trigger is
+-- locked (SHARE ROW EXCLUSIVE, after at most 3 s of waiting); otherwise only a function is swapped.
+CREATE FUNCTION activation._generate_capture(table_name regclass) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+<<here>>
+DECLARE
+    watching boolean := coalesce((SELECT s.watching FROM activation.schedule s), false);
+    wanted record;
+    body text;
+    function_name name;
+    relation regclass;
+    old_timeout text := current_setting('lock_timeout');
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
+    PERFORM activation._sync_source(table_name);
+    FOR wanted IN
+        SELECT * FROM (VALUES ('insert', 'INSERT', 'NEW TABLE AS new_rows'), ('update', 'UPDATE', 'NEW TABLE AS new_rows'),
+                              ('delete', 'DELETE', 'OLD TABLE AS old_rows'), ('moved', 'UPDATE', 'OLD TABLE AS old_rows'))
+                      AS e(event, command, transition)
+    LOOP
+        body := activation._capture_body(table_name, wanted.event, watching);
+        SELECT p.proname INTO function_name
+          FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+         WHERE t.tgrelid = table_name AND t.tgname = 'activation_' || wanted.event;
+        IF body IS NULL AND function_name IS NULL THEN
+            CONTINUE;
+        END IF;
+        IF function_name IS NULL THEN
+            SELECT activation._compiled_name(c.relname, format(': %s (%s)', wanted.event, min(s.source_id))) INTO function_name
+              FROM pg_class c JOIN activation.source s ON s.table_name = c.oid
+             WHERE c.oid = _generate_capture.table_name GROUP BY c.relname;
+        END IF;
+        EXECUTE format('CREATE OR REPLACE FUNCTION activation_compiled.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS %L',
+                       function_name, coalesce(body, E'BEGIN\n    RETURN NULL;\nEND'));
+        EXECUTE format('REVOKE ALL ON FUNCTION activation_compiled.%I() FROM PUBLIC', function_name);
+        FOR relation IN
+            SELECT r.oid::regclass
+              FROM (SELECT _generate_capture.table_name::oid AS oid
+                     UNION SELECT relid::oid FROM pg_partition_tree(_generate_capture.table_name)) r
+              JOIN pg_class c ON c.oid = r.oid
+             WHERE c.relkind IN ('r', 'p')
+               AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.oid AND t.tgname = 'activation_' || wanted.event)
+             ORDER BY r.oid
+        LOOP
+            CONTINUE WHEN body IS NULL;
+            BEGIN
+                PERFORM set_config('lock_timeout', '3s', true);
+                EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
+                               'activation_' || wanted.event, wanted.command, activation._table_name(relation), wanted.transition, function_name);
+            EXCEPTION WHEN lock_not_available THEN
+                RAISE EXCEPTION 'table % is busy: its trigger could not be made within 3 seconds', activation._table_name(relation)
+                    USING ERRCODE = 'lock_not_available',
+                          DETAIL = coalesce((SELECT format('Held by process %s (%s), in a transaction since %s.', l.pid,
+                                                           coalesce(nullif(a.application_name, ''), a.usename, 'unknown'), a.xact_start)
+                                               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                                              WHERE l.relation = here.relation AND l.granted AND l.pid <> pg_backend_pid()
+                                              ORDER BY a.xact_start NULLS LAST LIMIT 1), 'The holder has gone meanwhile.'),
+                          HINT = 'Nothing was changed. Try again when that transaction has ended; it is needed once for each table.';
+            END;
+            PERFORM set_config('lock_timeout', old_timeout, true);
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+-- The wake part stands in the capture functions only while somebody reads wakes.
+CREATE FUNCTION activation._set_watching(watching boolean) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    captured regclass;
+BEGIN
+    IF watching IS NOT DISTINCT FROM coalesce((SELECT s.watching FROM activation.schedule s), false) THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
+    INSERT INTO activation.schedule (watching, detectors, deliverers) VALUES (_set_watching.watching, 0, 0)
+    ON CONFLICT (singleton) DO UPDATE SET watching = excluded.watching;
+    FOR captured IN
+        SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s JOIN pg_class c ON c.oid = s.table_name
+    LOOP
+        PERFORM activation._generate_capture(captured);
+    END LOOP;
+    RETURN true;
+END
+$$;
+
+-- A renamed or dropped key column would make every INSERT of the app fail. This follows the rename, or empties the capture
+-- of the table and stops the loops that need it. It runs inside the app's migration and must never raise.
+CREATE FUNCTION activation._follow_table() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changed regclass;
+BEGIN
+    FOR changed IN
+        SELECT DISTINCT s.table_name::oid::regclass
+          FROM pg_event_trigger_ddl_commands() d
+          JOIN activation.source s ON s.table_name = d.objid OR s.table_name = (SELECT pg_partition_root(d.objid))
+         WHERE d.classid = 'pg_class'::regclass
+    LOOP
+        PERFORM activation._sync_source(changed);
+        UPDATE activation."loop" l
+           SET state = 'failing',
+               reason = format('column %I of %s, the key of this loop''s users, was dropped: define the loop again', s.key_column, s.table_name)
+          FROM activation.loop_version v JOIN activation.source s USING (source_id)
+         WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND s.table_name = changed
+           AND NOT EXISTS (SELECT FROM pg_attribute a
+                            WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped);
+        PERFORM activation._generate_capture(changed);
+    END LOOP;
+EXCEPTION WHEN others THEN
+    RAISE WARNING 'activation could not follow this change of a table: %', SQLERRM
+        USING HINT = 'SELECT * FROM activation.status shows the loops that need attention.';
+END
+$$;
+CREATE EVENT TRIGGER activation_follow_table ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE')
+    EXECUTE FUNCTION activation._follow_table();

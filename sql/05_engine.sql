@@ -1,0 +1,795 @@
+-- The engine: the only writer of state besides capture. Each function here is one transaction's worth of work; the loops
+-- that call them and commit are in Python (06). Functions are ordered as a message lives: detect, claim, store, record.
+
+-- ---- the black box -----------------------------------------------------------------------------------------------------
+
+-- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
+-- checked before every call), read-only, and in a subtransaction that is always rolled back: nothing but the returned
+-- texts leaves it, no deferred trigger, no cursor, no setting. The engine itself never plans an author's text.
+CREATE FUNCTION activation._safe_eval(function_name name, owner name, keys text[]) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer text[];
+    evaluated boolean := false;
+    box record;
+BEGIN
+    SELECT p.oid, p.prosecdef, pg_get_userbyid(p.proowner) AS owner INTO box
+      FROM pg_proc p
+     WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
+       AND p.proargtypes = ARRAY['text[]'::regtype]::oidvector;
+    IF box.oid IS NULL THEN
+        RAISE EXCEPTION 'compiled function % is missing', quote_ident(function_name)
+            USING ERRCODE = 'ACT02', HINT = 'Define the loop again.';
+    END IF;
+    IF NOT box.prosecdef OR box.owner <> _safe_eval.owner THEN
+        RAISE EXCEPTION 'compiled function % no longer runs with the rights of %', quote_ident(function_name), quote_ident(_safe_eval.owner)
+            USING ERRCODE = 'ACT02',
+                  DETAIL = format('Its owner is %s.', quote_ident(box.owner)),
+                  HINT = 'Define the loop again.';
+    END IF;
+    BEGIN
+        PERFORM set_config('transaction_read_only', 'on', true);
+        EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
+        evaluated := true;
+        RAISE EXCEPTION USING ERRCODE = 'ACT00';
+    EXCEPTION WHEN SQLSTATE 'ACT00' THEN
+        IF NOT evaluated THEN
+            RAISE EXCEPTION 'the loop''s own code raised SQLSTATE ACT00' USING ERRCODE = 'ACT03';
+        END IF;
+    END;
+    RETURN answer;
+END
+$$;
+
+-- ---- detect -------------------------------------------------------------------------------------------------------------
+
+-- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
+CREATE FUNCTION activation._lock_parts(parts integer[], wait boolean) RETURNS integer[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part integer;
+    taken integer[] := '{}';
+BEGIN
+    FOREACH part IN ARRAY parts LOOP
+        IF wait THEN
+            PERFORM pg_advisory_xact_lock(hashtext('activation part'), part);
+            taken := taken || part;
+        ELSIF pg_try_advisory_xact_lock(hashtext('activation part'), part) THEN
+            taken := taken || part;
+        END IF;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+
+-- Asks for a sweep of every step with a condition (of one loop, or of all): everybody whose condition is open is asked again.
+CREATE FUNCTION activation._sweep(loop_id integer, due_at timestamptz) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+    SELECT s.loop_id, s.version, s.step, p.part, _sweep.due_at
+      FROM activation.step s JOIN activation."loop" l USING (loop_id), unnest(activation._all_parts()) AS p(part)
+     WHERE (_sweep.loop_id IS NULL OR s.loop_id = _sweep.loop_id)
+       AND s.evaluate_function IS NOT NULL AND l.state <> 'archived'
+     ORDER BY 1, 2, 3, 4
+    ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, mark = 0
+$$;
+
+-- The marker row of wake is gone after a crash or a promotion, and with it the wakes: sweep once, put it back.
+-- The table is emptied first, so that the marker stands on its first page and is found at once.
+CREATE FUNCTION activation._mend_wake(now timestamptz) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
+       OR NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('wake')) THEN
+        RETURN false;
+    END IF;
+    DELETE FROM activation.wake;
+    INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
+    PERFORM activation._sweep(NULL, now);
+    RETURN true;
+END
+$$;
+
+-- Turns signals into enrollments and gathers who is to be evaluated now: the newly enrolled, the woken, those at their
+-- deadline, those to be tried again after an error, and a stretch of each sweep that is due. Runs under the locks of the
+-- parts it is given, in one transaction with the evaluation: an action committed before the enrollment is seen by its
+-- first evaluation, and a later one brings a wake that finds it.
+CREATE FUNCTION activation._detect_take(parts integer[], batch integer)
+RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
+    new_ids bigint[];
+    woken_ids bigint[];
+    woken_at timestamptz[];
+    due_ids bigint[];
+    swept_ids bigint[] := '{}';
+    stretch bigint[];
+    sweeping record;
+BEGIN
+    PERFORM activation._mend_wake(now);
+
+    IF EXISTS (SELECT FROM activation.signal) THEN
+        WITH taken AS (
+            DELETE FROM activation.signal
+             WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch))
+            RETURNING *
+        ), failed AS (
+            INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+            SELECT t.at, t.loop_id, t.user_id, t.error FROM taken t WHERE t.error IS NOT NULL
+        ), enrolled AS (
+            INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+            SELECT DISTINCT ON (l.loop_id, t.user_id)
+                   l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
+              FROM taken t
+              JOIN activation.loop_version v ON v.source_id = t.source_id AND v.generation <= t.generation
+                   AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL)
+              JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
+              JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
+             WHERE t.error IS NULL
+             ORDER BY l.loop_id, t.user_id, t.at
+            ON CONFLICT DO NOTHING
+            RETURNING enrollment_id
+        )
+        SELECT array_agg(e.enrollment_id) INTO new_ids FROM enrolled e;
+    END IF;
+
+    -- LIMIT lets the planner believe that one row is there to be found at once; the marker is that row.
+    IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0) THEN
+        WITH taken AS (
+            DELETE FROM activation.wake
+             WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
+                                      WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
+            RETURNING source_id, user_id, at
+        ), newest AS (
+            SELECT t.source_id, t.user_id, max(t.at) AS at FROM taken t GROUP BY 1, 2
+        ), found AS (
+            SELECT e.enrollment_id, max(n.at) AS at
+              FROM newest n
+              JOIN activation.watch w ON w.source_id = n.source_id
+              JOIN activation.enrollment e ON e.loop_id = w.loop_id AND e.user_id = n.user_id
+                   AND e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
+             GROUP BY 1
+        )
+        SELECT array_agg(f.enrollment_id), array_agg(f.at) INTO woken_ids, woken_at FROM found f;
+    END IF;
+
+    SELECT array_agg(e.enrollment_id) INTO due_ids
+      FROM (SELECT d.enrollment_id
+              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
+             WHERE d.state = 'waiting' AND d.deadline <= now AND (d.retry_at IS NULL OR d.retry_at <= now)
+               AND l.state = 'active' AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.retry_at > now)
+             ORDER BY d.deadline LIMIT batch) e;
+    SELECT due_ids || array_agg(e.enrollment_id) INTO due_ids
+      FROM (SELECT d.enrollment_id
+              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
+             WHERE d.retry_at <= now AND l.state = 'active' AND activation._part(d.user_id) = ANY (parts)
+             ORDER BY d.retry_at LIMIT batch) e;
+
+    FOR sweeping IN
+        SELECT w.loop_id, w.version, w.step, w.part, w.mark, s.every
+          FROM activation.sweep w JOIN activation.step s USING (loop_id, version, step)
+          JOIN activation."loop" l USING (loop_id)
+         WHERE w.due_at <= now AND w.part = ANY (parts) AND l.state = 'active'
+           AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = w.loop_id AND k.retry_at > now)
+         ORDER BY w.due_at
+    LOOP
+        EXIT WHEN cardinality(swept_ids) >= batch;
+        stretch := ARRAY(SELECT e.enrollment_id FROM activation.enrollment e
+                          WHERE e.loop_id = sweeping.loop_id AND e.version = sweeping.version AND e.step = sweeping.step
+                            AND activation._part(e.user_id) = sweeping.part AND e.enrollment_id > sweeping.mark
+                            AND e.activated_at IS NULL AND e.state <> 'exited'
+                          ORDER BY e.enrollment_id LIMIT batch);
+        -- A stretch cut short by the limit goes on in the next round; otherwise the sweep is over until its next time.
+        UPDATE activation.sweep w
+           SET due_at = CASE WHEN cardinality(stretch) = batch THEN w.due_at ELSE now + coalesce(sweeping.every, '10 minutes') END,
+               mark = CASE WHEN cardinality(stretch) = batch THEN stretch[batch] ELSE 0 END
+         WHERE w.loop_id = sweeping.loop_id AND w.version = sweeping.version AND w.step = sweeping.step AND w.part = sweeping.part;
+        swept_ids := swept_ids || stretch;
+    END LOOP;
+
+    RETURN QUERY
+    SELECT e.loop_id, e.version, e.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
+           array_agg(c.at ORDER BY e.enrollment_id), array_agg(c.fresh ORDER BY e.enrollment_id)
+      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
+              FROM (SELECT unnest(new_ids), NULL::timestamptz, true
+                    UNION ALL SELECT w.id, w.at, false FROM unnest(woken_ids, woken_at) AS w(id, at)
+                    UNION ALL SELECT unnest(due_ids), NULL, false
+                    UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
+             GROUP BY u.id) c
+      JOIN activation.enrollment e ON e.enrollment_id = c.id
+      JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state = 'active'
+     WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.retry_at > now)
+     GROUP BY e.loop_id, e.version, e.step
+     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id), 0), e.loop_id, e.version, e.step;
+END
+$$;
+
+-- Asks the condition for these enrollments of one step and writes down only what changed: true is activation and the
+-- action's message; still false at the deadline is the end of waiting and the otherwise message.
+-- Returns how many enrollments changed.
+CREATE FUNCTION activation._detect_evaluate(loop_id integer, version integer, step integer,
+                                            ids bigint[], woken timestamptz[], fresh boolean[]) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    s activation.step;
+    owner name;
+    true_keys text[];
+    reached bigint[];
+    acted bigint[];
+    late bigint[];
+BEGIN
+    SELECT x.* INTO STRICT s FROM activation.step x
+     WHERE x.loop_id = _detect_evaluate.loop_id AND x.version = _detect_evaluate.version AND x.step = _detect_evaluate.step;
+    SELECT v.owner INTO STRICT owner FROM activation.loop_version v
+     WHERE v.loop_id = _detect_evaluate.loop_id AND v.version = _detect_evaluate.version;
+
+    IF s.evaluate_function IS NULL THEN
+        -- No condition: the step is decided by its own start.
+        WITH changed AS (
+            UPDATE activation.enrollment e SET state = 'completed', decided_at = now
+             WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting'
+            RETURNING e.enrollment_id
+        )
+        SELECT array_agg(c.enrollment_id) INTO acted FROM changed c;
+    ELSE
+        true_keys := activation._safe_eval(s.evaluate_function, owner,
+                                           ARRAY(SELECT e.user_id FROM activation.enrollment e WHERE e.enrollment_id = ANY (ids)));
+        IF cardinality(true_keys) > 0 THEN
+            WITH asked AS (
+                SELECT e.enrollment_id, e.state, a.at, a.fresh
+                  FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
+                 WHERE e.user_id = ANY (true_keys) AND e.activated_at IS NULL
+            ), changed AS (
+                UPDATE activation.enrollment e
+                   SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END,
+                       state = CASE a.state WHEN 'waiting' THEN 'completed' ELSE a.state END,
+                       decided_at = CASE a.state WHEN 'waiting' THEN now ELSE e.decided_at END,
+                       retry_at = NULL, last_error = NULL
+                  FROM asked a WHERE e.enrollment_id = a.enrollment_id
+                RETURNING e.enrollment_id, a.state
+            )
+            SELECT array_agg(c.enrollment_id), array_agg(c.enrollment_id) FILTER (WHERE c.state = 'waiting')
+              INTO reached, acted FROM changed c;
+        END IF;
+        WITH changed AS (
+            UPDATE activation.enrollment e SET state = 'timed_out', decided_at = now, retry_at = NULL
+             WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting' AND e.deadline <= now
+            RETURNING e.enrollment_id
+        )
+        SELECT array_agg(c.enrollment_id) INTO late FROM changed c;
+        -- Who could not be evaluated before, and now was, has no error any more.
+        UPDATE activation.enrollment e SET retry_at = NULL, last_error = NULL
+         WHERE e.enrollment_id = ANY (ids) AND e.retry_at IS NOT NULL;
+    END IF;
+
+    INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
+    SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
+      FROM (SELECT unnest(acted) AS id, 'action' AS branch WHERE s.action IS NOT NULL
+            UNION ALL SELECT unnest(late), 'otherwise' WHERE s.otherwise IS NOT NULL) b
+      JOIN activation.enrollment e ON e.enrollment_id = b.id
+    ON CONFLICT (enrollment_id, step, branch) DO NOTHING;
+    RETURN coalesce(cardinality(reached), cardinality(acted), 0) + coalesce(cardinality(late), 0);
+END
+$$;
+
+-- One user on whom the condition raises: kept aside and tried again, without harm to the others.
+CREATE FUNCTION activation._detect_bad_user(id bigint, error text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.enrollment e
+       SET last_error = error, retry_at = activation._now() + interval '1 minute'
+     WHERE e.enrollment_id = id
+$$;
+
+-- A strike against a loop whose condition raised as a whole. Its people are swept when it is tried again; after the
+-- third strike it is failing and left alone until resume_loop().
+CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    k activation.strike;
+BEGIN
+    INSERT INTO activation.strike AS x (loop_id, strikes, retry_at, last_error, struck_at)
+    VALUES (_detect_strike.loop_id, 1, now + interval '10 seconds', error, now)
+    ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
+       SET strikes = x.strikes + 1, retry_at = now + interval '10 seconds' * (x.strikes + 1),
+           last_error = excluded.last_error, struck_at = excluded.struck_at
+    RETURNING x.* INTO k;
+    PERFORM activation._sweep(_detect_strike.loop_id, k.retry_at);
+    IF k.strikes >= 3 THEN
+        UPDATE activation."loop" l SET state = 'failing', reason = format('its condition raised: %s', error)
+         WHERE l.loop_id = _detect_strike.loop_id AND l.state = 'active';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION activation._detect_well(loop_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _detect_well.loop_id $$;
+
+-- ---- who this server is, and whether it may send --------------------------------------------------------------------------
+
+CREATE FUNCTION activation._this_server(host text) RETURNS activation.identity
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT true, c.system_identifier, current_database()::text, host,
+           current_setting('data_directory'), current_setting('port')::integer, activation._now()
+      FROM pg_control_system() c
+$$;
+
+-- NULL when mail may leave this server in the present mode, else the reason why not.
+CREATE FUNCTION activation._disarmed(host text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    s activation.setting := activation._setting();
+    armed activation.identity;
+    here activation.identity := activation._this_server(host);
+    difference text;
+BEGIN
+    IF s.mode = 'capture' THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO armed FROM activation.identity;
+    IF armed.singleton IS NULL THEN
+        RETURN format('mode %s was set on another server: this one is a copy', s.mode);
+    END IF;
+    IF s.hosts IS NULL THEN
+        SELECT string_agg(format('%s is %s and was %s', d.what, d.is, d.was), '; ') INTO difference
+          FROM (VALUES ('system identifier', here.system_identifier::text, armed.system_identifier::text),
+                       ('database', here.database, armed.database),
+                       ('host name', here.host, armed.host),
+                       ('data directory', here.data_directory, armed.data_directory),
+                       ('port', here.port::text, armed.port::text)) AS d(what, is, was)
+         WHERE d.is <> d.was;
+    ELSE
+        SELECT string_agg(format('%s is %s and was %s', d.what, d.is, d.was), '; ') INTO difference
+          FROM (VALUES ('system identifier', here.system_identifier::text, armed.system_identifier::text),
+                       ('database', here.database, armed.database)) AS d(what, is, was)
+         WHERE d.is <> d.was;
+        IF NOT EXISTS (SELECT FROM unnest(s.hosts) AS h(pattern) WHERE format('%s:%s', here.host, here.port) LIKE h.pattern) THEN
+            difference := concat_ws('; ', difference, format('%s:%s matches none of hosts', here.host, here.port));
+        END IF;
+    END IF;
+    RETURN CASE WHEN difference IS NOT NULL THEN format('mode %s was set on another server: %s', s.mode, difference) END;
+END
+$$;
+
+-- ---- claim, store, record -------------------------------------------------------------------------------------------------
+
+-- What a deliverer must know before it claims: the mode, whether it may send at all and why not, and what to send with.
+CREATE FUNCTION activation._deliver_state(host text)
+RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, sender text, reply_to text, resend_url text,
+               api_key text, due boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    s activation.setting := activation._setting();
+    p activation.provider;
+BEGIN
+    SELECT * INTO p FROM activation.provider;
+    RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
+        CASE WHEN p.paused_until > activation._now() THEN p.pause_reason END,
+        s.sender, s.reply_to, s.resend_url, s.api_key,
+        EXISTS (SELECT FROM activation.message m WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now())
+        OR EXISTS (SELECT FROM activation.request r WHERE r.state = 'open' AND r.next_attempt_at <= activation._now()
+                      AND (r.lease_token IS NULL OR r.lease_pid <> pg_backend_pid()));
+END
+$$;
+
+CREATE FUNCTION activation._secret(secret_name text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT s.value FROM activation.secret s WHERE s.name = secret_name $$;
+
+-- Takes up to `wanted` tokens: permissions for one request each. Without a known rate there is no limit, but until the
+-- first answer has come, one request at a time. A token taken is free again a lease later, or when the answer came.
+CREATE FUNCTION activation._take_tokens(wanted integer, lease interval) RETURNS integer[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    p activation.provider;
+    allowed numeric := (activation._setting()).rate;
+    size integer;
+    taken integer[];
+BEGIN
+    SELECT * INTO p FROM activation.provider;
+    allowed := CASE WHEN NOT coalesce(p.answered, false) THEN 1 ELSE coalesce(allowed, p.learnt_rate) END;
+    IF allowed IS NULL THEN
+        RETURN array_fill(0, ARRAY[wanted]);
+    END IF;
+    size := greatest(floor(allowed), 1);
+    IF (SELECT count(*) FROM activation.token t) <> size THEN
+        INSERT INTO activation.token (n, free_at) SELECT g, now FROM generate_series(1, size) g ON CONFLICT DO NOTHING;
+        DELETE FROM activation.token t WHERE t.n > size;
+    END IF;
+    WITH free AS (
+        SELECT t.n FROM activation.token t WHERE t.free_at <= now ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED
+    ), updated AS (
+        UPDATE activation.token t SET free_at = now + lease FROM free WHERE t.n = free.n RETURNING t.n
+    )
+    SELECT array_agg(u.n) INTO taken FROM updated u;
+    RETURN coalesce(taken, '{}');
+END
+$$;
+
+-- Gives tokens back: at once when they were not used, else so that the server's one-second window cannot see one more
+-- request than it allows, whatever its phase: one second after the answer, less the shortest round trip, plus some ms.
+CREATE FUNCTION activation._free_tokens(tokens integer[], rtt double precision) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shortest double precision := coalesce((SELECT p.min_rtt FROM activation.provider p), 0);
+BEGIN
+    UPDATE activation.token t
+       SET free_at = CASE WHEN rtt IS NULL THEN clock_timestamp()
+                          ELSE clock_timestamp() + make_interval(secs => greatest(0, 1.0 - least(rtt, shortest)) + 0.005) END
+     WHERE t.n = ANY (tokens);
+END
+$$;
+
+-- Requests that are to be repeated: their outcome is not known, and nobody holds them. Unchecked and byte for byte: to
+-- the user they were already sent. Only in the mode they were made in. Those older than 23 hours end as unknown.
+CREATE FUNCTION activation._claim_requests(token uuid, lease interval, wanted integer)
+RETURNS TABLE (request_id uuid, endpoint text, body text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    current_mode text := (activation._setting()).mode;
+BEGIN
+    WITH old AS (
+        UPDATE activation.request r SET state = 'done', lease_token = NULL
+         WHERE r.state = 'open' AND r.created_at < now - interval '23 hours'
+           AND (r.lease_token IS NULL OR r.lease_until < now)
+        RETURNING r.request_id, r.members
+    )
+    UPDATE activation.message m
+       SET state = 'unknown', finished_at = now,
+           last_error = coalesce(m.last_error || '; ', '') || 'its outcome was not known for 23 hours'
+      FROM old WHERE m.message_id = ANY (old.members) AND m.request_id = old.request_id AND m.state = 'sending';
+    RETURN QUERY
+    WITH due AS (
+        SELECT r.request_id FROM activation.request r
+         WHERE r.state = 'open' AND r.mode = current_mode AND r.next_attempt_at <= now
+           AND r.created_at >= now - interval '23 hours'
+           AND (r.lease_token IS NULL OR r.lease_until < now
+                OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = r.lease_pid AND a.backend_start = r.lease_start))
+         ORDER BY r.created_at LIMIT wanted FOR UPDATE SKIP LOCKED
+    )
+    UPDATE activation.request r
+       SET lease_token = token, lease_until = now + lease, lease_pid = pg_backend_pid(),
+           lease_start = (SELECT a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid())
+      FROM due WHERE r.request_id = due.request_id
+    RETURNING r.request_id, r.endpoint, r.body;
+END
+$$;
+
+-- Locks due messages, oldest first, and checks what may have changed since they were promised: the user still exists,
+-- and has not meanwhile done what a nudge would ask for. What fails a check is cancelled here; the rest is returned with
+-- the user's row as it is now, to be rendered and stored in this same transaction.
+-- (after_at, after_id): the low-water mark of the queue, so that dead entries before it are not walked again.
+CREATE FUNCTION activation._claim_messages(wanted integer, after_at timestamptz, after_id uuid)
+RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
+               solo boolean, user_id text, email text, user_row text, template_mark integer, context text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    claimed uuid[];
+    owned record;
+    rows text[];
+    acted text[];
+    kept uuid[];
+BEGIN
+    SELECT array_agg(d.message_id) INTO claimed
+      FROM (SELECT m.message_id
+              FROM activation.message m JOIN activation."loop" l USING (loop_id)
+             WHERE m.state = 'queued' AND m.next_attempt_at <= now AND l.state = 'active'
+               AND (m.next_attempt_at, m.message_id) > (after_at, after_id)
+             ORDER BY m.next_attempt_at, m.message_id
+             LIMIT wanted FOR UPDATE OF m SKIP LOCKED) d;
+    IF claimed IS NULL THEN
+        RETURN;
+    END IF;
+    FOR owned IN
+        SELECT m.loop_id, m.version, v.owner, v.users_function, array_agg(m.message_id) AS ids,
+               array_agg(DISTINCT m.user_id) AS keys,
+               array_agg(DISTINCT m.user_id) FILTER (WHERE m.branch = 'otherwise') AS nudged
+          FROM activation.message m JOIN activation.loop_version v USING (loop_id, version)
+         WHERE m.message_id = ANY (claimed)
+         GROUP BY m.loop_id, m.version, v.owner, v.users_function
+    LOOP
+        kept := owned.ids;
+        -- Whatever the author's code does here puts back the messages of this loop only.
+        BEGIN
+            rows := activation._safe_eval(owned.users_function, owned.owner, owned.keys);
+            acted := '{}';
+            IF owned.nudged IS NOT NULL THEN
+                SELECT coalesce(array_agg(k), '{}') INTO acted
+                  FROM activation.step s, unnest(activation._safe_eval(s.evaluate_function, owned.owner, owned.nudged)) AS k
+                 WHERE s.loop_id = owned.loop_id AND s.version = owned.version AND s.step = 1 AND s.evaluate_function IS NOT NULL;
+            END IF;
+        EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
+            UPDATE activation.message m SET next_attempt_at = now + interval '30 seconds', last_error = SQLERRM
+             WHERE m.message_id = ANY (owned.ids);
+            CONTINUE;
+        END;
+        IF cardinality(acted) > 0 THEN
+            UPDATE activation.enrollment e SET activated_at = now
+              FROM activation.message m
+             WHERE m.message_id = ANY (kept) AND m.branch = 'otherwise' AND m.user_id = ANY (acted)
+               AND e.enrollment_id = m.enrollment_id AND e.activated_at IS NULL;
+            WITH cancelled AS (
+                UPDATE activation.message m
+                   SET state = 'cancelled', finished_at = now, last_error = 'the user acted before it was sent'
+                 WHERE m.message_id = ANY (kept) AND m.branch = 'otherwise' AND m.user_id = ANY (acted)
+                RETURNING m.message_id
+            )
+            SELECT ARRAY(SELECT unnest(kept) EXCEPT SELECT c.message_id FROM cancelled c) INTO kept;
+        END IF;
+        RETURN QUERY
+        WITH found AS MATERIALIZED (
+            SELECT r::jsonb ->> 0 AS key, r::jsonb ->> 1 AS email, (r::jsonb -> 2)::text AS user_row FROM unnest(rows) AS r
+        ), gone AS (
+            UPDATE activation.message m
+               SET state = 'cancelled', finished_at = now, last_error = 'the user no longer exists'
+             WHERE m.message_id = ANY (kept) AND NOT EXISTS (SELECT FROM found f WHERE f.key = m.user_id)
+        )
+        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.solo, m.user_id,
+               f.email, f.user_row, e.template_mark, e.context::text
+          FROM activation.message m JOIN found f ON f.key = m.user_id
+          JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
+         WHERE m.message_id = ANY (kept)
+         ORDER BY m.next_attempt_at, m.message_id;
+    END LOOP;
+END
+$$;
+
+-- What a deliverer needs to render a branch of a step; it keeps the answer, since versions never change.
+CREATE FUNCTION activation._branch(loop_id integer, version integer, step integer, branch text)
+RETURNS TABLE (loop text, action text, recovery text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.name, (CASE _branch.branch WHEN 'action' THEN s.action ELSE s.otherwise END)::text, (v.definition -> 'recovery')::text
+      FROM activation.step s JOIN activation.loop_version v USING (loop_id, version) JOIN activation."loop" l USING (loop_id)
+     WHERE s.loop_id = _branch.loop_id AND s.version = _branch.version AND s.step = _branch.step
+$$;
+
+-- The newest version of a template that an enrollment with this mark may use; none: the built-in of that name.
+CREATE FUNCTION activation._template(template_name text, mark integer)
+RETURNS TABLE (version integer, subject text, html text, body_text text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.version, t.subject, t.html, t.body_text
+      FROM activation.template t
+     WHERE t.name = template_name AND t.template_id <= mark
+     ORDER BY t.version DESC LIMIT 1
+$$;
+
+-- Stores a request before it is sent: members and subjects in the order of the body, held by this worker's lease.
+CREATE FUNCTION activation._store(request_id uuid, endpoint text, body text, members uuid[], recipients text[], subjects text[],
+                                  mode text, recovery jsonb, token uuid, lease interval) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+BEGIN
+    INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_attempt_at,
+                                    lease_token, lease_until, lease_pid, lease_start)
+    SELECT _store.request_id, _store.endpoint, _store.body, _store.members, _store.mode, _store.recovery, 'open', now, now,
+           token, now + lease, a.pid, a.backend_start
+      FROM pg_stat_activity a WHERE a.pid = pg_backend_pid();
+    UPDATE activation.message m
+       SET state = 'sending', request_id = _store.request_id, recipient = u.recipient, subject = u.subject
+      FROM unnest(members, recipients, subjects) AS u(message_id, recipient, subject)
+     WHERE m.message_id = u.message_id;
+END
+$$;
+
+-- Messages that end at the claim: captured (nothing leaves in capture mode), or failed because they cannot be rendered or
+-- have nowhere to go.
+CREATE FUNCTION activation._finish(members uuid[], states text[], recipients text[], subjects text[], errors text[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.message m
+       SET state = u.state, recipient = u.recipient, subject = u.subject, last_error = u.error, finished_at = activation._now()
+      FROM unnest(members, states, recipients, subjects, errors) AS u(message_id, state, recipient, subject, error)
+     WHERE m.message_id = u.message_id
+$$;
+
+-- How long to wait before try number n + 1, as the loop's recovery says: fixed or doubling, capped, and spread by a fifth
+-- either way so that many who failed together do not come back together.
+CREATE FUNCTION activation._backoff(recovery jsonb, n integer) RETURNS interval
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT least((recovery ->> 'max')::interval,
+                 (recovery ->> 'initial')::interval * CASE recovery ->> 'backoff' WHEN 'fixed' THEN 1 ELSE 2 ^ least(n - 1, 20) END)
+           * (0.8 + 0.4 * random())
+$$;
+
+-- Writes down what came of one try of a request. Outcomes:
+--   sent        accepted; resend_ids in the order of the members
+--   refused     certainly not accepted, nobody's fault (no connection, 429): back to queued, no try spent
+--   split       a batch refused for its content: back to queued, to be sent one by one
+--   terminal    refused for good: failed
+--   erred       answered by an error, perhaps accepted: repeated byte for byte until the tries are spent
+--   unanswered  no usable answer, perhaps accepted: repeated byte for byte, no try spent
+--   unknowable  the provider says that it has seen this key with another body: never sent again
+-- A worker that has lost its lease records nothing over the one who took over: returns false.
+CREATE FUNCTION activation._record(request_id uuid, token uuid, outcome text, resend_ids text[], http_status integer,
+                                   error_name text, error text, retry_after double precision,
+                                   started_at timestamptz, finished_at timestamptz) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    r activation.request;
+    retries integer;
+    again timestamptz;
+    message_state text;
+    shown text := concat_ws(': ', _record.error_name, _record.error);
+BEGIN
+    SELECT * INTO r FROM activation.request x
+     WHERE x.request_id = _record.request_id AND x.lease_token = token AND x.state = 'open' FOR UPDATE;
+    IF r.request_id IS NULL THEN
+        RETURN false;
+    END IF;
+    r.tries := r.tries + 1;
+    retries := (r.recovery ->> 'retries')::integer;
+    CASE outcome
+        WHEN 'sent' THEN
+            message_state := 'sent';
+        WHEN 'refused', 'split' THEN
+            message_state := 'queued';
+            again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
+                                WHEN outcome = 'split' THEN interval '0'
+                                ELSE activation._backoff(r.recovery, least(r.tries, 3)) END;
+        WHEN 'terminal' THEN
+            message_state := 'failed';
+        WHEN 'unknowable' THEN
+            message_state := 'unknown';
+        WHEN 'erred' THEN
+            r.errors := r.errors + 1;
+            message_state := CASE WHEN r.errors <= retries THEN 'sending'
+                                  WHEN r.errors = r.tries THEN 'failed' ELSE 'sending' END;
+            -- Tries spent, but one of them may have been accepted: it is not sent again and ends as unknown.
+            again := CASE WHEN r.errors <= retries THEN now + activation._backoff(r.recovery, r.errors) ELSE 'infinity'::timestamptz END;
+        WHEN 'unanswered' THEN
+            message_state := 'sending';
+            again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
+                                ELSE activation._backoff(r.recovery, r.tries) END;
+    END CASE;
+
+    UPDATE activation.request x
+       SET tries = r.tries, errors = r.errors, lease_token = NULL, lease_until = NULL, lease_pid = NULL, lease_start = NULL,
+           state = CASE message_state WHEN 'sending' THEN 'open' ELSE 'done' END,
+           next_attempt_at = coalesce(again, x.next_attempt_at)
+     WHERE x.request_id = r.request_id;
+    WITH tried AS (
+        UPDATE activation.message m
+           SET state = message_state,
+               attempts = m.attempts + 1,
+               solo = m.solo OR outcome = 'split',
+               next_attempt_at = CASE message_state WHEN 'queued' THEN again ELSE m.next_attempt_at END,
+               request_id = CASE message_state WHEN 'queued' THEN NULL ELSE m.request_id END,
+               sent_at = CASE message_state WHEN 'sent' THEN now END,
+               resend_id = u.resend_id,
+               last_error = CASE message_state WHEN 'sent' THEN NULL ELSE shown END,
+               finished_at = CASE WHEN message_state IN ('failed', 'unknown') THEN now END
+          FROM unnest(r.members, resend_ids) AS u(message_id, resend_id)
+         WHERE m.message_id = u.message_id AND m.request_id = r.request_id AND m.state = 'sending'
+        RETURNING m.message_id, m.attempts
+    )
+    INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome, http_status, error_name, error, retry_at)
+    SELECT t.message_id, t.attempts, r.request_id, _record.started_at, _record.finished_at, _record.outcome,
+           _record.http_status, _record.error_name, _record.error, nullif(again, 'infinity')
+      FROM tried t;
+    RETURN true;
+END
+$$;
+
+-- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause. A pause has
+-- no end in itself when until is NULL: it ends with resume() or a change of the settings it came from.
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_seconds double precision) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    until timestamptz := CASE WHEN pause_reason IS NULL THEN NULL
+                              WHEN pause_seconds IS NULL THEN 'infinity'
+                              ELSE now + make_interval(secs => pause_seconds) END;
+BEGIN
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, learnt_rate, min_rtt, answered)
+    VALUES (until, _learn.pause_reason, _learn.rate, _learn.rtt, true)
+    ON CONFLICT (singleton) DO UPDATE
+       SET paused_until = CASE WHEN excluded.paused_until IS NULL THEN p.paused_until
+                               ELSE greatest(excluded.paused_until, p.paused_until) END,
+           pause_reason = coalesce(excluded.pause_reason, p.pause_reason),
+           learnt_rate = coalesce(excluded.learnt_rate, p.learnt_rate),
+           min_rtt = least(excluded.min_rtt, p.min_rtt),
+           answered = true
+     WHERE NOT p.answered OR excluded.pause_reason IS NOT NULL
+        OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
+        OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)
+        OR excluded.min_rtt < p.min_rtt OR p.min_rtt IS NULL;
+END
+$$;
+
+-- ---- workers --------------------------------------------------------------------------------------------------------------
+
+-- A worker's heartbeat. Returns whether it is to go on: false after stop(), or when start() now asks for fewer workers.
+CREATE FUNCTION activation._beat(kind text, slot integer, started boolean, worked boolean, note text) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    born timestamptz;
+BEGIN
+    INSERT INTO activation.worker AS w (kind, slot, pid, backend_start, started_at, beat_at, worked_at, note)
+    SELECT _beat.kind, _beat.slot, a.pid, a.backend_start, clock_timestamp(), clock_timestamp(),
+           CASE WHEN worked THEN clock_timestamp() END, _beat.note
+      FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
+    ON CONFLICT ON CONSTRAINT worker_pkey DO UPDATE
+       SET pid = excluded.pid, backend_start = excluded.backend_start, beat_at = excluded.beat_at, note = excluded.note,
+           started_at = CASE WHEN _beat.started THEN excluded.started_at ELSE w.started_at END,
+           worked_at = coalesce(excluded.worked_at, w.worked_at)
+    RETURNING w.started_at INTO born;
+    RETURN NOT EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > born);
+END
+$$;
+
+-- The parts of the users that a detector looks after: those of its slot, and those of slots nobody works in now.
+CREATE FUNCTION activation._my_parts(slot integer) RETURNS integer[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH alive AS (
+        SELECT array_agg(w.slot ORDER BY w.slot) AS slots
+          FROM activation.worker w JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
+         WHERE w.kind = 'detector' AND w.beat_at > clock_timestamp() - interval '15 seconds'
+    )
+    SELECT coalesce(array_agg(p.part ORDER BY p.part), '{}')
+      FROM alive, unnest(activation._all_parts()) AS p(part)
+     WHERE cardinality(coalesce(alive.slots, '{}')) = 0
+        OR alive.slots[1 + p.part % cardinality(alive.slots)] = _my_parts.slot
+        OR NOT _my_parts.slot = ANY (alive.slots)
+$$;

@@ -1,0 +1,168 @@
+-- The only plpython3u code: import and call. Logic in one of these bodies would be a mistake.
+
+-- Puts the package of this version on the path and checks that Python and SQL agree. Every body below starts with it.
+CREATE FUNCTION activation._python() RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+import sys
+found = plpy.execute("SELECT c.setting, e.extversion FROM pg_catalog.pg_config c, pg_catalog.pg_extension e"
+                     " WHERE c.name = 'PKGLIBDIR' AND e.extname = 'activation'")[0]
+folder = f"{found['setting']}/activation-{found['extversion']}"
+if folder not in sys.path:
+    sys.path.insert(0, folder)
+try:
+    import activation
+except ImportError as error:
+    plpy.error(f"the Python package of activation {found['extversion']} is not installed", detail=str(error),
+               hint=f"Run make install on the server; it belongs in {folder}.", sqlstate="58P01")
+if activation.__version__ != found["extversion"]:
+    plpy.error(f"extension activation is version {found['extversion']}, its Python package in this session is {activation.__version__}",
+               hint="Open a new session; if that does not help, run make install and ALTER EXTENSION activation UPDATE.",
+               sqlstate="55000")
+return folder
+$$;
+
+CREATE FUNCTION activation._normalise(name text, document jsonb) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.normalise(name, document)
+$$;
+
+CREATE FUNCTION activation._fragment(kind text, document jsonb) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.fragment(kind, document)
+$$;
+
+CREATE FUNCTION activation._query_text(query text, key_type text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.query_text(query, key_type)
+$$;
+
+CREATE FUNCTION activation._row_columns(expression text, columns text[]) RETURNS text[]
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.row_columns(expression, columns)
+$$;
+
+CREATE FUNCTION activation._coverage(plan text, key_expressions text[]) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.coverage(plan, key_expressions)
+$$;
+
+-- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep.
+CREATE FUNCTION activation._run(names text, statements text[], keep boolean) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.run(plpy, names, statements, keep)
+$$;
+
+CREATE FUNCTION activation._check_template(what text, subject text, html text, body_text text, personalization jsonb, columns text[])
+RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.check_template(what, subject, html, body_text, personalization, columns)
+$$;
+
+CREATE FUNCTION activation._built_in_template(name text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.built_in_template(name)
+$$;
+
+CREATE FUNCTION activation._rendered(action jsonb, loop text, user_row text, subject text, html text, body_text text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.preview(action, loop, user_row, subject, html, body_text)
+$$;
+
+CREATE FUNCTION activation._is_reference(reference text) RETURNS boolean
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.is_reference(reference)
+$$;
+
+CREATE FUNCTION activation._key_problem(reference text, stored text) RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.key_problem(reference, stored)
+$$;
+
+CREATE FUNCTION activation._host_name() RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.host_name()
+$$;
+
+-- These commit, so they can have no SET clause; they pin the path of the session themselves while they run.
+
+CREATE PROCEDURE activation.detect(slot integer DEFAULT 1)
+LANGUAGE plpython3u
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+server.detect(plpy, slot)
+$$;
+COMMENT ON PROCEDURE activation.detect(integer) IS
+'Runs a detector until one second after the next full minute: enrolls, evaluates conditions, promises messages. A pg_cron job calls it; slot tells detectors apart, and a second one in the same slot returns at once. Commits, so it cannot run inside a transaction.';
+
+CREATE PROCEDURE activation.deliver(slot integer DEFAULT 1)
+LANGUAGE plpython3u
+AS $$
+folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
+from activation import server
+server.check_origin(plpy, folder)
+server.deliver(plpy, slot)
+$$;
+COMMENT ON PROCEDURE activation.deliver(integer) IS
+'Runs a deliverer until one second after the next full minute: claims due messages, sends them through Resend, records what came of it. A pg_cron job calls it; slot tells deliverers apart. Commits, so it cannot run inside a transaction.';
+
+CREATE PROCEDURE activation.tick()
+LANGUAGE plpython3u
+AS $$
+folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
+from activation import server
+server.check_origin(plpy, folder)
+server.tick(plpy)
+$$;
+COMMENT ON PROCEDURE activation.tick() IS
+'Does everything that is due now, detecting and delivering, and returns: for tests, psql and servers without pg_cron. Commits, so it cannot run inside a transaction.';

@@ -1,0 +1,249 @@
+-- What people look at. Columns are a contract: more may follow, none goes.
+
+CREATE VIEW activation.message_log AS
+SELECT m.message_id, l.name AS loop, s.name AS step, m.user_id, m.recipient, m.subject, m.state AS status, m.attempts,
+       m.created_at, m.sent_at, m.resend_id, m.last_error, m.branch
+  FROM activation.message m JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id);
+COMMENT ON VIEW activation.message_log IS 'Every message: whom it is for, what became of it, and why.';
+
+CREATE VIEW activation.journey AS
+SELECT e.enrollment_id, l.name AS loop, e.version, e.user_id, e.state, s.name AS step, e.enrolled_at, e.activated_at, e.deadline,
+       e.holdout, e.decided_at, coalesce(e.last_error, e.reason) AS reason
+  FROM activation.enrollment e JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id);
+COMMENT ON VIEW activation.journey IS 'Every enrollment: where a user stands in a loop, since when, and when they reached its goal.';
+
+CREATE FUNCTION activation._status() RETURNS TABLE (component text, state text, detail text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    standby boolean := pg_is_in_recovery();
+    s activation.setting := activation._setting();
+    host text := activation._host_name();
+    disarmed text := activation._disarmed(host);
+    p activation.provider;
+    key_problem text;
+    queued bigint;
+    sending bigint;
+    unknown bigint;
+    signals bigint;
+    scheduled activation.schedule;
+BEGIN
+    component := 'mode';
+    state := CASE WHEN disarmed IS NOT NULL THEN 'disarmed' ELSE s.mode END;
+    detail := CASE WHEN disarmed IS NOT NULL THEN
+                       disarmed || '. Nothing is sent; SELECT activation.set_mode(''live'') here if this server is to send, set_mode(''capture'') if it is a copy'
+                   WHEN s.mode = 'capture' THEN 'nothing leaves; messages end as captured'
+                   WHEN s.mode = 'redirect' THEN format('all mail goes to %s', s.redirect_to)
+                   ELSE format('mail goes to real users from %s', s.sender) END;
+    RETURN NEXT;
+
+    SELECT * INTO p FROM activation.provider;
+    SELECT count(*) FILTER (WHERE m.state = 'queued'), count(*) FILTER (WHERE m.state = 'sending'), count(*) FILTER (WHERE m.state = 'unknown')
+      INTO queued, sending, unknown FROM activation.message m WHERE m.state IN ('queued', 'sending', 'unknown');
+    key_problem := CASE WHEN s.mode <> 'capture'
+                        THEN activation._key_problem(s.api_key, activation._secret(substr(s.api_key, length('secret:') + 1))) END;
+    component := 'provider';
+    state := CASE WHEN p.paused_until > now OR (s.mode <> 'capture' AND (key_problem IS NOT NULL OR s.sender IS NULL)) THEN 'paused' ELSE 'ok' END;
+    detail := concat_ws('; ',
+        CASE WHEN key_problem IS NOT NULL THEN format('no usable key: %s', key_problem) END,
+        CASE WHEN s.mode <> 'capture' AND s.sender IS NULL THEN 'no sender: SELECT activation.configure(sender => ''…'')' END,
+        CASE WHEN p.paused_until > now THEN format('%s; until %s', p.pause_reason,
+            CASE WHEN p.paused_until = 'infinity' THEN 'activation.resume() or new settings' ELSE to_char(p.paused_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') END) END,
+        CASE WHEN state = 'paused' THEN format('%s messages wait', queued) END,
+        CASE WHEN state = 'ok' THEN format('%s, %s', s.resend_url, coalesce(coalesce(s.rate, p.learnt_rate) || ' requests a second', 'no rate named yet')) END);
+    RETURN NEXT;
+
+    SELECT count(*) INTO signals FROM activation.signal;
+    component := 'queue';
+    state := CASE WHEN unknown > 0 THEN 'failing' WHEN queued + sending + signals > 0 THEN 'waiting' ELSE 'ok' END;
+    detail := format('%s queued, %s being sent, %s unknown; %s signals; wakes %s', queued, sending, unknown, signals,
+                     CASE WHEN standby THEN 'not kept on a standby' ELSE pg_size_pretty(pg_relation_size('activation.wake')) END);
+    RETURN NEXT;
+
+    SELECT * INTO scheduled FROM activation.schedule;
+    FOR component, state, detail IN
+        SELECT format('%s %s', k.kind, n.slot),
+               CASE WHEN a.pid IS NOT NULL AND w.beat_at > clock_timestamp() - interval '15 seconds' THEN 'ok'
+                    WHEN n.slot > coalesce(CASE k.kind WHEN 'detector' THEN scheduled.detectors ELSE scheduled.deliverers END, 0) THEN 'stopped'
+                    WHEN a.pid IS NOT NULL THEN 'failing' ELSE 'waiting' END,
+               concat_ws('; ', CASE WHEN w.beat_at IS NULL THEN 'has not run yet; pg_cron starts it within a minute'
+                                    ELSE format('last heartbeat %s s ago', round(extract(epoch FROM clock_timestamp() - w.beat_at))) END,
+                         'process ' || a.pid, w.note)
+          FROM (VALUES ('detector'), ('deliverer')) AS k(kind)
+          CROSS JOIN LATERAL (
+               SELECT g AS slot FROM generate_series(1, CASE k.kind WHEN 'detector' THEN scheduled.detectors ELSE scheduled.deliverers END) g
+               UNION SELECT x.slot FROM activation.worker x WHERE x.kind = k.kind) n
+          LEFT JOIN activation.worker w ON w.kind = k.kind AND w.slot = n.slot
+          LEFT JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
+         ORDER BY k.kind DESC, n.slot
+    LOOP
+        RETURN NEXT;
+    END LOOP;
+
+    FOR component, state, detail IN
+        SELECT format('loop %s', l.name),
+               CASE WHEN l.state = 'active' AND NOT activation._function_exists(v.users_function) THEN 'failing'
+                    WHEN l.state = 'active' AND (k.loop_id IS NOT NULL OR bad.people > 0) THEN 'failing'
+                    WHEN l.state = 'active' THEN 'ok'
+                    WHEN l.state = 'archived' THEN 'stopped'
+                    ELSE l.state END,
+               concat_ws('; ', format('version %s', l.version), l.reason,
+                         CASE WHEN NOT activation._function_exists(v.users_function) THEN 'its compiled functions are gone: define it again' END,
+                         'its condition raised: ' || k.last_error,
+                         CASE WHEN bad.people > 0 THEN format('%s people cannot be evaluated: %s', bad.people, bad.error) END,
+                         CASE WHEN f.people > 0 THEN format('%s people not enrolled because the filter raised: %s', f.people, f.error) END)
+          FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+          LEFT JOIN activation.strike k USING (loop_id)
+          CROSS JOIN LATERAL (SELECT count(*) AS people, max(e.last_error) AS error FROM activation.enrollment e
+                               WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL) bad
+          CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error FROM activation.capture_failure c WHERE c.loop_id = l.loop_id) f
+         ORDER BY l.name
+    LOOP
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+CREATE VIEW activation.status AS SELECT * FROM activation._status();
+COMMENT ON VIEW activation.status IS 'How the machine is: mode first, then the provider, the queue, the workers and the loops.';
+
+-- Whether the condition of an enrollment holds right now, in words: asked through the black box.
+CREATE FUNCTION activation._now_true(enrollment_id bigint) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    asked record;
+BEGIN
+    SELECT x.user_id, s.evaluate_function, v.owner INTO asked
+      FROM activation.enrollment x JOIN activation.step s USING (loop_id, version, step) JOIN activation.loop_version v USING (loop_id, version)
+     WHERE x.enrollment_id = _now_true.enrollment_id;
+    IF asked.evaluate_function IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN CASE WHEN asked.user_id = ANY (activation._safe_eval(asked.evaluate_function, asked.owner, ARRAY[asked.user_id]))
+                THEN 'true' ELSE 'false' END;
+EXCEPTION WHEN others OR assert_failure THEN
+    RETURN 'an error: ' || SQLERRM;
+END
+$$;
+
+CREATE FUNCTION activation.why(user_id text, loop text DEFAULT NULL) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    wanted_user text := why.user_id;
+    wanted_loop integer := CASE WHEN why.loop IS NOT NULL THEN (activation._loop(why.loop)).loop_id END;
+BEGIN
+    RETURN QUERY
+    WITH enrolled AS (
+        SELECT e.*, l.name AS loop_name, l.state AS loop_state, s.timeout, s.evaluate_function, v.definition #>> '{trigger,table}' AS table_name
+          FROM activation.enrollment e JOIN activation.step s USING (loop_id, version, step)
+          JOIN activation.loop_version v USING (loop_id, version) JOIN activation."loop" l USING (loop_id)
+         WHERE e.user_id = wanted_user AND (wanted_loop IS NULL OR e.loop_id = wanted_loop)
+    ), mail AS (
+        SELECT m.*, e.loop_name, b.email ->> 'template' AS template
+          FROM enrolled e JOIN activation.message m ON m.enrollment_id = e.enrollment_id
+          JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.step = m.step
+          CROSS JOIN LATERAL (SELECT CASE m.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email) b
+    ), told (at, position, loop, event, detail) AS (
+        SELECT e.enrolled_at, 1, e.loop_name, 'enrolled', format('in version %s, by an insert into %s', e.version, e.table_name) FROM enrolled e
+        UNION ALL
+        SELECT e.created_at, 2, e.loop_name, 'evaluated',
+               CASE WHEN e.activated_at = e.enrolled_at THEN 'condition true at enrollment' ELSE 'condition false at enrollment' END
+          FROM enrolled e WHERE e.evaluate_function IS NOT NULL AND e.loop_state = 'active'
+        UNION ALL
+        SELECT e.decided_at, 3, e.loop_name, 'evaluated', format('condition still false at the deadline, %s after enrollment', e.timeout)
+          FROM enrolled e WHERE e.state = 'timed_out'
+        UNION ALL
+        SELECT e.activated_at, 3, e.loop_name, 'activated',
+               'condition true' || CASE WHEN e.state = 'timed_out' THEN ', after the deadline' ELSE '' END
+          FROM enrolled e WHERE e.activated_at IS NOT NULL
+        UNION ALL
+        SELECT e.decided_at, 9, e.loop_name, e.state, e.reason FROM enrolled e WHERE e.state = 'exited'
+        UNION ALL
+        SELECT m.created_at, 4, m.loop_name, 'message promised',
+               format('%s: template %s', CASE m.branch WHEN 'action' THEN 'action' ELSE 'otherwise' END, m.template) FROM mail m
+        UNION ALL
+        SELECT r.created_at, 5, m.loop_name, 'message rendered', format('"%s" to %s', m.subject, m.recipient)
+          FROM mail m JOIN activation.request r ON r.request_id = m.request_id
+        UNION ALL
+        SELECT a.finished_at, 6, m.loop_name, 'attempt',
+               concat_ws(', ', format('number %s: %s', a.attempt, a.outcome), 'HTTP ' || a.http_status, a.error_name, a.error,
+                         'next try at ' || a.retry_at)
+          FROM mail m JOIN activation.attempt a ON a.message_id = m.message_id
+        UNION ALL
+        SELECT coalesce(m.finished_at, m.sent_at), 7, m.loop_name, m.state,
+               concat_ws(', ', format('"%s" to %s', m.subject, m.recipient), m.last_error, 'id at Resend ' || m.resend_id)
+          FROM mail m WHERE coalesce(m.finished_at, m.sent_at) IS NOT NULL
+        UNION ALL
+        SELECT activation._now(), 10, m.loop_name, m.state, coalesce(m.last_error, 'waits to be sent') FROM mail m WHERE m.state IN ('queued', 'sending')
+        UNION ALL
+        SELECT activation._now(), 10, e.loop_name, 'waiting',
+               concat_ws('; ', CASE WHEN e.loop_state = 'active' THEN 'condition is now ' || activation._now_true(e.enrollment_id)
+                                    ELSE format('the loop is %s', e.loop_state) END,
+                         coalesce('deadline ' || e.deadline, 'no deadline'), e.last_error)
+          FROM enrolled e WHERE e.state = 'waiting'
+        UNION ALL
+        SELECT c.at, 1, l.name, 'not enrolled', 'the filter raised: ' || c.error
+          FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id)
+         WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
+        UNION ALL
+        SELECT s.at, 1, l.name, 'signal', 'written, not yet taken by a detector'
+          FROM activation.signal s JOIN activation.loop_version v ON v.source_id = s.source_id AND v.generation <= s.generation
+               AND (v.loop_id = s.loop_id OR s.loop_id IS NULL AND v.filter_function IS NULL)
+          JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
+         WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop) AND s.error IS NULL
+    )
+    SELECT t.at, t.loop, t.event, t.detail FROM told t ORDER BY t.at, t.position;
+    IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT activation._now(), l.name, 'not enrolled'::text,
+               format('no insert of user %s into %s was captured since the loop was defined%s', wanted_user, v.definition #>> '{trigger,table}',
+                      coalesce(' that its filter let pass: ' || (v.definition #>> '{trigger,filter}'), ''))
+          FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+         WHERE wanted_loop IS NULL OR l.loop_id = wanted_loop
+         ORDER BY l.name;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.why(text, text) IS
+'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this loop.';
+
+CREATE FUNCTION activation.preview(user_id text, loop text)
+RETURNS TABLE (step text, branch text, purpose text, recipient text, subject text, html text, body_text text, problem text)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    l activation.loop := activation._own_loop(preview.loop);
+    v activation.loop_version;
+    rows text[];
+    mail record;
+    source jsonb;
+    shown jsonb;
+BEGIN
+    SELECT x.* INTO v FROM activation.loop_version x WHERE x.loop_id = l.loop_id AND x.version = l.version;
+    rows := activation._safe_eval(v.users_function, v.owner, ARRAY[preview.user_id]);
+    IF cardinality(rows) = 0 THEN
+        RAISE EXCEPTION 'user % does not exist in %', preview.user_id, activation._table_name(v.users)
+            USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
+    END IF;
+    FOR mail IN
+        SELECT s.name, b.branch, b.email FROM activation.step s, (VALUES ('action', s.action), ('otherwise', s.otherwise)) AS b(branch, email)
+         WHERE s.loop_id = l.loop_id AND s.version = l.version AND b.email IS NOT NULL ORDER BY s.step, b.branch
+    LOOP
+        source := activation._find_template(mail.email ->> 'template');
+        shown := activation._rendered(mail.email, l.name, (rows[1]::jsonb -> 2)::text, source ->> 'subject', source ->> 'html', source ->> 'body_text');
+        RETURN QUERY SELECT mail.name, mail.branch, v.definition ->> 'opinion', rows[1]::jsonb ->> 1,
+                            shown ->> 'subject', shown ->> 'html', shown ->> 'body_text', shown ->> 'problem';
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.preview(text, text) IS
+'The mails of a loop as this user would get them now, one row a step and branch, with the loop''s opinion as their purpose; problem says why one could not be rendered. Sends nothing.';

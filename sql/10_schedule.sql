@@ -1,0 +1,114 @@
+-- Jobs of pg_cron. The only part that says `cron.`: the extension works without it, through tick().
+
+-- What the jobs run on, or an error with the way out. pg_cron lives in one database of a server.
+CREATE FUNCTION activation._require_cron() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home text := current_setting('cron.database_name', true);
+BEGIN
+    IF to_regclass('cron.job') IS NOT NULL AND to_regprocedure('cron.schedule(text,text,text)') IS NOT NULL THEN
+        IF coalesce(position('pg_cron' IN current_setting('shared_preload_libraries')), 0) = 0 THEN
+            RAISE EXCEPTION 'pg_cron is not running on this server'
+                USING ERRCODE = '55000',
+                      DETAIL = 'Its extension is here, but it is not in shared_preload_libraries.',
+                      HINT = 'Add pg_cron to shared_preload_libraries in postgresql.conf and restart the server; or CALL activation.tick() by other means.';
+        END IF;
+        RETURN;
+    END IF;
+    IF home IS NOT NULL AND home <> current_database() THEN
+        RAISE EXCEPTION 'pg_cron lives in database %, not here in %', quote_ident(home), quote_ident(current_database())
+            USING ERRCODE = '55000',
+                  HINT = format('In %1$s, run SELECT cron.schedule_in_database(''activation-detect-1'', ''* * * * *'', ''CALL activation.detect(slot => 1)'', %2$L); '
+                                'and SELECT cron.schedule_in_database(''activation-deliver-1'', ''* * * * *'', ''CALL activation.deliver(slot => 1)'', %2$L);',
+                                quote_ident(home), current_database());
+    END IF;
+    RAISE EXCEPTION 'pg_cron is not installed in this database'
+        USING ERRCODE = '55000',
+              HINT = CASE WHEN home IS NULL
+                          THEN format('Install pg_cron (Debian: postgresql-15-cron), set shared_preload_libraries = ''pg_cron'' and cron.database_name = %L in '
+                                      'postgresql.conf, restart the server, then CREATE EXTENSION pg_cron; or CALL activation.tick() by other means.', current_database())
+                          ELSE 'CREATE EXTENSION pg_cron; then try again.' END;
+END
+$$;
+
+CREATE FUNCTION activation.start(detectors integer DEFAULT 1, deliverers integer DEFAULT 1) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    background boolean := coalesce(current_setting('cron.use_background_workers', true), 'off')::boolean;
+    old_cron boolean;
+    most integer;
+    others bigint;
+    wanted record;
+    socket text := btrim(split_part(current_setting('unix_socket_directories'), ',', 1), ' "');
+    job bigint;
+BEGIN
+    IF detectors IS NULL OR detectors NOT BETWEEN 1 AND 8 OR deliverers IS NULL OR deliverers NOT BETWEEN 1 AND 8 THEN
+        RAISE EXCEPTION 'start(detectors => %, deliverers => %)', detectors, deliverers
+            USING ERRCODE = '22023', HINT = 'Ask for 1 to 8 of each.';
+    END IF;
+    PERFORM activation._require_cron();
+    SELECT string_to_array(e.extversion, '.')::integer[] < '{1,5}' INTO old_cron FROM pg_extension e WHERE e.extname = 'pg_cron';
+    IF background AND old_cron THEN
+        -- There a long job holds up every other job of the server.
+        RAISE EXCEPTION 'pg_cron before 1.5 with cron.use_background_workers = on cannot run activation''s jobs'
+            USING ERRCODE = '55000', DETAIL = 'Its launcher waits for a running job, and every other job of the server with it.',
+                  HINT = 'Set cron.use_background_workers = off (the default) in postgresql.conf and restart the server; start() makes the jobs connect through the socket.';
+    END IF;
+    most := coalesce(current_setting('cron.max_running_jobs', true)::integer, 32);
+    SELECT count(*) INTO others FROM cron.job j WHERE j.active AND j.jobname !~ '^activation-(detect|deliver)-[0-9]+$';
+    IF detectors + deliverers > most - 1 THEN
+        RAISE EXCEPTION '% workers are more than pg_cron would run', detectors + deliverers
+            USING ERRCODE = '53400', DETAIL = format('cron.max_running_jobs is %s, one of which is left to others (%s other jobs).', most, others),
+                  HINT = 'Ask for fewer, or raise cron.max_running_jobs in postgresql.conf and restart the server.';
+    END IF;
+
+    PERFORM cron.unschedule(j.jobid) FROM cron.job j
+      WHERE j.jobname ~ '^activation-(detect|deliver)-[0-9]+$' AND j.database = current_database()
+        AND split_part(j.jobname, '-', 3)::integer > CASE split_part(j.jobname, '-', 2) WHEN 'detect' THEN detectors ELSE deliverers END;
+    FOR wanted IN
+        SELECT k.verb, g.slot FROM (VALUES ('detect', detectors), ('deliver', deliverers)) AS k(verb, slots), generate_series(1, k.slots) AS g(slot)
+    LOOP
+        SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *',
+                             format('CALL activation.%s(slot => %s)', wanted.verb, wanted.slot)) INTO job;
+        IF NOT background AND socket <> '' AND coalesce(current_setting('cron.host', true), 'localhost') = 'localhost' THEN
+            -- pg_cron connects like any client; Debian's pg_hba.conf asks for a password on localhost and none on the socket.
+            UPDATE cron.job j SET nodename = socket WHERE j.jobid = job;
+        END IF;
+    END LOOP;
+
+    -- A worker that started before now and is no longer wanted goes; the others go on.
+    INSERT INTO activation.schedule AS s (watching, detectors, deliverers, stopped_at)
+    VALUES (false, start.detectors, start.deliverers, NULL)
+    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = excluded.detectors, deliverers = excluded.deliverers, stopped_at = NULL;
+    DELETE FROM activation.worker w
+     WHERE w.slot > CASE w.kind WHEN 'detector' THEN start.detectors ELSE start.deliverers END
+       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = w.backend_start);
+    IF activation._set_watching(true) THEN
+        PERFORM activation._sweep(NULL, activation._now());
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.start(integer, integer) IS
+'Starts the engine: makes pg_cron''s jobs activation-detect-n and activation-deliver-n, which run within a minute and then all the time. detectors, deliverers: how many of each, 1 to 8. Calling it again changes the numbers. Raises, saying what to do, when pg_cron is missing, lives in another database, or could not run the jobs.';
+
+CREATE FUNCTION activation.stop() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('cron.job') IS NOT NULL THEN
+        PERFORM cron.unschedule(j.jobid) FROM cron.job j
+          WHERE j.jobname ~ '^activation-(detect|deliver)-[0-9]+$' AND j.database = current_database();
+    END IF;
+    INSERT INTO activation.schedule AS s (watching, detectors, deliverers, stopped_at)
+    VALUES (false, 0, 0, clock_timestamp())
+    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = 0, deliverers = 0, stopped_at = excluded.stopped_at;
+    PERFORM activation._set_watching(false);
+END
+$$;
+COMMENT ON FUNCTION activation.stop() IS
+'Stops the engine: removes its pg_cron jobs; running workers end within seconds. Signups are still recorded, and enrolled when it is started again.';
