@@ -15,8 +15,8 @@
 --   capture (04)   statement triggers on the app's tables, generated for each table. They write signal and wake, and
 --                  nothing else; they never run Python, never do I/O, and never make the app's statement fail.
 --   engine  (05)   the only other writer of state. `_detect_take` turns signals into enrollments and collects who is to
---                  be evaluated, `_detect_evaluate` asks the condition and decides, `_claim_messages` and `_store` make
---                  requests of messages, `_record` writes down what came of them.
+--                  be evaluated, `_detect_ask` asks the condition, `_detect_decide` draws the consequence,
+--                  `_claim_messages` and `_store` make requests of messages, `_record` writes down what came of them.
 --   python  (06)   the only plpython3u code: `detect` and `deliver` are the loops that call the engine's functions,
 --                  commit, and talk HTTP while no transaction is open.
 --   compile (07)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with

@@ -218,30 +218,34 @@ BEGIN
 END
 $$;
 
--- Asks the condition for these enrollments of one step and writes down only what changed: true is activation and the
--- action's message; still false at the deadline is the end of waiting and the otherwise message.
--- Returns how many enrollments changed.
-CREATE FUNCTION activation._detect_evaluate(loop_id integer, version integer, step integer,
-                                            ids bigint[], woken timestamptz[], fresh boolean[]) RETURNS integer
+-- Asks the condition of a step for these enrollments: the keys for which it is true. The only part of a round that runs
+-- an author's code, and so the only one whose errors are an author's.
+CREATE FUNCTION activation._detect_ask(loop_id integer, version integer, step integer, ids bigint[]) RETURNS text[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN s.evaluate_function IS NOT NULL
+                THEN activation._safe_eval(s.evaluate_function, v.owner,
+                                           ARRAY(SELECT e.user_id FROM activation.enrollment e WHERE e.enrollment_id = ANY (ids))) END
+      FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
+     WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step
+$$;
+
+-- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still
+-- false at the deadline is the end of waiting and the otherwise message; NULL, a step without a condition, is decided by
+-- its own start.
+CREATE FUNCTION activation._detect_decide(loop_id integer, version integer, step integer,
+                                          ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 DECLARE
     now timestamptz := activation._now();
-    s activation.step;
-    owner name;
-    true_keys text[];
-    reached bigint[];
     acted bigint[];
     late bigint[];
 BEGIN
-    SELECT x.* INTO STRICT s FROM activation.step x
-     WHERE x.loop_id = _detect_evaluate.loop_id AND x.version = _detect_evaluate.version AND x.step = _detect_evaluate.step;
-    SELECT v.owner INTO STRICT owner FROM activation.loop_version v
-     WHERE v.loop_id = _detect_evaluate.loop_id AND v.version = _detect_evaluate.version;
-
-    IF s.evaluate_function IS NULL THEN
-        -- No condition: the step is decided by its own start.
+    IF true_keys IS NULL THEN
         WITH changed AS (
             UPDATE activation.enrollment e SET state = 'completed', decided_at = now
              WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting'
@@ -249,13 +253,12 @@ BEGIN
         )
         SELECT array_agg(c.enrollment_id) INTO acted FROM changed c;
     ELSE
-        true_keys := activation._safe_eval(s.evaluate_function, owner,
-                                           ARRAY(SELECT e.user_id FROM activation.enrollment e WHERE e.enrollment_id = ANY (ids)));
         IF cardinality(true_keys) > 0 THEN
             WITH asked AS (
                 SELECT e.enrollment_id, e.state, a.at, a.fresh
                   FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
-                 WHERE e.user_id = ANY (true_keys) AND e.activated_at IS NULL
+                 WHERE e.user_id = ANY (true_keys) AND e.activated_at IS NULL AND e.state <> 'exited'
+                   FOR UPDATE OF e
             ), changed AS (
                 UPDATE activation.enrollment e
                    SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END,
@@ -265,8 +268,7 @@ BEGIN
                   FROM asked a WHERE e.enrollment_id = a.enrollment_id
                 RETURNING e.enrollment_id, a.state
             )
-            SELECT array_agg(c.enrollment_id), array_agg(c.enrollment_id) FILTER (WHERE c.state = 'waiting')
-              INTO reached, acted FROM changed c;
+            SELECT array_agg(c.enrollment_id) FILTER (WHERE c.state = 'waiting') INTO acted FROM changed c;
         END IF;
         WITH changed AS (
             UPDATE activation.enrollment e SET state = 'timed_out', decided_at = now, retry_at = NULL
@@ -279,13 +281,15 @@ BEGIN
          WHERE e.enrollment_id = ANY (ids) AND e.retry_at IS NOT NULL;
     END IF;
 
-    INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
-    SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
-      FROM (SELECT unnest(acted) AS id, 'action' AS branch WHERE s.action IS NOT NULL
-            UNION ALL SELECT unnest(late), 'otherwise' WHERE s.otherwise IS NOT NULL) b
-      JOIN activation.enrollment e ON e.enrollment_id = b.id
-    ON CONFLICT (enrollment_id, step, branch) DO NOTHING;
-    RETURN coalesce(cardinality(reached), cardinality(acted), 0) + coalesce(cardinality(late), 0);
+    IF acted IS NOT NULL OR late IS NOT NULL THEN
+        INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
+        SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
+          FROM (SELECT unnest(acted) AS id, 'action' AS branch UNION ALL SELECT unnest(late), 'otherwise') b
+          JOIN activation.enrollment e ON e.enrollment_id = b.id
+          JOIN activation.step s ON s.loop_id = e.loop_id AND s.version = e.version AND s.step = e.step
+         WHERE CASE b.branch WHEN 'action' THEN s.action ELSE s.otherwise END IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    END IF;
 END
 $$;
 
@@ -346,30 +350,30 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     s activation.setting := activation._setting();
-    armed activation.identity;
+    was activation.identity;
     here activation.identity := activation._this_server(host);
     difference text;
 BEGIN
     IF s.mode = 'capture' THEN
         RETURN NULL;
     END IF;
-    SELECT * INTO armed FROM activation.identity;
-    IF armed.singleton IS NULL THEN
+    SELECT * INTO was FROM activation.identity;
+    IF was.singleton IS NULL THEN
         RETURN format('mode %s was set on another server: this one is a copy', s.mode);
     END IF;
     IF s.hosts IS NULL THEN
-        SELECT string_agg(format('%s is %s and was %s', d.what, d.is, d.was), '; ') INTO difference
-          FROM (VALUES ('system identifier', here.system_identifier::text, armed.system_identifier::text),
-                       ('database', here.database, armed.database),
-                       ('host name', here.host, armed.host),
-                       ('data directory', here.data_directory, armed.data_directory),
-                       ('port', here.port::text, armed.port::text)) AS d(what, is, was)
-         WHERE d.is <> d.was;
+        SELECT string_agg(format('%s is %s and was %s', d.what, d.actual, d.armed), '; ') INTO difference
+          FROM (VALUES ('system identifier', here.system_identifier::text, was.system_identifier::text),
+                       ('database', here.database, was.database),
+                       ('host name', here.host, was.host),
+                       ('data directory', here.data_directory, was.data_directory),
+                       ('port', here.port::text, was.port::text)) AS d(what, actual, armed)
+         WHERE d.actual <> d.armed;
     ELSE
-        SELECT string_agg(format('%s is %s and was %s', d.what, d.is, d.was), '; ') INTO difference
-          FROM (VALUES ('system identifier', here.system_identifier::text, armed.system_identifier::text),
-                       ('database', here.database, armed.database)) AS d(what, is, was)
-         WHERE d.is <> d.was;
+        SELECT string_agg(format('%s is %s and was %s', d.what, d.actual, d.armed), '; ') INTO difference
+          FROM (VALUES ('system identifier', here.system_identifier::text, was.system_identifier::text),
+                       ('database', here.database, was.database)) AS d(what, actual, armed)
+         WHERE d.actual <> d.armed;
         IF NOT EXISTS (SELECT FROM unnest(s.hosts) AS h(pattern) WHERE format('%s:%s', here.host, here.port) LIKE h.pattern) THEN
             difference := concat_ws('; ', difference, format('%s:%s matches none of hosts', here.host, here.port));
         END IF;

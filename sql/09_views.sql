@@ -130,14 +130,13 @@ EXCEPTION WHEN others OR assert_failure THEN
 END
 $$;
 
-CREATE FUNCTION activation.why(user_id text, loop text DEFAULT NULL) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._why(wanted_user text, only_loop text) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    wanted_user text := why.user_id;
-    wanted_loop integer := CASE WHEN why.loop IS NOT NULL THEN (activation._loop(why.loop)).loop_id END;
+    wanted_loop integer := CASE WHEN only_loop IS NOT NULL THEN (activation._loop(only_loop)).loop_id END;
 BEGIN
     RETURN QUERY
     WITH enrolled AS (
@@ -211,6 +210,11 @@ BEGIN
     END IF;
 END
 $$;
+-- plpgsql would not have an argument and a column of one name.
+CREATE FUNCTION activation.why(user_id text, loop text DEFAULT NULL) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT w.at, w.loop, w.event, w.detail FROM activation._why($1, $2) w $$;
 COMMENT ON FUNCTION activation.why(text, text) IS
 'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this loop.';
 
@@ -235,7 +239,7 @@ BEGIN
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
     FOR mail IN
-        SELECT s.name, b.branch, b.email FROM activation.step s, (VALUES ('action', s.action), ('otherwise', s.otherwise)) AS b(branch, email)
+        SELECT s.name, b.branch, b.email FROM activation.step s, LATERAL (VALUES ('action', s.action), ('otherwise', s.otherwise)) AS b(branch, email)
          WHERE s.loop_id = l.loop_id AND s.version = l.version AND b.email IS NOT NULL ORDER BY s.step, b.branch
     LOOP
         source := activation._find_template(mail.email ->> 'template');

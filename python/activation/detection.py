@@ -13,7 +13,11 @@ BATCH = 5000
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
 
-_EVALUATE = "SELECT activation._detect_evaluate($1::integer, $2::integer, $3::integer, $4::bigint[], $5::timestamptz[], $6::boolean[]) AS changed"
+_ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[]) AS true_keys"
+_DECIDE = (
+    "SELECT activation._detect_decide("
+    "$1::integer, $2::integer, $3::integer, $4::bigint[], $5::timestamptz[], $6::boolean[], $7::text[])"
+)
 
 
 class Detector:
@@ -54,8 +58,11 @@ class Detector:
         # Halving finds the users on whom the condition raises: only a single key that raises proves a bad user.
         while todo:
             part = todo.pop()
+            ids, woken, fresh = ([row[i] for row in part] for i in range(3))
+            step = (item["loop_id"], item["version"], item["step"])
             try:
-                self._evaluate(item, part)
+                with self._db.subtransaction():
+                    true_keys = self._db.execute(_ASK, *step, ids)[0]["true_keys"]
             except Cancelled:
                 self._strike(item, "its evaluation was cancelled")
                 return
@@ -70,16 +77,12 @@ class Detector:
                     middle = len(part) // 2
                     todo += [part[middle:], part[:middle]]
             else:
+                self._db.execute(_DECIDE, *step, ids, woken, fresh, true_keys)
                 spared += len(part)
         if failures and not spared and len(item["ids"]) > 1:
             self._strike(item, failures[-1].text)
         elif spared:
             self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
-
-    def _evaluate(self, item: dict[str, Any], part: list[tuple[int, str | None, bool]]) -> None:
-        ids, woken, fresh = ([row[i] for row in part] for i in range(3))
-        with self._db.subtransaction():
-            self._db.execute(_EVALUATE, item["loop_id"], item["version"], item["step"], ids, woken, fresh)
 
     def _strike(self, item: dict[str, Any], text: str) -> None:
         self._db.execute("SELECT activation._detect_strike($1::integer, $2)", item["loop_id"], text)
