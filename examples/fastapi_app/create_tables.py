@@ -5,7 +5,13 @@ from __future__ import annotations
 from .database import connect
 from .models import Base
 
-if __name__ == "__main__":
+
+def create_tables() -> None:
+    """Create the tables that are not there yet."""
     engine = connect()
     Base.metadata.create_all(engine)
     engine.dispose()
+
+
+if __name__ == "__main__":
+    create_tables()

@@ -1,0 +1,443 @@
+"""From a signup to an email, on a throwaway server. Run it with `make demo`.
+
+It starts a PostgreSQL of its own with pg_cron, a sandbox in Resend's place and the example app, all on this machine
+alone; signs people up over the app's API; and shows the emails as they arrive. On a terminal it stays up until Ctrl-C.
+It leaves nothing behind.
+
+ACTIVATION_PG_BIN names the bin directory of a PostgreSQL tree that has the extension. Not to be run as root, as which
+PostgreSQL refuses to start.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import requests
+import testing.postgresql  # type: ignore[import-untyped, unused-ignore]
+import uvicorn
+from activation.sandbox import Email, Sandbox
+
+HERE = Path(__file__).parent
+APP = HERE / "fastapi_app"
+# A new job of pg_cron waits for the next full minute, and a nudge for its loop's timeout.
+PATIENCE = 150.0
+# The timeout in demo_nudge.sql.
+NUDGE_AFTER = 15
+ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+PASSWORD = "correct horse battery staple"
+
+
+class Failed(Exception):
+    """The demo could not show what it wanted to show."""
+
+
+@dataclass
+class Person:
+    """Someone who signs up over the app's API."""
+
+    name: str
+    project: str | None
+    """The project they create at once; None: they wait to be nudged."""
+    user_id: int = 0
+
+    @property
+    def email(self) -> str:
+        """Their address."""
+        return f"{self.name.split()[0].lower()}@demo.test"
+
+
+PEOPLE = [
+    Person("Ada Lovelace", "Analytical Engine"),
+    Person("Edgar Codd", "A Relational Model"),
+    Person("Grace Hopper", None),
+    Person("Alan Turing", "Bombe"),
+    Person("Barbara Liskov", "CLU"),
+    Person("Annie Easley", None),
+    Person("Katherine Johnson", "Trajectories"),
+    Person("Ken Thompson", None),
+]
+LATE = PEOPLE[2]
+
+
+def heading(text: str) -> None:
+    """A step of the demo."""
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"\n{bold}{text}{plain}", flush=True)
+
+
+def say(text: str = "") -> None:
+    """Something about the step."""
+    print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
+
+
+def happened(at: float, text: str) -> None:
+    """Something that happened at a time."""
+    say(f"{clock(datetime.fromtimestamp(at))}  {text}")
+
+
+def clock(at: datetime) -> str:
+    """The time of day, to the millisecond."""
+    return f"{at:%H:%M:%S.%f}"[:-3]
+
+
+def cell(value: object) -> str:
+    """A value as text, for a table."""
+    if isinstance(value, datetime):
+        return clock(value)
+    return "" if value is None else str(value)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under each other, as wide as they need to be."""
+    texts = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *texts, strict=True)]
+    for row in [list(names), ["-" * width for width in widths], *texts]:
+        say("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)))
+
+
+class Cluster:
+    """A throwaway PostgreSQL that only its own user can reach, through a socket in a closed directory."""
+
+    def __init__(self, folder: str, bin_folder: Path) -> None:
+        self.bin_folder = bin_folder
+        self.socket_folder = f"{folder}/tmp"
+        self._log = Path(folder, "Postgresql.log")
+        self._hba = Path(folder, "data", "pg_hba.conf")
+        self._server = testing.postgresql.Postgresql(
+            auto_start=0,
+            base_dir=folder,
+            boot_timeout=60,
+            initdb=str(bin_folder / "initdb"),
+            initdb_args="-U postgres -A trust -E UTF8 --locale=C.UTF-8",
+            postgres=str(bin_folder / "postgres"),
+            postgres_args="-h 127.0.0.1 -F -c logging_collector=off -c track_commit_timestamp=on"
+            " -c shared_preload_libraries=pg_cron -c cron.database_name=test",
+        )
+
+    def start(self) -> None:
+        """Make the cluster and start it."""
+        self._server.setup()
+        self._server.start()
+        # testing.postgresql needs the TCP port, without a password, to start the server. From here on only the socket.
+        self._hba.write_text("local all all trust\n", encoding="utf-8")
+        with self.connect() as connection:
+            connection.execute("SELECT pg_reload_conf()")
+
+    def stop(self) -> None:
+        """Shut it down at once; every connection is ended."""
+        self._server.stop()
+
+    @property
+    def port(self) -> int:
+        """Its port, which is also in the socket's name."""
+        return int(self._server.settings["port"])
+
+    def url(self, role: str) -> str:
+        """Its address, for a role."""
+        return f"postgresql://{role}@/test?host={quote(self.socket_folder)}&port={self.port}"
+
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection as the superuser; every statement is a transaction."""
+        return psycopg.connect(self.url("postgres"), autocommit=True)
+
+    def psql(self) -> str:
+        """The command that opens it in psql, from the terminal the demo runs in."""
+        command = shlex.join(
+            [str(self.bin_folder / "psql"), "-h", self.socket_folder, "-p", str(self.port), "-U", "postgres", "test"]
+        )
+        if os.stat(os.ttyname(0)).st_uid in (0, os.getuid()):
+            return command
+        return f"sudo -u {shlex.quote(pwd.getpwuid(os.getuid()).pw_name)} {command}"
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of the server's log."""
+        if not self._log.exists():
+            return ""
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def held_back(signals: set[signal.Signals]) -> Iterator[None]:
+    """Let signals wait, so that no folder, initdb or server is left that nobody knows of."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+@contextmanager
+def running_app() -> Iterator[str]:
+    """The example app under uvicorn, on a free port; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    os.environ["APP_URL"] = url
+    server = uvicorn.Server(uvicorn.Config("fastapi_app.main:app", log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started or not thread.is_alive(), 30, "the app to start")
+        if not server.started:
+            raise Failed("The example app did not start.")
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def wait_for(predicate: Callable[[], bool], timeout: float, what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + timeout
+    while not predicate():
+        if time.monotonic() > end:
+            raise Failed(f"Waited {timeout:.0f} s for {what}.")
+        time.sleep(0.05)
+
+
+class Demo:
+    """What the parts of the demo share."""
+
+    def __init__(self, cluster: Cluster, sandbox: Sandbox) -> None:
+        self.cluster = cluster
+        self.sandbox = sandbox
+        self.database = cluster.connect()
+        self.app_url = ""
+        self.shown = 0
+        self.welcome_ms: list[float] = []
+        self.give_up_at = time.monotonic() + PATIENCE
+
+    def server_version(self) -> str:
+        """As people write it: 15.20."""
+        number = self.database.info.server_version
+        return f"{number // 10000}.{number % 10000}"
+
+    def prepare(self) -> None:
+        """The app's tables and role, the extension and the loops."""
+        from fastapi_app.create_tables import create_tables
+
+        heading("2. The app's tables, and the loops")
+        os.environ["DATABASE_URL"] = self.cluster.url("postgres")
+        create_tables()
+        self.database.execute((APP / "roles.sql").read_bytes())
+        os.environ["DATABASE_URL"] = self.cluster.url("example_app")
+        say("users, projects, user_actions. The app may SELECT and INSERT there, and has no right on activation.\n ")
+
+        self.database.execute("CREATE EXTENSION pg_cron")
+        loop = (APP / "activation.sql").read_text(encoding="utf-8")
+        nudge = (HERE / "demo_nudge.sql").read_text(encoding="utf-8")
+        self.database.execute(loop.encode())
+        self.database.execute(nudge.encode())
+        say("Who creates a first project within five minutes of signing up gets a welcome:\n ")
+        say(loop[loop.index("SELECT activation.define_loop") :])
+        say(f" \nFor this demo, who has none after {NUDGE_AFTER} seconds gets a nudge:\n ")
+        say(nudge)
+
+    def go_live(self) -> None:
+        """Live mode, with the sandbox in Resend's place, and workers."""
+        heading("3. Live, with the sandbox in Resend's place")
+        for statement in (
+            f"SELECT activation.configure(resend_url => '{self.sandbox.url}')",
+            "SELECT activation.set_mode('live')",
+            "SELECT activation.start()",
+        ):
+            say(statement + ";")
+            self.database.execute(statement.encode())
+        self.give_up_at = time.monotonic() + PATIENCE
+        say(f" \npg_cron starts jobs at full minutes: the workers will be here in about {60 - time.time() % 60:.0f} s.")
+        wait_for(self._workers_run, self._patience(), "activation's workers, which pg_cron starts at a full minute")
+        say("They are here.")
+
+    def people_come(self) -> None:
+        """Everybody signs up, and some create a project."""
+        heading(f"4. {len(PEOPLE)} people sign up over the app's API")
+        welcomes = 0
+        for person in PEOPLE:
+            person.user_id = self._post("/signup", email=person.email, name=person.name, password=PASSWORD)["id"]
+            happened(time.time(), f"{person.name} signs up")
+            if person.project is not None:
+                self._create_project(person, person.project)
+                welcomes += 1
+                self._wait_for_mail(welcomes)
+
+        heading(f"5. Those without a project are nudged, {NUDGE_AFTER} seconds after they signed up")
+        self._wait_for_mail(len(PEOPLE))
+
+        heading(f"6. {LATE.name} comes back")
+        self._create_project(LATE, "A Compiler")
+        self._wait_for_mail(len(PEOPLE) + 1)
+        median, longest = statistics.median(self.welcome_ms), max(self.welcome_ms)
+        say(f" \nFrom a project's commit to its email: median {median:.0f} ms, longest {longest:.0f} ms.")
+
+    def look_back(self) -> None:
+        """One person's timeline, and how everything is."""
+        wait_for(self._all_recorded, self._patience(), "the last outcome to be recorded")
+        heading(f"7. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
+        self._select("SELECT at, loop, event, detail FROM activation.why(%s)", str(LATE.user_id))
+        heading("8. How it is: SELECT * FROM activation.status")
+        self._select("SELECT component, state, detail FROM activation.status")
+
+    def stay(self) -> None:
+        """Keep everything up until Ctrl-C, and go on showing emails."""
+        heading("All of it stays up until Ctrl-C")
+        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}\n ")
+        stopped = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: stopped.set())
+        while not stopped.wait(0.1):
+            self.show_mail()
+
+    def show_mail(self) -> None:
+        """A line for every email that has arrived since the last call."""
+        emails = self.sandbox.emails
+        for email in emails[self.shown :]:
+            happened(email.received_at, f"  > {email.to[0]}: “{email.subject}”{self._delay(email)}")
+        self.shown = len(emails)
+
+    def diagnosis(self) -> str:
+        """What may explain a failure."""
+        parts = []
+        try:
+            with self.cluster.connect() as connection:
+                for query in (
+                    "SELECT component, state, detail FROM activation.status",
+                    "SELECT recipient, loop, status, attempts, last_error FROM activation.message_log",
+                    "SELECT command, status, return_message FROM cron.job_run_details",
+                ):
+                    rows = connection.execute(query.encode()).fetchall()
+                    parts.append("\n".join([query, *(f"  {row}" for row in rows)]))
+        except psycopg.Error as error:
+            parts.append(str(error))
+        return "\n\n".join([*parts, "The end of the server's log:\n" + self.cluster.last_words()])
+
+    def _delay(self, email: Email) -> str:
+        """How long after what it answers to an email arrived, by the server's clock, which is also ours."""
+        row = self.database.execute(
+            """
+            SELECT m.loop, extract(epoch FROM pg_xact_commit_timestamp(a.xmin)), extract(epoch FROM u.created_at)
+              FROM activation.message_log AS m
+              JOIN users AS u ON u.id::text = m.user_id
+              LEFT JOIN user_actions AS a ON a.user_id = u.id AND a.action_type = 'first_project_created'
+             WHERE m.message_id::text = %s
+            """,
+            (email.tags.get("activation_message"),),
+        ).fetchone()
+        if row is None:
+            return ""
+        loop, acted_at, signed_up_at = row
+        if loop == "first_project" and acted_at is not None:
+            self.welcome_ms.append((email.received_at - float(acted_at)) * 1000)
+            return f", {self.welcome_ms[-1]:.0f} ms after the project's commit"
+        if loop == "first_project_nudge":
+            return f", {(email.received_at - float(signed_up_at) - NUDGE_AFTER) * 1000:.0f} ms after the deadline"
+        return ""
+
+    def _create_project(self, person: Person, name: str) -> None:
+        token = self._post("/login", email=person.email, password=PASSWORD)["access_token"]
+        self._post("/projects", token, name=name)
+        happened(time.time(), f"{person.name} creates a first project, “{name}”")
+
+    def _post(self, path: str, token: str = "", **body: str) -> Any:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = requests.post(self.app_url + path, json=body, headers=headers, timeout=30)
+        if answer.status_code >= 300:
+            raise Failed(f"The app answered {answer.status_code} to POST {path}: {answer.text}")
+        return answer.json()
+
+    def _wait_for_mail(self, count: int) -> None:
+        def arrived() -> bool:
+            self.show_mail()
+            return self.shown >= count
+
+        wait_for(arrived, self._patience(), f"{count} emails; there are {len(self.sandbox.emails)}")
+        if self.shown > count:
+            raise Failed(f"There should be {count} emails, and there are {self.shown}.")
+
+    def _patience(self) -> float:
+        return max(1.0, self.give_up_at - time.monotonic())
+
+    def _workers_run(self) -> bool:
+        states = self.database.execute(
+            "SELECT state FROM activation.status WHERE component IN ('detector 1', 'deliverer 1')"
+        ).fetchall()
+        return states == [("ok",), ("ok",)]
+
+    def _all_recorded(self) -> bool:
+        row = self.database.execute("SELECT count(*) FROM activation.message_log WHERE status <> 'sent'").fetchone()
+        return row == (0,)
+
+    def _select(self, query: str, *values: str) -> None:
+        cursor = self.database.execute(query.encode(), values)
+        table([column.name for column in cursor.description or ()], cursor.fetchall())
+
+
+def run(stack: ExitStack, bin_folder: Path) -> None:
+    """The demo; what it starts is ended by the stack."""
+    heading("1. A throwaway server, a sandbox, an app")
+    os.environ["RESEND_API_KEY"] = "re_demo"
+    with held_back(ENDINGS):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="activation-demo-", ignore_cleanup_errors=True))
+        cluster = Cluster(folder, bin_folder)
+        stack.callback(cluster.stop)
+        cluster.start()
+    sandbox = stack.enter_context(Sandbox())
+    demo = Demo(cluster, sandbox)
+    stack.callback(demo.database.close)
+    say(f"PostgreSQL {demo.server_version()} with pg_cron, in {folder}")
+    say(f"A sandbox that speaks Resend's API, with an inbox, at {sandbox.url}")
+    try:
+        demo.prepare()
+        demo.app_url = stack.enter_context(running_app())
+        demo.go_live()
+        demo.people_come()
+        demo.look_back()
+    except (Failed, psycopg.Error, requests.RequestException) as error:
+        raise Failed(f"{error}\n\n{demo.diagnosis()}") from error
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        demo.stay()
+
+
+def main() -> int:
+    """Run the demo; its exit status."""
+    bin_folder = os.environ.get("ACTIVATION_PG_BIN")
+    if bin_folder is None:
+        print("ACTIVATION_PG_BIN is not set. `make demo` sets it.", file=sys.stderr)
+        return 2
+    if os.geteuid() == 0:
+        print("PostgreSQL does not run as root. `make demo` changes to another user.", file=sys.stderr)
+        return 2
+    # The repository may belong to somebody else, and nothing is to be left in it.
+    sys.dont_write_bytecode = True
+    for ending in ENDINGS:
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    with ExitStack() as stack:
+        try:
+            run(stack, Path(bin_folder))
+        except Failed as error:
+            print(f"\nThe demo failed: {error}", file=sys.stderr)
+            return 1
+        finally:
+            # A second Ctrl-C must not leave half of it behind.
+            for ending in ENDINGS:
+                signal.signal(ending, signal.SIG_IGN)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
