@@ -226,7 +226,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN s.evaluate_function IS NOT NULL
                 THEN activation._safe_eval(s.evaluate_function, v.owner,
-                                           ARRAY(SELECT e.user_id FROM activation.enrollment e WHERE e.enrollment_id = ANY (ids))) END
+                                           ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id)) END
       FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
      WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step
 $$;
@@ -248,7 +248,7 @@ BEGIN
     IF true_keys IS NULL THEN
         WITH changed AS (
             UPDATE activation.enrollment e SET state = 'completed', decided_at = now
-             WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting'
+              FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.state = 'waiting'
             RETURNING e.enrollment_id
         )
         SELECT array_agg(c.enrollment_id) INTO acted FROM changed c;
@@ -257,7 +257,8 @@ BEGIN
             WITH asked AS (
                 SELECT e.enrollment_id, e.state, a.at, a.fresh
                   FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
-                 WHERE e.user_id = ANY (true_keys) AND e.activated_at IS NULL AND e.state <> 'exited'
+                  JOIN unnest(true_keys) AS k(user_id) ON k.user_id = e.user_id
+                 WHERE e.activated_at IS NULL AND e.state <> 'exited'
                    FOR UPDATE OF e
             ), changed AS (
                 UPDATE activation.enrollment e
@@ -272,13 +273,14 @@ BEGIN
         END IF;
         WITH changed AS (
             UPDATE activation.enrollment e SET state = 'timed_out', decided_at = now, retry_at = NULL
-             WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting' AND e.deadline <= now
+              FROM unnest(ids) AS a(id)
+             WHERE e.enrollment_id = a.id AND e.state = 'waiting' AND e.deadline <= now
             RETURNING e.enrollment_id
         )
         SELECT array_agg(c.enrollment_id) INTO late FROM changed c;
         -- Who could not be evaluated before, and now was, has no error any more.
         UPDATE activation.enrollment e SET retry_at = NULL, last_error = NULL
-         WHERE e.enrollment_id = ANY (ids) AND e.retry_at IS NOT NULL;
+          FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.retry_at IS NOT NULL;
     END IF;
 
     IF acted IS NOT NULL OR late IS NOT NULL THEN

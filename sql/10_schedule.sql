@@ -51,7 +51,7 @@ BEGIN
             USING ERRCODE = '22023', HINT = 'Ask for 1 to 8 of each.';
     END IF;
     PERFORM activation._require_cron();
-    SELECT string_to_array(e.extversion, '.')::integer[] < '{1,5}' INTO old_cron FROM pg_extension e WHERE e.extname = 'pg_cron';
+    SELECT (regexp_match(e.extversion, '^(\d+)\.(\d+)'))::integer[] < '{1,5}' INTO old_cron FROM pg_extension e WHERE e.extname = 'pg_cron';
     IF background AND old_cron THEN
         -- There a long job holds up every other job of the server.
         RAISE EXCEPTION 'pg_cron before 1.5 with cron.use_background_workers = on cannot run activation''s jobs'

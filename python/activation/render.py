@@ -26,8 +26,20 @@ class _Limited(Environment):
     local_namespace_limit = 1_000_000
 
 
+def _greeting(value: object) -> str:
+    """Liquid filter: a name that is safe to greet by, else nothing.
+
+    Strangers can sign up somebody else's address under any name, and mail clients make links of what looks like one; so
+    a name that is long, or may be an address or a link, is not repeated.
+    """
+    name = " ".join(str(value or "").split())
+    return "" if len(name) > 40 or re.search(r"[@/]|\.(?! |$)", name) else name
+
+
 _HTML = _Limited(autoescape=True, undefined=FalsyStrictUndefined)
 _TEXT = _Limited(autoescape=False, undefined=FalsyStrictUndefined)
+for _environment in (_HTML, _TEXT):
+    _environment.add_filter("greeting", _greeting)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _filled(text: str, html: bool, variables: Mapping[str, object], what: str) -> str:
+    if "{" not in text:
+        return text
     try:
         return str(_parsed(text, html).render(variables))
     except (LiquidError, RecursionError) as error:
@@ -82,7 +96,8 @@ def variables_of(
     if unsubscribe_url:
         base["unsubscribe_url"] = unsubscribe_url
     own = {
-        key: _filled(value, False, base, f"personalization {key}") if isinstance(value, str) else value
+        # What renders to nothing is absent, so that `if` and `default` treat NULL and '' alike.
+        key: (_filled(value, False, base, f"personalization {key}") or None) if isinstance(value, str) else value
         for key, value in personalization.items()
     }
     return {**own, **base}
