@@ -146,21 +146,23 @@ BEGIN
         SELECT array_agg(e.enrollment_id) INTO new_ids FROM enrolled e;
     END IF;
 
-    -- LIMIT lets the planner believe that one row is there to be found at once; the marker is that row.
     IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0) THEN
         WITH taken AS (
             DELETE FROM activation.wake
              WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
                                       WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
             RETURNING source_id, user_id, at
-        ), newest AS (
+        ), newest AS MATERIALIZED (
             SELECT t.source_id, t.user_id, max(t.at) AS at FROM taken t GROUP BY 1, 2
         ), found AS (
+            -- One look-up by (loop, user) for each woken user, whatever the statistics say: a table that has just grown
+            -- from nothing would otherwise be joined by comparing all with all.
             SELECT e.enrollment_id, max(n.at) AS at
               FROM newest n
               JOIN activation.watch w ON w.source_id = n.source_id
-              JOIN activation.enrollment e ON e.loop_id = w.loop_id AND e.user_id = n.user_id
-                   AND e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.version, x.step, x.activated_at, x.state FROM activation.enrollment x
+                                   WHERE x.loop_id = w.loop_id AND x.user_id = n.user_id OFFSET 0) e
+             WHERE e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
              GROUP BY 1
         )
         SELECT array_agg(f.enrollment_id), array_agg(f.at) INTO woken_ids, woken_at FROM found f;
