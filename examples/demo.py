@@ -32,6 +32,7 @@ import psycopg
 import requests
 import testing.postgresql  # type: ignore[import-untyped, unused-ignore]
 import uvicorn
+
 from activation.sandbox import Email, Sandbox
 
 HERE = Path(__file__).parent
@@ -133,8 +134,11 @@ class Cluster:
 
     def start(self) -> None:
         """Make the cluster and start it."""
-        self._server.setup()
-        self._server.start()
+        try:
+            self._server.setup()
+            self._server.start()
+        except RuntimeError as error:
+            raise Failed(f"PostgreSQL does not start: {error}") from error
         # testing.postgresql needs the TCP port, without a password, to start the server. From here on only the socket.
         self._hba.write_text("local all all trust\n", encoding="utf-8")
         with self.connect() as connection:
@@ -268,27 +272,28 @@ class Demo:
     def people_come(self) -> None:
         """Everybody signs up, and some create a project."""
         heading(f"4. {len(PEOPLE)} people sign up over the app's API")
-        welcomes = 0
         for person in PEOPLE:
             person.user_id = self._post("/signup", email=person.email, name=person.name, password=PASSWORD)["id"]
             happened(time.time(), f"{person.name} signs up")
             if person.project is not None:
                 self._create_project(person, person.project)
-                welcomes += 1
-                self._wait_for_mail(welcomes)
+                self._wait_for_mail(person)
 
         heading(f"5. Those without a project are nudged, {NUDGE_AFTER} seconds after they signed up")
-        self._wait_for_mail(len(PEOPLE))
+        for person in PEOPLE:
+            self._wait_for_mail(person)
 
         heading(f"6. {LATE.name} comes back")
         self._create_project(LATE, "A Compiler")
-        self._wait_for_mail(len(PEOPLE) + 1)
+        self._wait_for_mail(LATE, 2)
         median, longest = statistics.median(self.welcome_ms), max(self.welcome_ms)
         say(f" \nFrom a project's commit to its email: median {median:.0f} ms, longest {longest:.0f} ms.")
 
     def look_back(self) -> None:
         """One person's timeline, and how everything is."""
         wait_for(self._all_recorded, self._patience(), "the last outcome to be recorded")
+        if len(self.sandbox.emails) != len(PEOPLE) + 1:
+            raise Failed(f"There should be {len(PEOPLE) + 1} emails, and there are {len(self.sandbox.emails)}.")
         heading(f"7. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
         self._select("SELECT at, loop, event, detail FROM activation.why(%s)", str(LATE.user_id))
         heading("8. How it is: SELECT * FROM activation.status")
@@ -360,14 +365,12 @@ class Demo:
             raise Failed(f"The app answered {answer.status_code} to POST {path}: {answer.text}")
         return answer.json()
 
-    def _wait_for_mail(self, count: int) -> None:
+    def _wait_for_mail(self, person: Person, count: int = 1) -> None:
         def arrived() -> bool:
             self.show_mail()
-            return self.shown >= count
+            return sum(email.to == [person.email] for email in self.sandbox.emails) >= count
 
-        wait_for(arrived, self._patience(), f"{count} emails; there are {len(self.sandbox.emails)}")
-        if self.shown > count:
-            raise Failed(f"There should be {count} emails, and there are {self.shown}.")
+        wait_for(arrived, self._patience(), f"an email to {person.email}")
 
     def _patience(self) -> float:
         return max(1.0, self.give_up_at - time.monotonic())
@@ -436,6 +439,7 @@ def main() -> int:
             # A second Ctrl-C must not leave half of it behind.
             for ending in ENDINGS:
                 signal.signal(ending, signal.SIG_IGN)
+    heading("Stopped, and nothing is left of it.")
     return 0
 
 
