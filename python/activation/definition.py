@@ -14,7 +14,7 @@ from activation.errors import Refusal
 
 Document = dict[str, Any]
 
-_TOP = {
+_TOP: Document = {
     "type": "activation",
     "opinion": None,
     "trigger": None,
@@ -34,9 +34,9 @@ _TOP = {
 }
 _SHORT = ("condition", "action", "otherwise")
 _STEP = ("name", "delay", "condition", "action", "otherwise", "on_timeout")
-_TRIGGER = {"type": "database", "table": None, "event": None, "user_key": None, "filter": None}
-_CONDITION = {"type": "query", "query": None, "timeout": None, "every": None, "watch": None}
-_ACTION = {
+_TRIGGER: Document = {"type": "database", "table": None, "event": None, "user_key": None, "filter": None}
+_CONDITION: Document = {"type": "query", "query": None, "timeout": None, "every": None, "watch": None}
+_ACTION: Document = {
     "type": "email",
     "provider": "resend",
     "template": None,
@@ -46,7 +46,7 @@ _ACTION = {
     "reply_to": None,
     "resend_template": None,
 }
-_RECOVERY = {"retries": 3, "backoff": "exponential", "initial": "30 seconds", "max": "1 hour"}
+_RECOVERY: Document = {"retries": 3, "backoff": "exponential", "initial": "30 seconds", "max": "1 hour"}
 _EVENTS = ("insert", "update", "delete", "event", "schedule")
 
 
@@ -64,7 +64,9 @@ class _Checker:
 
     def mapping(self, value: object, where: str) -> Document:
         if not isinstance(value, dict):
-            self.refuse(f"{where} is not an object", hint=f"Write {where} as a JSON object, or use the builder function.")
+            self.refuse(
+                f"{where} is not an object", hint=f"Write {where} as a JSON object, or use the builder function."
+            )
         return {_snake(str(key)): item for key, item in value.items()}
 
     def known(self, document: Document, keys: Iterable[str], where: str) -> None:
@@ -132,10 +134,14 @@ def normalise(name: str | None, document: object) -> Document:
 def check_name(name: str | None) -> None:
     """Refuses a loop's name that is empty, NULL, over 63 bytes or holds a control character."""
     if name is None or not name.strip():
-        raise Refusal("a loop needs a name", hint="Give it as the first argument: activation.define_loop('first_project', …).")
+        raise Refusal(
+            "a loop needs a name", hint="Give it as the first argument: activation.define_loop('first_project', …)."
+        )
     if len(name.encode()) > 63:
         raise Refusal(
-            f'the name of loop "{name}" is too long', detail=f"It has {len(name.encode())} bytes.", hint="Use at most 63 bytes."
+            f'the name of loop "{name}" is too long',
+            detail=f"It has {len(name.encode())} bytes.",
+            hint="Use at most 63 bytes.",
         )
     if re.search(r"[\x00-\x1f\x7f]", name):
         raise Refusal("the name of a loop holds a control character", hint="Use letters, digits and signs only.")
@@ -194,7 +200,9 @@ def _step(check: _Checker, step: Document, number: int) -> Document:
         if step.get(key) is not None:
             result[key] = fragment(check.loop, key, step[key])
     if result["action"] is None and result["otherwise"] is None:
-        check.refuse(f'step "{result["name"]}" sends nothing', hint="Give it an action => activation.email(…), or an otherwise.")
+        check.refuse(
+            f'step "{result["name"]}" sends nothing', hint="Give it an action => activation.email(…), or an otherwise."
+        )
     if result["otherwise"] is not None and (result["condition"] is None or result["condition"]["timeout"] is None):
         check.refuse(
             f'step "{result["name"]}" has an otherwise that can never come',
@@ -223,8 +231,13 @@ def _condition(check: _Checker, given: Document, where: str) -> Document:
     check.one_of(given.get("type") or "query", ("query",), f"{where} type")
     query = check.text(given.get("query"), f"{where}.query")
     watch = given.get("watch")
-    if watch is not None and not (isinstance(watch, dict) and all(isinstance(column, str) for column in watch.values())):
-        check.refuse(f"{where}.watch is not an object of table and column", hint='Write it as {"table": "column of the user\'s key"}.')
+    if watch is not None and not (
+        isinstance(watch, dict) and all(isinstance(column, str) for column in watch.values())
+    ):
+        check.refuse(
+            f"{where}.watch is not an object of table and column",
+            hint='Write it as {"table": "column of the user\'s key"}.',
+        )
     return {**_CONDITION, **given, "type": "query", "query": query}
 
 
@@ -247,10 +260,19 @@ def _action(check: _Checker, given: Document, where: str) -> Document:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             check.refuse(f'personalization key "{key}" is not a name', hint="Use letters, digits and _.")
         if key in ("user", "loop", "enrollment", "unsubscribe_url"):
-            check.refuse(f'personalization key "{key}" is taken', hint=f"Templates know {key} already; choose another name.")
+            check.refuse(
+                f'personalization key "{key}" is taken', hint=f"Templates know {key} already; choose another name."
+            )
         if isinstance(value, dict | list):
             check.refuse(f'personalization key "{key}" is not a text', hint='Write a text, such as "{{user.name}}".')
-    return {**_ACTION, **given, "type": "email", "provider": "resend", "template": template, "personalization": personalization}
+    return {
+        **_ACTION,
+        **given,
+        "type": "email",
+        "provider": "resend",
+        "template": template,
+        "personalization": personalization,
+    }
 
 
 def _recovery(check: _Checker, given: Document) -> Document:

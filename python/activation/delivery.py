@@ -1,5 +1,8 @@
-"""Delivery: claim, commit, HTTP, record, commit. While a request is in flight the worker holds no snapshot, no lock and no
-transaction id: requests run in threads that know nothing of the database, and the main thread watches."""
+"""Delivery: claim, commit, HTTP, record, commit.
+
+While a request is in flight the worker holds no snapshot, no lock and no transaction id: requests run in threads that
+know nothing of the database, and the main thread watches.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,14 @@ class _Ended:
     subjects: list[str | None] = field(default_factory=list)
     errors: list[str | None] = field(default_factory=list)
 
-    def add(self, message_id: str, state: str, recipient: str | None = None, subject: str | None = None, error: str | None = None) -> None:
+    def add(
+        self,
+        message_id: str,
+        state: str,
+        recipient: str | None = None,
+        subject: str | None = None,
+        error: str | None = None,
+    ) -> None:
         self.ids.append(message_id)
         self.states.append(state)
         self.recipients.append(recipient)
@@ -119,7 +129,7 @@ class Deliverer:
             did = self._claim() or did
         return did
 
-    # -- record ----------------------------------------------------------------------------------------------------------
+    # -- record ----------------------------------------
 
     def _record_answers(self) -> bool:
         answered: list[tuple[_Flight, Try]] = []
@@ -131,7 +141,17 @@ class Deliverer:
                 # The thread is stuck where no timeout reaches; its answer, should one come, is nobody's any more.
                 self._replace_pool()
                 ended = time.time()
-                answered.append((flight, Try(Unanswered("no answer in time", name="total_timeout"), None, ended - (now - flight.since), ended)))
+                answered.append(
+                    (
+                        flight,
+                        Try(
+                            Unanswered("no answer in time", name="total_timeout"),
+                            None,
+                            ended - (now - flight.since),
+                            ended,
+                        ),
+                    )
+                )
             else:
                 continue
             del self._flights[future]
@@ -154,7 +174,8 @@ class Deliverer:
             if error is not None and flight.batch and is_content(error):
                 word = "split"
             self._db.execute(
-                "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7, $8::double precision,"
+                "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
+                " $8::double precision,"
                 " to_timestamp($9::double precision), to_timestamp($10::double precision))",
                 flight.request_id,
                 flight.token,
@@ -176,14 +197,18 @@ class Deliverer:
                     error.pause_seconds if isinstance(error, Paused) else None,
                 )
             if flight.rate_token:
-                self._db.execute("SELECT activation._free_tokens($1::integer[], $2::double precision)", [flight.rate_token], attempt.rtt)
+                self._db.execute(
+                    "SELECT activation._free_tokens($1::integer[], $2::double precision)",
+                    [flight.rate_token],
+                    attempt.rtt,
+                )
         self._db.commit()
 
     def _replace_pool(self) -> None:
         self._pool.shutdown(wait=False)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="activation", initializer=_quiet_thread)
 
-    # -- claim -----------------------------------------------------------------------------------------------------------
+    # -- claim ----------------------------------------
 
     def _claim(self) -> bool:
         try:
@@ -220,7 +245,9 @@ class Deliverer:
     def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
         db = self._db
         tokens: list[int] = list(
-            db.execute(f"SELECT activation._take_tokens($1::integer, {_LEASE_SQL}) AS tokens", THREADS - len(self._flights))[0]["tokens"]
+            db.execute(
+                f"SELECT activation._take_tokens($1::integer, {_LEASE_SQL}) AS tokens", THREADS - len(self._flights)
+            )[0]["tokens"]
         )
         if not tokens:
             return [], False
@@ -253,9 +280,10 @@ class Deliverer:
                 request_id = str(uuid.uuid4())
                 endpoint = "/emails" if len(group) == 1 else "/emails/batch"
                 emails_of = [mail.email for mail in group]
-                body = json.dumps(emails_of[0] if len(group) == 1 else emails_of, ensure_ascii=False, separators=(",", ":"))
+                body = json.dumps(emails_of[0] if len(group) == 1 else emails_of, separators=(",", ":"))
                 db.execute(
-                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7, $8::jsonb, $9::uuid,"
+                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7, $8::jsonb,"
+                    " $9::uuid,"
                     f" {_LEASE_SQL})",
                     request_id,
                     endpoint,
@@ -278,7 +306,8 @@ class Deliverer:
         if time.monotonic() - self._marked_at > 1:
             self._mark, self._marked_at = _START, time.monotonic()
         rows = self._db.execute(
-            "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, solo, email, user_row, template_mark, context"
+            "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, solo, email, user_row,"
+            " template_mark, context"
             " FROM activation._claim_messages($1::integer, $2::timestamptz, $3::uuid)",
             wanted,
             *self._mark,
@@ -304,7 +333,13 @@ class Deliverer:
         if not _ADDRESS.fullmatch(address):
             raise RenderError(f"not an email address: {address[:100]}")
         branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
-        rendered = rendered_mail(branch.action, branch.loop, json.loads(row["user_row"]), row["context"], self._source_for(branch.action, row["template_mark"]))
+        rendered = rendered_mail(
+            branch.action,
+            branch.loop,
+            json.loads(row["user_row"]),
+            row["context"],
+            self._source_for(branch.action, row["template_mark"]),
+        )
         email = {
             "from": branch.action["sender"] or state["sender"],
             "to": [state["redirect_to"] if state["mode"] == "redirect" else address],
@@ -327,12 +362,14 @@ class Deliverer:
                 ended.errors,
             )
 
-    # -- what is kept ----------------------------------------------------------------------------------------------------
+    # -- what is kept ----------------------------------------
 
     def _branch(self, loop_id: int, version: int, step: int, branch: str) -> _Branch:
         key = (loop_id, version, step, branch)
         if key not in self._branches:
-            row = self._db.execute("SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key)[0]
+            row = self._db.execute("SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key)[
+                0
+            ]
             self._branches[key] = _Branch(row["loop"], json.loads(row["action"]), row["recovery"])
         return self._branches[key]
 
@@ -360,7 +397,9 @@ def find_source(db: Database, template: str, mark: int) -> Source | None:
     return built_in(template)
 
 
-def rendered_mail(action: dict[str, Any], loop: str, user: dict[str, Any], context: str | None, source: Source | None) -> Rendered:
+def rendered_mail(
+    action: dict[str, Any], loop: str, user: dict[str, Any], context: str | None, source: Source | None
+) -> Rendered:
     """One mail of a loop for one user's row. Raises RenderError."""
     if source is None:
         raise RenderError(f"template {action['template']} does not exist")

@@ -1,5 +1,7 @@
-"""Detection: one round takes signals and wakes, enrolls, evaluates and decides, in one transaction under the locks of the
-parts of the users it covers. A loop that raises harms nobody but itself."""
+"""Detection: one round takes signals and wakes, enrolls, evaluates and decides.
+
+A round is one transaction under the locks of the parts of the users it covers. A loop that raises harms nobody but itself.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ class Detector:
         db = self._db
         try:
             parts = self._lock()
-            work = db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, BATCH) if parts else []
+            work = (
+                db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, BATCH)
+                if parts
+                else []
+            )
             for item in work:
                 self._loop(item)
             more = bool(work)

@@ -37,7 +37,9 @@ class DeliveryError(Exception):
 
     outcome = "unanswered"
 
-    def __init__(self, text: str, *, status: int | None = None, name: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, text: str, *, status: int | None = None, name: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(text)
         self.text = text
         self.status = status

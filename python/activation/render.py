@@ -66,7 +66,10 @@ def built_in(name: str) -> Source | None:
         return None
     folder = resources.files("activation") / "templates"
     return Source(
-        *((folder / f"{name}.{part}.liquid").read_text(encoding="utf-8").strip() for part in ("subject", "html", "text"))
+        *(
+            (folder / f"{name}.{part}.liquid").read_text(encoding="utf-8").strip()
+            for part in ("subject", "html", "text")
+        )
     )
 
 
@@ -89,7 +92,11 @@ def _filled(text: str, html: bool, variables: Mapping[str, object], what: str) -
 
 
 def variables_of(
-    personalization: Mapping[str, object], user: Mapping[str, object], loop: str, context: object, unsubscribe_url: str | None
+    personalization: Mapping[str, object],
+    user: Mapping[str, object],
+    loop: str,
+    context: object,
+    unsubscribe_url: str | None,
 ) -> dict[str, object]:
     """What a template may name: user, loop, enrollment, unsubscribe_url, and the personalization keys at top level."""
     base: dict[str, object] = {"user": user, "loop": {"name": loop}, "enrollment": {"context": context or {}}}
@@ -116,8 +123,8 @@ def render(source: Source, variables: Mapping[str, object]) -> Rendered:
 
 
 def check(source: Source, personalization: Mapping[str, object], columns: list[str], what: str) -> None:
-    """Refuses a template that no user's row could fill: broken Liquid, or a reference to what is neither a column of the
-    users table nor a personalization key. A reference under `default` or `if` is optional.
+    """Refuses a template that no user's row could fill: broken Liquid, or a reference to what is neither a column of
+    the users table nor a personalization key. A reference under `default` or `if` is optional.
 
     It is rendered twice, for a row of texts and for a row of NULLs, so that both sides of an `if` are seen.
     """
@@ -176,7 +183,7 @@ def _missing(text: str, columns: list[str], message: str) -> Refusal:
     return Refusal(
         message,
         detail=f"The template needs {name}, and nothing gives it a value.",
-        hint=f"Add it: activation.email(…, personalization => '{{\"{name}\": \"…\"}}'), "
+        hint=f'Add it: activation.email(…, personalization => \'{{"{name}": "…"}}\'), '
         "or make the reference optional with `default` or `if`.",
         code="22023",
     )
@@ -186,7 +193,25 @@ class _Text(HTMLParser):
     """Readable plain text of a mail: blocks on lines of their own, links with their address."""
 
     _BLOCKS = frozenset(
-        ("p", "div", "tr", "table", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "br", "hr", "blockquote", "section")
+        (
+            "p",
+            "div",
+            "tr",
+            "table",
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "h5",
+            "h6",
+            "ul",
+            "ol",
+            "li",
+            "br",
+            "hr",
+            "blockquote",
+            "section",
+        )
     )
     _HIDDEN = frozenset(("style", "script", "head", "title"))
 

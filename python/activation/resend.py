@@ -130,7 +130,7 @@ class Resend:
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
-    """The body, however it trickles in, until the deadline: a socket's timeout only bounds the silence between bytes."""
+    """The body, until the deadline however it trickles in: a socket's timeout only bounds the silence between bytes."""
     parts: list[bytes] = []
     size = 0
     for part in response.iter_content(65536 if response.headers.get("content-length") else 1024):
@@ -157,13 +157,15 @@ def _network(error: requests.RequestException) -> DeliveryError:
         return Unanswered("the connection broke before an answer came", name="connection_lost")
     if isinstance(error, requests.Timeout):
         return Unanswered("no answer in time", name="read_timeout")
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.exceptions.MissingSchema):
+    if isinstance(
+        error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.exceptions.MissingSchema
+    ):
         return Paused("resend_url is not a usable URL", name="invalid_url")
     return Unanswered(f"the answer could not be read: {type(error).__name__}", name="broken_answer")
 
 
 def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int) -> Accepted:
-    """The ids of an accepted request. Raises the DeliveryError that an answer means, by its error name where it has one."""
+    """The ids of an accepted request. Raises the DeliveryError that an answer means, by its error name if it has one."""
     if 200 <= status < 300:
         return _accepted(status, body, emails)
     answer = _json(body)
@@ -197,16 +199,22 @@ def _accepted(status: int, body: bytes, emails: int) -> Accepted:
     entries: Any = None
     if isinstance(answer, dict):
         entries = answer.get("data") if "data" in answer else [answer]
-    if isinstance(entries, list) and all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries):
+    if isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries
+    ):
         if len(entries) == emails:
             return Accepted([entry["id"] for entry in entries])
-        raise Unanswered(f"answered with {len(entries)} ids for {emails} emails", status=status, name="unexpected_answer")
+        raise Unanswered(
+            f"answered with {len(entries)} ids for {emails} emails", status=status, name="unexpected_answer"
+        )
     raise Unanswered("answered with something that is not a list of ids", status=status, name="unexpected_answer")
 
 
 def is_content(error: DeliveryError) -> bool:
     """Whether a refusal blames what the request holds, so that a batch is worth splitting."""
-    return isinstance(error, Terminal) and (error.name in _CONTENT or error.name is None or error.status in (400, 413, 422))
+    return isinstance(error, Terminal) and (
+        error.name in _CONTENT or error.name is None or error.status in (400, 413, 422)
+    )
 
 
 def _json(body: bytes) -> Any:

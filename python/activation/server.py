@@ -75,7 +75,7 @@ def _type(argument: object) -> str:
     return "text"
 
 
-# -- validators: they return {"message", "detail", "hint", "code"} under "error"; only SQL raises -------------------------
+# -- validators: they return {"message", "detail", "hint", "code"} under "error"; only SQL raises
 
 
 def _answer(compute: Callable[[], dict[str, Any]]) -> str:
@@ -94,10 +94,12 @@ def fragment(kind: str, document: str) -> str:
 
 
 def query_text(sql: str, key_type: str) -> str:
-    """The forms of a condition that the compiler needs: without its semicolon, freed of `*`, and with a key to explain."""
+    """The forms of a condition that the compiler needs: without semicolon, freed of `*`, and with a key to explain."""
     body = sqltext.without_terminator(sql)
     key = f"(pg_catalog.current_setting('activation.key', true)::{key_type})"
-    return json.dumps({"body": body, "starless": sqltext.without_star(body), "explained": sqltext.with_parameter(body, key)})
+    return json.dumps(
+        {"body": body, "starless": sqltext.without_star(body), "explained": sqltext.with_parameter(body, key)}
+    )
 
 
 def row_columns(expression: str, columns: list[str]) -> list[str]:
@@ -106,10 +108,14 @@ def row_columns(expression: str, columns: list[str]) -> list[str]:
 
 def coverage(plan: str, key_expressions: list[str]) -> str:
     found = watch.coverage(json.loads(plan), key_expressions)
-    return json.dumps({"covered": sorted(found.covered), "uncovered": sorted(found.uncovered), "negative": found.negative})
+    return json.dumps(
+        {"covered": sorted(found.covered), "uncovered": sorted(found.uncovered), "negative": found.negative}
+    )
 
 
-def check_template(what: str, subject: str, html: str | None, text: str | None, personalization: str | None, columns: list[str] | None) -> str:
+def check_template(
+    what: str, subject: str, html: str | None, text: str | None, personalization: str | None, columns: list[str] | None
+) -> str:
     from activation import render
 
     def compute() -> dict[str, Any]:
@@ -127,7 +133,11 @@ def built_in_template(name: str) -> str | None:
     from activation import render
 
     source = render.built_in(name)
-    return None if source is None else json.dumps({"subject": source.subject, "html": source.html, "body_text": source.text})
+    return (
+        None
+        if source is None
+        else json.dumps({"subject": source.subject, "html": source.html, "body_text": source.text})
+    )
 
 
 def preview(action: str, loop: str, user_row: str, subject: str, html: str | None, text: str | None) -> str:
@@ -135,7 +145,9 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
     from activation.errors import RenderError
 
     try:
-        mail = delivery.rendered_mail(json.loads(action), loop, json.loads(user_row), None, render.Source(subject, html, text))
+        mail = delivery.rendered_mail(
+            json.loads(action), loop, json.loads(user_row), None, render.Source(subject, html, text)
+        )
     except RenderError as error:
         return json.dumps({"problem": str(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})
@@ -224,7 +236,7 @@ def _place(query: str | None, position: int | None) -> str | None:
     return f"{head}{query.splitlines()[number - 1]}\n{' ' * (len(head) + column)}^"
 
 
-# -- workers ------------------------------------------------------------------------------------------------------------------
+# -- workers ------------------------------------------------------------
 
 
 def _end_of_run(db: PlpyDatabase) -> float:
@@ -232,7 +244,8 @@ def _end_of_run(db: PlpyDatabase) -> float:
     statement_timeout would end it."""
     row = db.execute(
         "SELECT extract(epoch FROM clock_timestamp())::double precision AS now,"
-        " (SELECT setting::double precision / 1000 FROM pg_catalog.pg_settings WHERE name = 'statement_timeout') AS timeout"
+        " (SELECT s.setting::double precision / 1000 FROM pg_catalog.pg_settings s"
+        "   WHERE s.name = 'statement_timeout') AS timeout"
     )[0]
     seconds = 61 - row["now"] % 60
     if row["timeout"]:
@@ -248,7 +261,9 @@ def _slot(db: PlpyDatabase, kind: str, slot: int) -> Iterator[bool]:
     except Failed as error:
         if error.code != "2D000":
             raise
-        raise Failed(f"CALL activation.{kind} commits, so it cannot run inside a transaction or a function", "2D000") from None
+        raise Failed(
+            f"CALL activation.{kind} commits, so it cannot run inside a transaction or a function", "2D000"
+        ) from None
     # A worker's statements may not be redirected by the session's search_path, nor fail for a stricter isolation level.
     kept = db.execute(
         "SELECT pg_catalog.current_setting('search_path') AS search_path,"
@@ -257,14 +272,22 @@ def _slot(db: PlpyDatabase, kind: str, slot: int) -> Iterator[bool]:
     _set(db, "search_path", "pg_catalog, pg_temp")
     _set(db, "default_transaction_isolation", "read committed")
     db.commit()
-    got = bool(db.execute("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got", f"activation {kind}", slot)[0]["got"])
+    got = bool(
+        db.execute(
+            "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got",
+            f"activation {kind}",
+            slot,
+        )[0]["got"]
+    )
     db.commit()
     try:
         yield got
     finally:
         db.rollback()
         if got:
-            db.execute("SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtext($1), $2::integer)", f"activation {kind}", slot)
+            db.execute(
+                "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtext($1), $2::integer)", f"activation {kind}", slot
+            )
         for name, value in kept.items():
             _set(db, name, value)
         db.commit()
@@ -361,7 +384,9 @@ def tick(plpy: Any) -> None:
     if _on_standby(db):
         return
     with _slot(db, "tick", 0):
-        db.execute("SELECT CASE WHEN activation._set_watching(true) THEN activation._sweep(NULL, activation._now()) END")
+        db.execute(
+            "SELECT CASE WHEN activation._set_watching(true) THEN activation._sweep(NULL, activation._now()) END"
+        )
         db.commit()
         detector, deliverer = Detector(db, None), Deliverer(db, host_name())
         try:

@@ -1,8 +1,8 @@
 """Which rows can make a condition true? Read from the planner's answer, not from the author's text.
 
 The condition is explained with its key replaced by an expression that can't be mistaken for anything else. Views and
-partitions come expanded, and the planner has already carried `a.user_id = key` over joins. A table is covered when every
-scan of it is restricted to one user's rows by a column of its own.
+partitions come expanded, and the planner has already carried `a.user_id = key` over joins. A table is covered when
+every scan of it is restricted to one user's rows by a column of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ def coverage(plan: list[dict[str, Any]], key_expressions: list[str]) -> Coverage
             for expression in key_expressions:
                 text = text.replace(expression, KEY)
             texts[i] = text
-        if node["Node Type"] in ("Aggregate", "SetOp", "WindowAgg", "Limit") or node.get("Join Type") in ("Left", "Right", "Full", "Anti"):
+        if node["Node Type"] in ("Aggregate", "SetOp", "WindowAgg", "Limit") or node.get("Join Type") in (
+            "Left",
+            "Right",
+            "Full",
+            "Anti",
+        ):
             found.negative = True
         if any(_NEGATIVE.search(text.replace("IS NOT NULL", "")) for text in texts):
             found.negative = True
