@@ -1,4 +1,4 @@
-"""What the engine's loops need of a database, so that the same code runs on plpy in the server and on psycopg outside."""
+"""What the engine's loops need of a database: the same code runs on plpy in the server and on psycopg outside."""
 
 from __future__ import annotations
 

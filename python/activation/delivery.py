@@ -282,9 +282,8 @@ class Deliverer:
                 emails_of = [mail.email for mail in group]
                 body = json.dumps(emails_of[0] if len(group) == 1 else emails_of, separators=(",", ":"))
                 db.execute(
-                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7, $8::jsonb,"
-                    " $9::uuid,"
-                    f" {_LEASE_SQL})",
+                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7,"
+                    f" $8::jsonb, $9::uuid, {_LEASE_SQL})",
                     request_id,
                     endpoint,
                     body,

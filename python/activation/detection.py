@@ -1,6 +1,7 @@
 """Detection: one round takes signals and wakes, enrolls, evaluates and decides.
 
-A round is one transaction under the locks of the parts of the users it covers. A loop that raises harms nobody but itself.
+A round is one transaction under the locks of the parts of the users it covers. A loop that raises harms nobody but
+itself.
 """
 
 from __future__ import annotations

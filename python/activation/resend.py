@@ -165,7 +165,7 @@ def _network(error: requests.RequestException) -> DeliveryError:
 
 
 def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int) -> Accepted:
-    """The ids of an accepted request. Raises the DeliveryError that an answer means, by its error name if it has one."""
+    """The ids of an accepted request. Raises the DeliveryError an answer means, by its error name if it has one."""
     if 200 <= status < 300:
         return _accepted(status, body, emails)
     answer = _json(body)
