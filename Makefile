@@ -1,0 +1,80 @@
+# make               builds extension/activation--X.sql from the parts in sql/
+# make install       installs it and its Python package into the server that PG_CONFIG names; honours DESTDIR;
+#                    WHEELS=dir takes the Python dependencies from there and needs no network
+# make wheels        fetches them into dist/wheels, or into WHEELS
+# make uninstall
+# make test          T=path runs a part of the tests
+# make lint, demo, bench
+# make clean         also removes what test, lint, demo and bench have built outside the checkout
+#
+# test, lint, demo and bench install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+
+EXTENSION = activation
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
+
+# In the order in which they may use each other.
+PARTS = 01_schema 02_definition 03_state 04_capture 05_engine 06_python 07_compile 08_api 09_views 10_schedule 11_privileges
+BUILT = extension/$(EXTENSION)--$(EXTVERSION).sql
+DATA = $(wildcard extension/$(EXTENSION)--*--*.sql)
+DATA_built = $(BUILT)
+
+.DEFAULT_GOAL := all
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+else
+all install uninstall wheels:
+	@echo 'There is no server to build for at PG_CONFIG=$(PG_CONFIG). On Debian: apt install postgresql postgresql-plpython3-NN.' >&2; exit 1
+clean:
+endif
+
+$(BUILT): $(PARTS:%=sql/%.sql)
+	cat $^ > $@.new && mv $@.new $@
+
+# The server's functions import their package from a directory named after the version, so that two versions can stand
+# beside each other. PYTHON is PGXS's: the interpreter that plpython3u was built with.
+PACKAGE = $(pkglibdir)/$(EXTENSION)-$(EXTVERSION)
+DEPENDENCIES = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'])")
+PIP = $(PYTHON) -m pip --quiet --disable-pip-version-check --no-input
+
+install: install-python
+uninstall: uninstall-python
+
+install-python: installdirs
+	rm -rf '$(DESTDIR)$(PACKAGE).new'
+	$(PIP) install --root-user-action=ignore --no-compile --target '$(DESTDIR)$(PACKAGE).new' --constraint python/constraints.txt \
+	  $(if $(WHEELS),--no-index --find-links '$(WHEELS)') $(DEPENDENCIES)
+	cp -R python/activation '$(DESTDIR)$(PACKAGE).new/activation'
+	find '$(DESTDIR)$(PACKAGE).new' -name __pycache__ -prune -exec rm -rf {} +
+	$(PYTHON) -m compileall -qq -s '$(DESTDIR)$(PACKAGE).new' -p '$(PACKAGE)' '$(DESTDIR)$(PACKAGE).new'
+	rm -rf '$(DESTDIR)$(PACKAGE)'
+	mv '$(DESTDIR)$(PACKAGE).new' '$(DESTDIR)$(PACKAGE)'
+
+uninstall-python:
+	rm -rf '$(DESTDIR)$(PACKAGE)'
+
+ifneq ($(wildcard $(PGXS)),)
+wheels:
+	$(PIP) wheel --wheel-dir '$(or $(WHEELS),dist/wheels)' --constraint python/constraints.txt $(DEPENDENCIES)
+endif
+
+test:
+	@scripts/with-env pytest $(T)
+
+lint:
+	@scripts/with-env scripts/lint
+
+demo:
+	@scripts/with-env python examples/demo.py
+
+bench:
+	@scripts/with-env python bench/run.py $(ARGS)
+
+clean: clean-environment
+clean-environment:
+	rm -rf dist
+	scripts/with-env --clean
+
+.PHONY: install-python uninstall-python wheels test lint demo bench clean-environment
