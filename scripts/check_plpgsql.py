@@ -26,7 +26,7 @@ SELECT p.oid::regprocedure::text, c.lineno, c.level, c.message, c.detail, c.hint
 
 def main() -> int:
     """Print what was found; 1 if there is anything."""
-    with Cluster() as cluster:
+    with Cluster(cron=True) as cluster:
         cluster.sql("CREATE EXTENSION plpgsql_check")
         found = cluster.sql(CHECK)
     for function, line, level, message, detail, hint in found:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from harness import Cluster, programs
 
 HERE = Path(__file__).parent
@@ -54,8 +55,9 @@ class PgTap(Script):
     def runtest(self) -> None:
         cluster = self.cluster
         environment = {**os.environ, **cluster.address(), "PGUSER": "postgres", "PGDATABASE": cluster.name}
-        command = ["pg_prove", "--verbose", "--merge", "--psql-bin", str(programs() / "psql"), str(self.path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = ["pg_prove", "--verbose", "--merge", "--psql-bin", str(programs() / "psql")]
+        command.append(str(self.path.relative_to(HERE.parent)))
+        result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             lines = (result.stdout + result.stderr).splitlines()
             raise ScriptFailed("\n".join(line for line in lines if not line.startswith("ok ")))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
 from harness import Cluster, Database
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cron_cluster() -> Iterator[Cluster]:
-    """The one server with pg_cron. A job that is not running yet can wait a minute for its first run: share what you start."""
+    """The one server with pg_cron. A new job can wait a minute for its first run, so share it."""
     with Cluster(cron=True, environment={"RESEND_API_KEY": "re_test"}) as server:
         yield server
 

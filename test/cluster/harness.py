@@ -1,12 +1,13 @@
 """Throwaway PostgreSQL clusters that have the extension.
 
-A cluster is a copy of a data directory that is made once a process, so that starting one takes a fraction of a second. It
-listens on a socket in a closed directory only. `scripts/with-env` sets ACTIVATION_PG_BIN, the programs to use.
+A cluster is a copy of a data directory that is made once a process, so that starting one takes a fraction of a second.
+It listens on a socket in a closed directory only. `scripts/with-env` sets ACTIVATION_PG_BIN, the programs to use.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -82,7 +83,12 @@ class Database:
         """Run one of PostgreSQL's programs (psql, pg_dump, …) on this database; what it wrote. Raises if it fails."""
         environment = {**os.environ, "PGDATABASE": self.name, "PGUSER": user, **self.cluster.address()}
         result = subprocess.run(
-            [programs() / program, *arguments], env=environment, input=given, capture_output=True, text=True, check=False
+            [programs() / program, *arguments],
+            env=environment,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode != 0:
             raise AssertionError(f"{program} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
@@ -94,8 +100,9 @@ class Database:
 
     def dsn(self, user: str = "postgres") -> str:
         """The connection string."""
-        address = {"dbname": self.name, "user": user, "host": self.cluster.socket, "port": self.cluster.port}
-        return psycopg.conninfo.make_conninfo("", **address)
+        return psycopg.conninfo.make_conninfo(
+            dbname=self.name, user=user, host=self.cluster.socket, port=self.cluster.port
+        )
 
     def close(self) -> None:
         """Close the connection that sql() uses."""
@@ -311,7 +318,5 @@ def _is_alive(pid: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+
 from harness import Cluster, Database
 
 
@@ -15,10 +16,15 @@ def test_databases_do_not_see_each_other(cluster: Cluster, db: Database) -> None
     other.drop()
 
 
-def test_the_package_is_the_installed_one(db: Database) -> None:
-    db.sql("CREATE FUNCTION path() RETURNS text LANGUAGE plpython3u AS $$ import activation; return activation.__file__ $$")
+def test_the_server_does_not_see_the_checkout(db: Database) -> None:
+    db.sql(
+        "CREATE FUNCTION path() RETURNS text LANGUAGE plpython3u AS $$import activation; return activation.__file__$$"
+    )
     with pytest.raises(psycopg.errors.ExternalRoutineException, match="No module named 'activation'"):
         db.sql("SELECT path()")
+    folder = db.value("SELECT setting || '/activation-0.1.0/activation/' FROM pg_config WHERE name = 'PKGLIBDIR'")
+    db.sql("SELECT activation._python()")
+    assert str(db.value("SELECT path()")).startswith(folder)
 
 
 def test_killed_and_started_again() -> None:
@@ -34,7 +40,9 @@ def test_killed_and_started_again() -> None:
         assert cluster.value("SELECT count(*) FROM kept") == 1
         assert cluster.value("SHOW work_mem") == "5MB"
         assert "automatic recovery in progress" in cluster.log
-        cluster.sql("CREATE FUNCTION hi() RETURNS text LANGUAGE plpython3u AS $$ import os; return os.environ['GREETING'] $$")
+        cluster.sql(
+            "CREATE FUNCTION hi() RETURNS text LANGUAGE plpython3u AS $$import os; return os.environ['GREETING']$$"
+        )
         assert cluster.value("SELECT hi()") == "hello"
         assert [line for line in cluster.log.splitlines() if "ready to accept connections" in line][1:]
 
