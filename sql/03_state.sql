@@ -192,6 +192,7 @@ CREATE TABLE activation.provider (
     singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     paused_until timestamptz,
     pause_reason text,
+    paused_key   text,
     learnt_rate  numeric,
     min_rtt      double precision,
     answered     boolean NOT NULL DEFAULT false

@@ -162,8 +162,9 @@ END
 $$;
 
 -- Brings functions and triggers of a table up to what loops and watches ask for. Only a table that lacks a trigger is
--- locked (SHARE ROW EXCLUSIVE, after at most 3 s of waiting); otherwise only a function is swapped.
-CREATE FUNCTION activation._generate_capture(table_name regclass) RETURNS void
+-- locked (SHARE ROW EXCLUSIVE, after at most 3 s of waiting); otherwise only a function is swapped. only_known: a table
+-- without our trigger gets none (it may be in the middle of a restore, which brings its own); new partitions of one do.
+CREATE FUNCTION activation._generate_capture(table_name regclass, only_known boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -187,9 +188,7 @@ BEGIN
         SELECT p.proname INTO function_name
           FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
          WHERE t.tgrelid = table_name AND t.tgname = 'activation_' || wanted.event;
-        IF body IS NULL AND function_name IS NULL THEN
-            CONTINUE;
-        END IF;
+        CONTINUE WHEN function_name IS NULL AND (body IS NULL OR only_known);
         IF function_name IS NULL THEN
             SELECT activation._compiled_name(c.relname, format(': %s (%s)', wanted.event, min(s.source_id))) INTO function_name
               FROM pg_class c JOIN activation.source s ON s.table_name = c.oid
@@ -274,7 +273,7 @@ BEGIN
          WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND s.table_name = changed
            AND NOT EXISTS (SELECT FROM pg_attribute a
                             WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped);
-        PERFORM activation._generate_capture(changed);
+        PERFORM activation._generate_capture(changed, only_known => true);
     END LOOP;
 EXCEPTION WHEN others THEN
     RAISE WARNING 'activation could not follow this change of a table: %', SQLERRM

@@ -179,6 +179,7 @@ BEGIN
       FROM (SELECT d.enrollment_id
               FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
              WHERE d.retry_at <= now AND l.state = 'active' AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.retry_at > now)
              ORDER BY d.retry_at LIMIT batch) e;
 
     FOR sweeping IN
@@ -390,7 +391,7 @@ $$;
 
 -- What a deliverer must know before it claims: the mode, whether it may send at all and why not, and what to send with.
 CREATE FUNCTION activation._deliver_state(host text)
-RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, sender text, reply_to text, resend_url text,
+RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, paused_key text, sender text, reply_to text, resend_url text,
                api_key text, due boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -401,7 +402,7 @@ DECLARE
 BEGIN
     SELECT * INTO p FROM activation.provider;
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
-        CASE WHEN p.paused_until > activation._now() THEN p.pause_reason END,
+        CASE WHEN p.paused_until > activation._now() THEN p.pause_reason END, p.paused_key,
         s.sender, s.reply_to, s.resend_url, s.api_key,
         EXISTS (SELECT FROM activation.message m WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now())
         OR EXISTS (SELECT FROM activation.request r WHERE r.state = 'open' AND r.next_attempt_at <= activation._now()
@@ -735,8 +736,9 @@ END
 $$;
 
 -- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause. A pause has
--- no end in itself when until is NULL: it ends with resume() or a change of the settings it came from.
-CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_seconds double precision) RETURNS void
+-- no end in itself when pause_seconds is NULL: it ends with resume(), with a change of the settings it came from, or when
+-- the key is another (key_mark tells keys apart and is no key).
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_seconds double precision, key_mark text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -746,12 +748,13 @@ DECLARE
                               WHEN pause_seconds IS NULL THEN 'infinity'
                               ELSE now + make_interval(secs => pause_seconds) END;
 BEGIN
-    INSERT INTO activation.provider AS p (paused_until, pause_reason, learnt_rate, min_rtt, answered)
-    VALUES (until, _learn.pause_reason, _learn.rate, _learn.rtt, true)
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, answered)
+    VALUES (until, _learn.pause_reason, CASE WHEN until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, true)
     ON CONFLICT (singleton) DO UPDATE
        SET paused_until = CASE WHEN excluded.paused_until IS NULL THEN p.paused_until
                                ELSE greatest(excluded.paused_until, p.paused_until) END,
            pause_reason = coalesce(excluded.pause_reason, p.pause_reason),
+           paused_key = coalesce(excluded.paused_key, p.paused_key),
            learnt_rate = coalesce(excluded.learnt_rate, p.learnt_rate),
            min_rtt = least(excluded.min_rtt, p.min_rtt),
            answered = true
@@ -761,6 +764,12 @@ BEGIN
         OR excluded.min_rtt < p.min_rtt OR p.min_rtt IS NULL;
 END
 $$;
+
+-- The pause was another key's.
+CREATE FUNCTION activation._end_pause() RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ UPDATE activation.provider SET paused_until = NULL, pause_reason = NULL, paused_key = NULL $$;
 
 -- ---- workers --------------------------------------------------------------------------------------------------------------
 

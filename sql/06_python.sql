@@ -150,8 +150,7 @@ LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
 from activation import server
-server.check_origin(plpy, folder)
-server.deliver(plpy, slot)
+server.deliver(plpy, slot, folder)
 $$;
 COMMENT ON PROCEDURE activation.deliver(integer) IS
 'Runs a deliverer until one second after the next full minute: claims due messages, sends them through Resend, records what came of it. A pg_cron job calls it; slot tells deliverers apart. Commits, so it cannot run inside a transaction.';
@@ -161,8 +160,7 @@ LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
 from activation import server
-server.check_origin(plpy, folder)
-server.tick(plpy)
+server.tick(plpy, folder)
 $$;
 COMMENT ON PROCEDURE activation.tick() IS
 'Does everything that is due now, detecting and delivering, and returns: for tests, psql and servers without pg_cron. Commits, so it cannot run inside a transaction.';

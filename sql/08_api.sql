@@ -820,7 +820,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE activation.provider p SET paused_until = NULL, pause_reason = NULL WHERE p.paused_until > activation._now();
+    UPDATE activation.provider p SET paused_until = NULL, pause_reason = NULL, paused_key = NULL WHERE p.paused_until > activation._now();
     IF NOT FOUND THEN
         RAISE NOTICE 'the provider was not paused';
     END IF;

@@ -6,6 +6,7 @@ know nothing of the database, and the main thread watches.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -105,6 +106,7 @@ class Deliverer:
         self._client: tuple[tuple[str, str], Resend] | None = None
         self._mark = _START
         self._marked_at = 0.0
+        self._key_mark = ""
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
 
@@ -190,11 +192,12 @@ class Deliverer:
             )
             if error is None or error.status is not None:
                 self._db.execute(
-                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::double precision)",
+                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::double precision, $5)",
                     attempt.rate,
                     attempt.rtt,
                     error.text if isinstance(error, Paused) else None,
                     error.pause_seconds if isinstance(error, Paused) else None,
+                    self._key_mark,
                 )
             if flight.rate_token:
                 self._db.execute(
@@ -223,7 +226,7 @@ class Deliverer:
 
     def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
         state = self._db.execute("SELECT * FROM activation._deliver_state($1)", self._host)[0]
-        self.note = state["disarmed"] or state["paused"]
+        self.note = state["disarmed"]
         if self.note or not state["due"]:
             return [], False
         if state["mode"] == "capture":
@@ -237,6 +240,12 @@ class Deliverer:
         except KeyUnavailable as error:
             self.note = str(error)
             return [], False
+        self._key_mark = hashlib.sha256(api_key.encode()).hexdigest()[:16]
+        if state["paused"] and state["paused_key"] == self._key_mark:
+            self.note = state["paused"]
+            return [], False
+        if state["paused"]:
+            self._db.execute("SELECT activation._end_pause()")
         if not state["sender"]:
             self.note = "no sender is configured"
             return [], False

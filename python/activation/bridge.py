@@ -1,0 +1,135 @@
+"""The bridge to the server: the only module that knows plpy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from activation.database import Cancelled, Failed
+
+
+class PlpyDatabase:
+    """activation.database.Database on plpy. Plans are prepared once a call: preparing again leaks memory."""
+
+    def __init__(self, plpy: Any) -> None:
+        self._plpy = plpy
+        self._plans: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def execute(self, sql: str, *arguments: object) -> list[dict[str, Any]]:
+        types = tuple(_type(argument) for argument in arguments)
+        with self._translated():
+            plan = self._plans.get((sql, types))
+            if plan is None:
+                plan = self._plans[sql, types] = self._plpy.prepare(sql, list(types))
+            return [dict(row) for row in self._plpy.execute(plan, list(arguments))]
+
+    def commit(self) -> None:
+        with self._translated():
+            self._plpy.commit()
+
+    def rollback(self) -> None:
+        self._plpy.rollback()
+
+    def refuse(self, message: str, hint: str, code: str) -> None:
+        self._plpy.error(message, hint=hint, sqlstate=code)
+
+    def warn(self, message: str) -> None:
+        self._plpy.warning(message)
+
+    @contextlib.contextmanager
+    def subtransaction(self) -> Iterator[None]:
+        with self._translated(), self._plpy.subtransaction():
+            yield
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except self._plpy.spiexceptions.QueryCanceled as error:
+            raise Cancelled(str(error)) from error
+        except self._plpy.SPIError as error:
+            raise Failed(_message(error), error.sqlstate or "XX000") from error
+
+
+def _message(error: BaseException) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
+def _type(argument: object) -> str:
+    if isinstance(argument, list):
+        return "text[]"
+    if isinstance(argument, bool):
+        return "boolean"
+    if isinstance(argument, int):
+        return "bigint"
+    if isinstance(argument, float):
+        return "double precision"
+    return "text"
+
+
+def check_origin(plpy: Any, folder: str) -> None:
+    """The first import of a module wins in a session: another PL/Python function may have loaded an older requests."""
+    import liquid
+    import requests
+
+    for module in (requests, liquid):
+        if not str(module.__file__).startswith(folder):
+            plpy.error(
+                f"{module.__name__} was loaded from {module.__file__} by other code of this session",
+                hint="Call activation from a session of its own.",
+                sqlstate="55000",
+            )
+
+
+class _Undo(Exception):
+    """Leaves a subtransaction so that it is rolled back."""
+
+
+def run(plpy: Any, names: str, statements: list[str], keep: bool) -> str:
+    """Runs statements on an author's search_path in a subtransaction, and undoes them unless they are to be kept.
+
+    Returns {"value": first column of the last statement's first row} or {"error": what the server said, with the text
+    and the position in it}.
+    """
+    value = None
+    set_path = plpy.prepare("SELECT pg_catalog.set_config('search_path', $1, true)", ["text"])
+    try:
+        with plpy.subtransaction():
+            plpy.execute(set_path, [names])
+            for statement in statements:
+                result = plpy.execute(statement)
+                if result.nrows() and result.colnames():
+                    value = next(iter(result[0].values()))
+            if not keep:
+                raise _Undo
+            plpy.execute(set_path, ["pg_catalog, pg_temp"])
+    except _Undo:
+        pass
+    except plpy.SPIError as error:
+        # spidata: code, detail, hint, internal query, internal position (in characters, from 1), names of objects
+        _, detail, hint, query, position = (tuple(getattr(error, "spidata", None) or ()) + (None,) * 5)[:5]
+        return json.dumps(
+            {
+                "error": {
+                    "message": _message(error),
+                    "detail": detail,
+                    "hint": hint,
+                    "code": error.sqlstate,
+                    "place": _place(query, position),
+                }
+            }
+        )
+    return json.dumps({"value": value})
+
+
+def _place(query: str | None, position: int | None) -> str | None:
+    """The line a position is in, with a caret under it, as psql shows it."""
+    if not query or not position:
+        return None
+    before = query[: position - 1]
+    number = before.count("\n") + 1
+    column = len(before) - (before.rfind("\n") + 1)
+    head = f"LINE {number}: "
+    return f"{head}{query.splitlines()[number - 1]}\n{' ' * (len(head) + column)}^"

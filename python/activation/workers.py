@@ -1,0 +1,221 @@
+"""Runs of the workers: how long they last, how often they look, and that there is one a slot.
+
+Delivery is imported where it is used: a detector needs neither requests nor liquid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from activation.database import Cancelled, Database, Failed
+from activation.detection import Detector
+
+if TYPE_CHECKING:
+    from activation.delivery import Deliverer
+
+#: Poll this often while there was work within the last WARM seconds, else that often (seconds).
+POLL_WARM = 0.02
+POLL_IDLE = 0.1
+WARM = 5.0
+
+#: Heartbeats this far apart (seconds).
+BEAT = 2.0
+
+
+class WorkerDatabase(Database, Protocol):
+    """A database that can also speak to whoever called the worker."""
+
+    def refuse(self, message: str, hint: str, code: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+def _end_of_run(db: WorkerDatabase) -> float:
+    """When a run ends: one second after the next full minute, when pg_cron has queued the next one; earlier where a
+    statement_timeout would end it."""
+    row = db.execute(
+        "SELECT extract(epoch FROM clock_timestamp())::double precision AS now,"
+        " (SELECT s.setting::double precision / 1000 FROM pg_catalog.pg_settings s"
+        "   WHERE s.name = 'statement_timeout') AS timeout"
+    )[0]
+    seconds = 61 - row["now"] % 60
+    if row["timeout"]:
+        seconds = min(seconds, max(row["timeout"] - 2, row["timeout"] / 2))
+    return time.monotonic() + float(seconds)
+
+
+@contextlib.contextmanager
+def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
+    """Holds the lock of a worker's slot: one worker a slot. Committing workers need READ COMMITTED."""
+    try:
+        db.commit()
+    except Failed as error:
+        if error.code == "2D000":
+            db.refuse(
+                "a worker commits, so it cannot be called inside a transaction or a function",
+                "CALL it on its own: outside BEGIN, and not from a function or a DO block.",
+                "2D000",
+            )
+        raise
+    # A worker's statements may not be redirected by the session's search_path, nor fail for a stricter isolation level.
+    kept = db.execute(
+        "SELECT pg_catalog.current_setting('search_path') AS search_path,"
+        " pg_catalog.current_setting('default_transaction_isolation') AS default_transaction_isolation"
+    )[0]
+    _set(db, "search_path", "pg_catalog, pg_temp")
+    _set(db, "default_transaction_isolation", "read committed")
+    db.commit()
+    got = bool(
+        db.execute(
+            "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got",
+            f"activation {kind}",
+            slot,
+        )[0]["got"]
+    )
+    db.commit()
+    try:
+        yield got
+    finally:
+        db.rollback()
+        if got:
+            db.execute(
+                "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtext($1), $2::integer)", f"activation {kind}", slot
+            )
+        for name, value in kept.items():
+            _set(db, name, value)
+        db.commit()
+
+
+def _set(db: WorkerDatabase, name: str, value: str) -> None:
+    db.execute("SELECT pg_catalog.set_config($1, $2, false)", name, value)
+
+
+@contextlib.contextmanager
+def _worker(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
+    """What every worker stands in: False where there is nothing for it to do, on a standby or in a slot that is taken.
+    Errors keep their SQLSTATE."""
+    try:
+        if db.execute("SELECT pg_catalog.pg_is_in_recovery() AS standby")[0]["standby"]:
+            yield False
+        else:
+            with _slot(db, kind, slot) as got:
+                yield got
+    except (Cancelled, Failed) as error:
+        raise (error.__cause__ or error) from None
+
+
+def _watch_tables(db: WorkerDatabase) -> None:
+    """Puts the wake part into the capture functions, and sweeps once for what came before it."""
+    db.execute("SELECT CASE WHEN activation._set_watching(true) THEN activation._sweep(NULL, activation._now()) END")
+    db.commit()
+
+
+class _Pulse:
+    """Heartbeats of one worker, and the word whether to go on."""
+
+    def __init__(self, db: WorkerDatabase, kind: str, slot: int) -> None:
+        self._db, self._kind, self._slot = db, kind, slot
+        self._next = 0.0
+        self._first = True
+        self._worked = False
+        self.go_on = True
+
+    def beat(self, worked: bool, note: str | None) -> None:
+        self._worked = self._worked or worked
+        if time.monotonic() < self._next:
+            return
+        sql = "SELECT activation._beat($1, $2::integer, $3, $4, $5) AS go_on"
+        self.go_on = bool(self._db.execute(sql, self._kind, self._slot, self._first, self._worked, note)[0]["go_on"])
+        self._db.commit()
+        self._first = self._worked = False
+        self._next = time.monotonic() + BEAT
+
+
+def detect(db: WorkerDatabase, slot: int) -> None:
+    """One run of a detector: rounds until a second past the next full minute."""
+    with _worker(db, "detector", slot) as wanted:
+        if not wanted:
+            return
+        _watch_tables(db)
+        detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db), 0.0
+        pulse.beat(False, None)
+        while time.monotonic() < end and pulse.go_on:
+            worked = detector.round()
+            pulse.beat(worked, None)
+            if worked:
+                warm_until = time.monotonic() + WARM
+            else:
+                time.sleep(POLL_WARM if time.monotonic() < warm_until else POLL_IDLE)
+
+
+def deliver(db: WorkerDatabase, slot: int) -> None:
+    """One run of a deliverer: turns until a second past the next full minute, then until nothing is in flight."""
+    from activation.delivery import Deliverer
+
+    with _worker(db, "deliverer", slot) as wanted:
+        if not wanted:
+            return
+        pulse, end, warm_until = _Pulse(db, "deliverer", slot), _end_of_run(db), 0.0
+        deliverer = Deliverer(db, socket.gethostname())
+        if disarmed := db.execute("SELECT activation._disarmed($1) AS reason", socket.gethostname())[0]["reason"]:
+            # Once a run, that is once a minute.
+            db.warn(f"activation sends nothing: {disarmed}")
+        try:
+            pulse.beat(False, None)
+            while (claim := time.monotonic() < end and pulse.go_on) or deliverer.busy:
+                worked = deliverer.turn(claim)
+                pulse.beat(worked, deliverer.note)
+                if worked:
+                    warm_until = time.monotonic() + WARM
+                else:
+                    _watch(db, deliverer, POLL_WARM if deliverer.busy or time.monotonic() < warm_until else POLL_IDLE)
+        finally:
+            deliverer.close()
+
+
+def _watch(db: WorkerDatabase, deliverer: Deliverer, seconds: float) -> None:
+    """Waits with no transaction open, then touches the server once, so that a cancel or a shutdown gets through."""
+    deliverer.wait(seconds)
+    db.execute("SELECT 1 AS one")
+    db.rollback()
+
+
+def tick(db: WorkerDatabase) -> None:
+    """Everything that is due: rounds and turns until there is nothing left to do now."""
+    from activation.delivery import Deliverer
+
+    with _worker(db, "tick", 0) as wanted:
+        if not wanted:
+            return
+        _watch_tables(db)
+        detector, deliverer = Detector(db, None), Deliverer(db, socket.gethostname())
+        try:
+            while True:
+                worked = detector.round()
+                while deliverer.turn() or deliverer.busy or _token_soon(db, deliverer):
+                    worked = True
+                    if deliverer.busy:
+                        _watch(db, deliverer, 0.05)
+                if not worked:
+                    break
+        finally:
+            deliverer.close()
+
+
+def _token_soon(db: WorkerDatabase, deliverer: Deliverer) -> bool:
+    """Whether messages only wait for the rate limit, which frees them within a second; waits a moment if so."""
+    if deliverer.note:
+        return False
+    rows = db.execute(
+        "SELECT EXISTS (SELECT FROM activation.message m JOIN activation.loop l USING (loop_id)"
+        "  WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now() AND l.state = 'active') AS waiting"
+    )
+    db.rollback()
+    if not rows[0]["waiting"]:
+        return False
+    time.sleep(0.02)
+    return True
