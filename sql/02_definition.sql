@@ -113,7 +113,7 @@ CREATE TABLE activation.loop_version (
     generation      integer NOT NULL,
     filter_function name,
     filter_columns  name[],
-    users_function  name NOT NULL,
+    users_function  name,
     created_at      timestamptz NOT NULL,
     PRIMARY KEY (loop_id, version)
 );

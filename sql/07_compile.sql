@@ -347,3 +347,80 @@ BEGIN
     RETURN function_name;
 END
 $$;
+
+-- Whether everything that a version was compiled to is there.
+CREATE FUNCTION activation._compiled(loop_id integer, version integer) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT activation._function_exists(v.users_function)
+           AND (v.filter_function IS NULL OR activation._function_exists(v.filter_function))
+           AND NOT EXISTS (SELECT FROM activation.step s
+                            WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.evaluate_function IS NOT NULL
+                              AND NOT (activation._function_exists(s.evaluate_function) AND activation._function_exists(s.condition_function)))
+      FROM activation.loop_version v
+     WHERE v.loop_id = _compiled.loop_id AND v.version = _compiled.version
+$$;
+
+-- Compiles a version from its definition, with its owner's rights and path, and writes down what it was compiled to. What
+-- is there of it already goes first.
+CREATE FUNCTION activation._compile_version(loop_id integer, version integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+<<here>>
+DECLARE
+    v activation.loop_version;
+    loop_name text := (SELECT l.name FROM activation."loop" l WHERE l.loop_id = _compile_version.loop_id);
+    key_type oid;
+    suffix text := format(' (v%s)', version);
+    old_function text;
+    filter jsonb;
+    compiled jsonb;
+    defined record;
+BEGIN
+    SELECT x.* INTO STRICT v FROM activation.loop_version x
+     WHERE x.loop_id = _compile_version.loop_id AND x.version = _compile_version.version;
+    SELECT activation._key_type(u.users, u.key_column) INTO STRICT key_type FROM activation.users_table u WHERE u.users = v.users;
+    -- A long name is cut, and the number of the loop keeps the names apart.
+    IF octet_length(loop_name) > 40 THEN
+        suffix := format(' (%s.v%s)', loop_id, version);
+    END IF;
+    FOR old_function IN
+        SELECT p.oid::regprocedure::text FROM pg_proc p
+         WHERE p.pronamespace = 'activation_compiled'::regnamespace
+           AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || suffix)
+                               FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users']) AS k(kind))
+         ORDER BY p.proname LIKE '%: condition%'
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', old_function);
+    END LOOP;
+
+    IF v.definition #>> '{trigger,filter}' IS NOT NULL THEN
+        filter := activation._compile_filter(loop_name, loop_name, suffix, v.definition #>> '{trigger,filter}', v.users, v.owner, v.names);
+    END IF;
+    UPDATE activation.loop_version x
+       SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
+           filter_function = filter ->> 'function',
+           filter_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[]
+     WHERE x.loop_id = v.loop_id AND x.version = v.version;
+    FOR defined IN
+        SELECT n.step -> 'condition' AS condition, n.number::integer
+          FROM jsonb_array_elements(v.definition -> 'steps') WITH ORDINALITY AS n(step, number) WHERE n.step -> 'condition' <> 'null'
+    LOOP
+        compiled := activation._compile_condition(loop_name, loop_name, suffix, defined.condition, v.users, key_type, v.owner, v.names);
+        UPDATE activation.step s
+           SET every = (compiled ->> 'every')::interval, condition_function = compiled ->> 'condition', evaluate_function = compiled ->> 'evaluate'
+         WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.step = defined.number;
+        DELETE FROM activation.watch w WHERE w.loop_id = v.loop_id AND w.version = v.version AND w.step = defined.number;
+        INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete)
+        SELECT DISTINCT v.loop_id, v.version, defined.number, activation._source((w ->> 0)::oid::regclass, (w ->> 1)::name),
+               (compiled ->> 'on_delete')::boolean
+          FROM jsonb_array_elements(compiled -> 'watches') AS w;
+        INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+        SELECT v.loop_id, v.version, defined.number, p.part, activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')
+          FROM unnest(activation._all_parts()) AS p(part)
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+END
+$$;

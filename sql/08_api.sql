@@ -463,16 +463,9 @@ DECLARE
     known activation.loop;
     current_version activation.loop_version;
     made integer;
-    key_type oid;
     source_id integer;
     generation integer;
-    compiled jsonb;
-    filter jsonb;
     step jsonb;
-    number integer := 0;
-    base text;
-    suffix text;
-    users_function name;
     captured regclass;
 BEGIN
     PERFORM activation._raise(answer -> 'error');
@@ -503,7 +496,6 @@ BEGIN
                   HINT = 'Put the trigger on the users table, and name this table in the condition.';
     END IF;
     registered := activation._register_users(users, NULL, NULL, NULL, what);
-    key_type := activation._key_type(users, registered.key_column);
     definition := jsonb_set(jsonb_set(activation._durations(definition, what),
         '{trigger,table}', to_jsonb(activation._table_name(users))), '{users}', to_jsonb(activation._table_name(users)));
     FOR step IN SELECT * FROM jsonb_array_elements(definition -> 'steps') LOOP
@@ -520,9 +512,7 @@ BEGIN
     SELECT v.* INTO current_version FROM activation.loop_version v WHERE v.loop_id = known.loop_id AND v.version = known.version;
     IF current_version.definition = definition AND current_version.owner = _define.owner AND current_version.names = _define.names
        AND known.state IN ('active', 'paused')
-       AND activation._function_exists(current_version.users_function)
-       AND NOT EXISTS (SELECT FROM activation.step s WHERE s.loop_id = known.loop_id AND s.version = known.version
-                          AND s.evaluate_function IS NOT NULL AND NOT activation._function_exists(s.evaluate_function)) THEN
+       AND activation._compiled(known.loop_id, known.version) THEN
         RETURN known.version;
     END IF;
 
@@ -532,12 +522,6 @@ BEGIN
     ELSE
         SELECT max(v.version) + 1 INTO made FROM activation.loop_version v WHERE v.loop_id = known.loop_id;
     END IF;
-    base := name;
-    suffix := format(' (v%s)', made);
-    IF octet_length(base) > 40 THEN
-        suffix := format(' (%s.v%s)', known.loop_id, made);
-    END IF;
-
     source_id := activation._source(users, registered.key_column);
     -- A loop that comes to a table (anew) enrolls nobody whose signal was written before it came.
     IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL THEN
@@ -545,37 +529,14 @@ BEGIN
     ELSE
         UPDATE activation.source s SET generation = s.generation + 1 WHERE s.source_id = here.source_id RETURNING s.generation INTO generation;
     END IF;
-    users_function := activation._compile_users(base, suffix, users, owner);
-    IF definition #>> '{trigger,filter}' IS NOT NULL THEN
-        filter := activation._compile_filter(name, base, suffix, definition #>> '{trigger,filter}', users, owner, names);
-    END IF;
-    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation,
-                                         filter_function, filter_columns, users_function, created_at)
+    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation, created_at)
     VALUES (known.loop_id, made, definition, _define.owner, _define.names, here.users, here.source_id, definition #>> '{trigger,event}',
-            here.generation, filter ->> 'function',
-            ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[], here.users_function, activation._now());
-    FOR step IN SELECT * FROM jsonb_array_elements(definition -> 'steps') LOOP
-        number := number + 1;
-        compiled := NULL;
-        IF step -> 'condition' <> 'null' THEN
-            compiled := activation._compile_condition(name, base, suffix, step -> 'condition', users, key_type, owner, names);
-        END IF;
-        INSERT INTO activation.step (loop_id, version, step, name, delay, timeout, every, condition_function, evaluate_function,
-                                     action, otherwise, on_timeout)
-        VALUES (known.loop_id, made, number, step ->> 'name', (step ->> 'delay')::interval, (step #>> '{condition,timeout}')::interval,
-                (compiled ->> 'every')::interval, compiled ->> 'condition', compiled ->> 'evaluate',
-                nullif(step -> 'action', 'null'), nullif(step -> 'otherwise', 'null'), step ->> 'on_timeout');
-        INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete)
-        SELECT DISTINCT known.loop_id, made, number, activation._source((w ->> 0)::oid::regclass, (w ->> 1)::name),
-               (compiled ->> 'on_delete')::boolean
-          FROM jsonb_array_elements(compiled -> 'watches') AS w;
-        IF compiled ->> 'evaluate' IS NOT NULL THEN
-            INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
-            SELECT known.loop_id, made, number, p.part,
-                   activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')
-              FROM unnest(activation._all_parts()) AS p(part);
-        END IF;
-    END LOOP;
+            here.generation, activation._now());
+    INSERT INTO activation.step (loop_id, version, step, name, delay, timeout, action, otherwise, on_timeout)
+    SELECT known.loop_id, made, n.number, n.step ->> 'name', (n.step ->> 'delay')::interval, (n.step #>> '{condition,timeout}')::interval,
+           nullif(n.step -> 'action', 'null'), nullif(n.step -> 'otherwise', 'null'), n.step ->> 'on_timeout'
+      FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS n(step, number);
+    PERFORM activation._compile_version(known.loop_id, made);
     UPDATE activation."loop" l
        SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
      WHERE l.loop_id = known.loop_id;
@@ -743,6 +704,71 @@ END
 $$;
 COMMENT ON FUNCTION activation.archive_loop(text) IS
 'Ends a loop: nobody is enrolled any more, who waits leaves it, what is queued is cancelled. Its history stays. Defining it again brings it back.';
+
+-- ---- around an ALTER COLUMN TYPE ------------------------------------------------------------------------------------------
+
+CREATE FUNCTION activation.unbind(table_name regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    bound record;
+BEGIN
+    IF table_name IS NULL THEN
+        RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
+    END IF;
+    PERFORM activation._require_owner(activation._caller(), table_name, 'unbind');
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define')), set_config('client_min_messages', 'warning', true);
+    -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
+    FOR bound IN
+        SELECT DISTINCT p.oid::regprocedure::text AS signature
+          FROM pg_proc p
+         WHERE p.pronamespace = 'activation_compiled'::regnamespace
+           AND (EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+                           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = unbind.table_name)
+                OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v WHERE v.users = unbind.table_name))
+    LOOP
+        -- CASCADE: the evaluation of a condition hangs on the condition.
+        EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', bound.signature);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.unbind(regclass) IS
+'Drops the compiled functions that hold on to a table, so that a column of it can change its type. Call activation.bind() afterwards, in the same transaction. For the table''s owner.';
+
+CREATE FUNCTION activation.bind() RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unbound record;
+    made integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    FOR unbound IN
+        SELECT v.loop_id, v.version, l.name, l.version = v.version AS is_current
+          FROM activation.loop_version v JOIN activation."loop" l USING (loop_id)
+         WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version)
+         ORDER BY v.loop_id, v.version
+    LOOP
+        BEGIN
+            PERFORM activation._compile_version(unbound.loop_id, unbound.version);
+            UPDATE activation."loop" l SET state = 'active', reason = NULL
+             WHERE l.loop_id = unbound.loop_id AND l.state = 'failing' AND unbound.is_current;
+            PERFORM activation._sweep(unbound.loop_id, activation._now());
+            made := made + 1;
+        EXCEPTION WHEN others THEN
+            UPDATE activation."loop" l SET state = 'failing', reason = format('version %s no longer fits: %s', unbound.version, SQLERRM)
+             WHERE l.loop_id = unbound.loop_id;
+            RAISE WARNING 'loop "%" no longer fits: %', unbound.name, SQLERRM
+                USING HINT = 'It is failing until it is defined again.';
+        END;
+    END LOOP;
+    RETURN made;
+END
+$$;
+COMMENT ON FUNCTION activation.bind() IS
+'Compiles again what unbind() or a DROP … CASCADE removed, and returns how many versions it compiled. A loop that no longer fits is set to failing, with a WARNING.';
 
 -- ---- mode ------------------------------------------------------------------------------------------------------------------
 
