@@ -210,7 +210,7 @@ BEGIN
             BEGIN
                 PERFORM set_config('lock_timeout', '3s', true);
                 EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
-                               'activation_' || wanted.event, wanted.command, activation._table_name(relation), wanted.transition, function_name);
+                               'activation_' || wanted.event, wanted.command, relation, wanted.transition, function_name);
             EXCEPTION WHEN lock_not_available THEN
                 RAISE EXCEPTION 'table % is busy: its trigger could not be made within 3 seconds', activation._table_name(relation)
                     USING ERRCODE = 'lock_not_available',

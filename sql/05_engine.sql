@@ -52,7 +52,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     part integer;
-    taken integer[] := '{}';
+    taken integer[] := '{}'::integer[];
 BEGIN
     FOREACH part IN ARRAY parts LOOP
         IF wait THEN
@@ -115,7 +115,7 @@ DECLARE
     woken_ids bigint[];
     woken_at timestamptz[];
     due_ids bigint[];
-    swept_ids bigint[] := '{}';
+    swept_ids bigint[] := '{}'::bigint[];
     stretch bigint[];
     sweeping record;
 BEGIN
@@ -237,8 +237,7 @@ $$;
 -- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still
 -- false at the deadline is the end of waiting and the otherwise message; NULL, a step without a condition, is decided by
 -- its own start.
-CREATE FUNCTION activation._detect_decide(loop_id integer, version integer, step integer,
-                                          ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
+CREATE FUNCTION activation._detect_decide(ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$

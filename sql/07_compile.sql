@@ -105,7 +105,7 @@ $$;
 -- Compiles the condition of a step into two functions: the condition itself (an invoker SQL function, so that the planner
 -- inlines it) and the evaluation of many keys, which runs with its owner's rights. Returns what the loop must know:
 -- names, which columns wake it, and whether it has to be asked again at intervals.
-CREATE FUNCTION activation._compile_condition(loop text, base text, suffix text, condition jsonb, users regclass, key_type oid,
+CREATE FUNCTION activation._compile_condition(loop text, base text, suffix text, condition jsonb, key_type oid,
                                               owner name, names text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -125,8 +125,8 @@ DECLARE
     shown text;
     reads record;
     found jsonb;
-    watches jsonb := '[]';
-    unwatched text[] := '{}';
+    watches jsonb := '[]'::jsonb;
+    unwatched text[] := '{}'::text[];
     reading regclass;
     root regclass;
     watch_column name;
@@ -374,7 +374,7 @@ DECLARE
     loop_name text := (SELECT l.name FROM activation."loop" l WHERE l.loop_id = _compile_version.loop_id);
     key_type oid;
     suffix text := format(' (v%s)', version);
-    old_function text;
+    old_function regprocedure;
     filter jsonb;
     compiled jsonb;
     defined record;
@@ -387,7 +387,7 @@ BEGIN
         suffix := format(' (%s.v%s)', loop_id, version);
     END IF;
     FOR old_function IN
-        SELECT p.oid::regprocedure::text FROM pg_proc p
+        SELECT p.oid::regprocedure FROM pg_proc p
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
            AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || suffix)
                                FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users']) AS k(kind))
@@ -408,7 +408,7 @@ BEGIN
         SELECT n.step -> 'condition' AS condition, n.number::integer
           FROM jsonb_array_elements(v.definition -> 'steps') WITH ORDINALITY AS n(step, number) WHERE n.step -> 'condition' <> 'null'
     LOOP
-        compiled := activation._compile_condition(loop_name, loop_name, suffix, defined.condition, v.users, key_type, v.owner, v.names);
+        compiled := activation._compile_condition(loop_name, loop_name, suffix, defined.condition, key_type, v.owner, v.names);
         UPDATE activation.step s
            SET every = (compiled ->> 'every')::interval, condition_function = compiled ->> 'condition', evaluate_function = compiled ->> 'evaluate'
          WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.step = defined.number;

@@ -712,7 +712,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    bound record;
+    bound regprocedure;
 BEGIN
     IF table_name IS NULL THEN
         RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
@@ -721,7 +721,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define')), set_config('client_min_messages', 'warning', true);
     -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
     FOR bound IN
-        SELECT DISTINCT p.oid::regprocedure::text AS signature
+        SELECT DISTINCT p.oid::regprocedure
           FROM pg_proc p
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
            AND (EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
@@ -729,7 +729,8 @@ BEGIN
                 OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v WHERE v.users = unbind.table_name))
     LOOP
         -- CASCADE: the evaluation of a condition hangs on the condition.
-        EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', bound.signature);
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = bound);
+        EXECUTE format('DROP FUNCTION %s CASCADE', bound);
     END LOOP;
 END
 $$;

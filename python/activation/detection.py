@@ -17,10 +17,7 @@ BATCH = 5000
 MAX_FAILURES = 20
 
 _ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[]) AS true_keys"
-_DECIDE = (
-    "SELECT activation._detect_decide("
-    "$1::integer, $2::integer, $3::integer, $4::bigint[], $5::timestamptz[], $6::boolean[], $7::text[])"
-)
+_DECIDE = "SELECT activation._detect_decide($1::bigint[], $2::timestamptz[], $3::boolean[], $4::text[])"
 
 
 class Detector:
@@ -84,7 +81,7 @@ class Detector:
                     middle = len(part) // 2
                     todo += [part[middle:], part[:middle]]
             else:
-                self._db.execute(_DECIDE, *step, ids, woken, fresh, true_keys)
+                self._db.execute(_DECIDE, ids, woken, fresh, true_keys)
                 spared += len(part)
         if failures and not spared and len(item["ids"]) > 1:
             self._strike(item, failures[-1].text)
