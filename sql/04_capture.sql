@@ -180,9 +180,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
     PERFORM activation._sync_source(table_name);
     FOR wanted IN
-        SELECT * FROM (VALUES ('insert', 'INSERT', 'NEW TABLE AS new_rows'), ('update', 'UPDATE', 'NEW TABLE AS new_rows'),
-                              ('delete', 'DELETE', 'OLD TABLE AS old_rows'), ('moved', 'UPDATE', 'OLD TABLE AS old_rows'))
-                      AS e(event, command, transition)
+        SELECT * FROM (VALUES ('insert', 'insert', 'new'), ('update', 'update', 'new'), ('delete', 'delete', 'old'), ('moved', 'update', 'old'))
+                      AS e(event, command, side)
     LOOP
         body := activation._capture_body(table_name, wanted.event, watching);
         SELECT p.proname INTO function_name
@@ -209,8 +208,8 @@ BEGIN
             CONTINUE WHEN body IS NULL;
             BEGIN
                 PERFORM set_config('lock_timeout', '3s', true);
-                EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
-                               'activation_' || wanted.event, wanted.command, relation, wanted.transition, function_name);
+                EXECUTE format('CREATE TRIGGER %I AFTER %I ON %s REFERENCING %I TABLE AS %I FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
+                               'activation_' || wanted.event, wanted.command, relation, wanted.side, wanted.side || '_rows', function_name);
             EXCEPTION WHEN lock_not_available THEN
                 RAISE EXCEPTION 'table % is busy: its trigger could not be made within 3 seconds', activation._table_name(relation)
                     USING ERRCODE = 'lock_not_available',
