@@ -136,6 +136,7 @@ class Cluster(Database):
         own_identity: bool = False,
     ) -> None:
         super().__init__(self, DATABASE)
+        original = None if own_identity else _template()
         self._folder = _new_folder()
         self._environment = dict(environment or {})
         self._earlier_log = ""
@@ -144,7 +145,7 @@ class Cluster(Database):
         lines: dict[str, object] = {"fsync": fsync, "listen_addresses": "", "log_line_prefix": "%m [%p] %q%u@%d "}
         if cron:
             lines |= {"shared_preload_libraries": "pg_cron", "cron.database_name": DATABASE, "cron.host": self.socket}
-        self._server = _Server(self._folder, self._environment, None if own_identity else _template())
+        self._server = _Server(self._folder, self._environment, original)
         try:
             self._server.setup()
             self._configure(lines | dict(settings or {}))
