@@ -49,6 +49,7 @@ install-python: installdirs
 	cp -R python/activation '$(DESTDIR)$(PACKAGE).new/activation'
 	find '$(DESTDIR)$(PACKAGE).new' -name __pycache__ -prune -exec rm -rf {} +
 	$(PYTHON) -m compileall -qq -s '$(DESTDIR)$(PACKAGE).new' -p '$(PACKAGE)' '$(DESTDIR)$(PACKAGE).new'
+	chmod -R u+rwX,go+rX,go-w '$(DESTDIR)$(PACKAGE).new'
 	rm -rf '$(DESTDIR)$(PACKAGE)'
 	mv '$(DESTDIR)$(PACKAGE).new' '$(DESTDIR)$(PACKAGE)'
 
