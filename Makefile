@@ -25,7 +25,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 else
-all install uninstall wheels:
+all installdirs install uninstall wheels:
 	@echo 'There is no server to build for at PG_CONFIG=$(PG_CONFIG). On Debian: apt install postgresql postgresql-plpython3-NN.' >&2; exit 1
 clean:
 endif
