@@ -25,7 +25,7 @@ PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
 else
-all installdirs install uninstall wheels:
+all install uninstall wheels:
 	@echo 'There is no server to build for at PG_CONFIG=$(PG_CONFIG). On Debian: apt install postgresql postgresql-plpython3-NN.' >&2; exit 1
 clean:
 endif
@@ -39,6 +39,7 @@ PACKAGE = $(pkglibdir)/$(EXTENSION)-$(EXTVERSION)
 DEPENDENCIES = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'])")
 PIP = $(PYTHON) -m pip --quiet --disable-pip-version-check --no-input
 
+ifneq ($(wildcard $(PGXS)),)
 install: install-python
 uninstall: uninstall-python
 
@@ -56,7 +57,6 @@ install-python: installdirs
 uninstall-python:
 	rm -rf '$(DESTDIR)$(PACKAGE)'
 
-ifneq ($(wildcard $(PGXS)),)
 wheels:
 	$(PIP) wheel --wheel-dir '$(or $(WHEELS),dist/wheels)' --constraint python/constraints.txt $(DEPENDENCIES)
 endif
