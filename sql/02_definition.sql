@@ -12,8 +12,7 @@ CREATE TABLE activation.setting (
     webhook_secret    text,
     public_url        text,
     timezone          text,
-    rate              numeric,
-    condition_timeout interval
+    rate              numeric
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.setting', '');
 COMMENT ON TABLE activation.setting IS 'What configure() and set_mode() were told; at most one row.';
@@ -30,7 +29,6 @@ BEGIN
     s.mode := coalesce(s.mode, 'capture');
     s.resend_url := coalesce(s.resend_url, 'https://api.resend.com');
     s.timezone := coalesce(s.timezone, 'UTC');
-    s.condition_timeout := coalesce(s.condition_timeout, '10 seconds');
     RETURN s;
 END
 $$;
@@ -113,6 +111,7 @@ CREATE TABLE activation.loop_version (
     generation      integer NOT NULL,
     filter_function name,
     filter_columns  name[],
+    filter_attnums  smallint[],
     users_function  name,
     created_at      timestamptz NOT NULL,
     PRIMARY KEY (loop_id, version)

@@ -111,7 +111,8 @@ DECLARE
     given record;
 BEGIN
     FOR given IN SELECT * FROM (VALUES ('retention', retention::text), ('max_per_user', max_per_user::text), ('per', per::text),
-                                       ('max_per_hour', max_per_hour::text), ('erase_on_delete', erase_on_delete::text)) AS v(name, value)
+                                       ('max_per_hour', max_per_hour::text), ('condition_timeout', condition_timeout::text),
+                                       ('erase_on_delete', erase_on_delete::text)) AS v(name, value)
                   WHERE v.value IS NOT NULL LOOP
         RAISE EXCEPTION 'setting % is not supported yet', given.name USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
     END LOOP;
@@ -145,7 +146,6 @@ BEGIN
         RAISE EXCEPTION 'rate is %', rate
             USING ERRCODE = '22023', HINT = 'Give requests a second, from 1 to 10000; one request carries up to 100 emails.';
     END IF;
-    PERFORM activation._positive('condition_timeout', condition_timeout);
 
     INSERT INTO activation.setting AS s (singleton) VALUES (true) ON CONFLICT DO NOTHING;
     UPDATE activation.setting AS s
@@ -156,8 +156,7 @@ BEGIN
            webhook_secret = CASE WHEN configure.webhook_secret IS NULL THEN s.webhook_secret ELSE nullif(configure.webhook_secret, '') END,
            public_url = CASE WHEN configure.public_url IS NULL THEN s.public_url ELSE nullif(configure.public_url, '') END,
            timezone = CASE WHEN configure.timezone IS NULL THEN s.timezone ELSE nullif(configure.timezone, '') END,
-           rate = coalesce(configure.rate, s.rate),
-           condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout);
+           rate = coalesce(configure.rate, s.rate);
     IF coalesce(sender, resend_url, api_key) IS NOT NULL THEN
         -- What a pause came from may have been mended; another provider has another rate.
         DELETE FROM activation.provider;
@@ -165,7 +164,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. condition_timeout: how long one evaluation may take (default 10 s).';
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. The other arguments are not supported yet.';
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
