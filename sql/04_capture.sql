@@ -25,6 +25,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    UPDATE activation.loop_version v
+       SET filter_attnums = ARRAY(SELECT a.attnum FROM unnest(v.filter_columns) WITH ORDINALITY AS c(attname, ordinal)
+                                    JOIN pg_attribute a ON a.attrelid = v.users AND a.attname = c.attname ORDER BY c.ordinal)
+      FROM activation.source s
+     WHERE s.table_name = _sync_source.table_name AND s.table_oid <> s.table_name
+       AND v.source_id = s.source_id AND v.filter_function IS NOT NULL;
     UPDATE activation.source s
        SET key_attnum = a.attnum, table_oid = s.table_name
       FROM pg_attribute a
@@ -42,6 +48,14 @@ BEGIN
      WHERE s.table_name = _sync_source.table_name
        AND a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
        AND a.attname <> s.key_column;
+    UPDATE activation.loop_version v
+       SET filter_columns = renamed.columns
+      FROM (SELECT f.loop_id, f.version, array_agg(a.attname ORDER BY u.ordinal) AS columns
+              FROM activation.loop_version f, unnest(f.filter_attnums) WITH ORDINALITY AS u(attnum, ordinal), pg_attribute a
+             WHERE f.users = _sync_source.table_name AND a.attrelid = f.users AND a.attnum = u.attnum AND NOT a.attisdropped
+             GROUP BY f.loop_id, f.version) renamed
+     WHERE v.loop_id = renamed.loop_id AND v.version = renamed.version AND v.filter_columns <> renamed.columns
+       AND cardinality(v.filter_columns) = cardinality(renamed.columns);
 END
 $$;
 
@@ -186,7 +200,9 @@ BEGIN
         body := activation._capture_body(table_name, wanted.event, watching);
         SELECT p.proname INTO function_name
           FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-         WHERE t.tgrelid = table_name AND t.tgname = 'activation_' || wanted.event;
+         WHERE t.tgrelid = table_name AND t.tgname = 'activation_' || wanted.event
+           -- A trigger of the table's owner may have this name, too.
+           AND p.pronamespace = 'activation_compiled'::regnamespace;
         CONTINUE WHEN function_name IS NULL AND (body IS NULL OR only_known);
         IF function_name IS NULL THEN
             SELECT activation._compiled_name(c.relname, format(': %s (%s)', wanted.event, min(s.source_id))) INTO function_name
@@ -202,7 +218,9 @@ BEGIN
                      UNION SELECT relid::oid FROM pg_partition_tree(_generate_capture.table_name)) r
               JOIN pg_class c ON c.oid = r.oid
              WHERE c.relkind IN ('r', 'p')
-               AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.oid AND t.tgname = 'activation_' || wanted.event)
+               AND NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+                                WHERE t.tgrelid = r.oid AND t.tgname = 'activation_' || wanted.event
+                                  AND p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = here.function_name)
              ORDER BY r.oid
         LOOP
             CONTINUE WHEN body IS NULL;
@@ -272,6 +290,12 @@ BEGIN
          WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND s.table_name = changed
            AND NOT EXISTS (SELECT FROM pg_attribute a
                             WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped);
+        UPDATE activation."loop" l
+           SET state = 'failing', reason = format('a column of %s that the filter reads was dropped: define the loop again', v.users)
+          FROM activation.loop_version v
+         WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND v.users = changed
+           AND EXISTS (SELECT FROM unnest(v.filter_attnums) AS f(attnum) JOIN pg_attribute a ON a.attrelid = v.users AND a.attnum = f.attnum
+                        WHERE a.attisdropped);
         PERFORM activation._generate_capture(changed, only_known => true);
     END LOOP;
 EXCEPTION WHEN others THEN

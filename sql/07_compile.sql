@@ -38,6 +38,49 @@ AS $$
         'SELECT activation_compiled."check"()'], false)
 $$;
 
+-- Creates a function from an author's text, in the author's rights. Parsing runs code, too: a literal of an array, a range
+-- or a row of domains is checked by the domains' own functions while it is read.
+CREATE FUNCTION activation._create_as_author(owner name, names text, statement text) RETURNS jsonb
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT activation._run(names, array_remove(ARRAY[
+        format('CREATE FUNCTION activation_compiled."create"() RETURNS pg_catalog.void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS %L',
+               format('BEGIN EXECUTE %L; END', statement)),
+        format('ALTER FUNCTION activation_compiled."create"() OWNER TO %I', owner),
+        -- Nobody else sees the grant: it is gone before this transaction ends.
+        CASE WHEN NOT may_create.yes THEN format('GRANT USAGE, CREATE ON SCHEMA activation_compiled TO %I', owner) END,
+        'SELECT activation_compiled."create"()',
+        CASE WHEN NOT may_create.yes THEN format('REVOKE USAGE, CREATE ON SCHEMA activation_compiled FROM %I', owner) END,
+        'DROP FUNCTION activation_compiled."create"()'], NULL), true)
+      FROM (SELECT has_schema_privilege(owner, 'activation_compiled', 'CREATE') AS yes) may_create
+$$;
+
+-- What ran while such a literal was read may have left something for the end of the transaction, where it would run with
+-- the rights of whoever defines the loop. Refusing the text undoes that.
+CREATE FUNCTION activation._refuse_checked_literals(loop text, what text, function_name name) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    literal regtype;
+BEGIN
+    SELECT t.oid::regtype INTO literal
+      FROM pg_proc p, regexp_matches(p.prosqlbody::text, '\{CONST :consttype (\d+) [^{}]*?:constisnull false', 'g') AS m
+      JOIN pg_type t ON t.oid = m[1]::oid
+      LEFT JOIN pg_type element ON element.oid = t.typelem
+     WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
+       AND coalesce(element.typtype, t.typtype) IN ('c', 'd', 'm', 'r')
+       AND coalesce(element.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
+     LIMIT 1;
+    IF literal IS NOT NULL THEN
+        RAISE EXCEPTION 'loop "%": the % holds a literal of type %', loop, what, literal
+            USING ERRCODE = '0A000',
+                  HINT = format('Domains in such a type would check it while it is read. Cast its parts: ARRAY[''…'']::%1$s, ROW(…)::%1$s.', literal);
+    END IF;
+END
+$$;
+
 -- What the server said about an author's text, as an error of the loop.
 CREATE FUNCTION activation._raise_compile(loop text, what text, error jsonb) RETURNS void
 LANGUAGE plpgsql
@@ -140,9 +183,9 @@ BEGIN
     PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
 
     FOREACH wrapped IN ARRAY array_remove(ARRAY[texts ->> 'starless', texts ->> 'body'], NULL) LOOP
-        answer := activation._run(names, ARRAY[format(
+        answer := activation._create_as_author(owner, names, format(
             E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.int4 LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT 1 WHERE EXISTS (\n%s\n); END',
-            signature, wrapped)], true);
+            signature, wrapped));
         EXIT WHEN answer -> 'error' IS NULL;
     END LOOP;
     IF answer ? 'error' AND answer #>> '{error,code}' = '42601' THEN
@@ -153,6 +196,7 @@ BEGIN
             'code', '42601'));
     END IF;
     PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
+    PERFORM activation._refuse_checked_literals(loop, 'condition', condition_name);
     SELECT p.prosqlbody::text INTO tree FROM pg_proc p
      WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = condition_name;
     IF tree NOT LIKE '%{PARAM :paramkind 0 :paramid 1 %' THEN
@@ -283,6 +327,8 @@ DECLARE
     arguments text;
     nulls text;
     named text;
+    named_columns text;
+    signature text;
     answer jsonb;
     form text;
 BEGIN
@@ -290,24 +336,31 @@ BEGIN
         SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum));
     SELECT string_agg(activation._type_name(a.atttypid), ', ' ORDER BY u.ordinal),
            string_agg(format('NULL::%s AS %I', activation._type_name(a.atttypid), a.attname), ', ' ORDER BY u.ordinal),
-           string_agg(format('$%s AS %I', u.ordinal, a.attname), ', ' ORDER BY u.ordinal)
-      INTO arguments, nulls, named
+           string_agg(format('$%s AS %I', u.ordinal, a.attname), ', ' ORDER BY u.ordinal),
+           string_agg(quote_ident(a.attname), ', ' ORDER BY u.ordinal)
+      INTO arguments, nulls, named, named_columns
       FROM unnest(columns) WITH ORDINALITY AS u(attname, ordinal)
       JOIN pg_attribute a ON a.attrelid = users AND a.attname = u.attname AND NOT a.attisdropped;
     IF arguments IS NULL THEN
         RAISE EXCEPTION 'loop "%": the filter names no column of %', loop, users
             USING ERRCODE = '42703', HINT = 'A filter is an expression over NEW, the inserted row: NEW.plan = ''free''.';
     END IF;
+    signature := format('activation_compiled.%I(%s)', function_name, arguments);
     -- With and without brackets around it: only an expression is valid in both forms.
     FOREACH form IN ARRAY ARRAY[E'SELECT (\n%s\n)::pg_catalog.bool FROM (SELECT %s) AS "new"', E'SELECT\n%s\nFROM (SELECT %s) AS "new"'] LOOP
         answer := activation._as_author(owner, names, format(
             'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', format(form, filter, nulls)));
         PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
     END LOOP;
-    answer := activation._run(names, ARRAY[format(
-        E'CREATE FUNCTION activation_compiled.%I(%s) RETURNS pg_catalog.bool LANGUAGE sql STABLE SECURITY DEFINER\n'
-        'BEGIN ATOMIC SELECT (\n%s\n)::pg_catalog.bool FROM (SELECT %s) AS "new"; END', function_name, arguments, filter, named)]
-        || activation._own(format('activation_compiled.%I(%s)', function_name, arguments), owner), true);
+    -- It reads no row of the table: the second half makes it depend on the columns, so that none of them changes its type
+    -- under the call in the capture function, where a cast would run with the rights of that function's owner.
+    answer := activation._create_as_author(owner, names, format(
+        E'CREATE FUNCTION %s RETURNS pg_catalog.bool LANGUAGE sql STABLE SECURITY DEFINER\n'
+        'BEGIN ATOMIC SELECT (\n%s\n)::pg_catalog.bool FROM (SELECT %s UNION ALL SELECT %s FROM %s WHERE false) AS "new"; END',
+        signature, filter, named, named_columns, activation._table_name(users)));
+    PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
+    PERFORM activation._refuse_checked_literals(loop, 'filter', function_name);
+    answer := activation._run('pg_catalog, pg_temp', activation._own(signature, owner), true);
     PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
     answer := activation._run(names, ARRAY[
         'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
@@ -402,7 +455,9 @@ BEGIN
     UPDATE activation.loop_version x
        SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
            filter_function = filter ->> 'function',
-           filter_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[]
+           filter_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[],
+           filter_attnums = ARRAY(SELECT a.attnum FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS c(attname, ordinal)
+                                    JOIN pg_attribute a ON a.attrelid = v.users AND a.attname = c.attname ORDER BY c.ordinal)
      WHERE x.loop_id = v.loop_id AND x.version = v.version;
     FOR defined IN
         SELECT n.step -> 'condition' AS condition, n.number::integer
