@@ -50,7 +50,15 @@ class PlpyDatabase:
         except self._plpy.spiexceptions.QueryCanceled as error:
             raise Cancelled(str(error)) from error
         except self._plpy.SPIError as error:
-            raise Failed(_message(error), error.sqlstate or "XX000") from error
+            raise Failed(_message(error), _sqlstate(error)) from error
+
+
+def _sqlstate(error: Any) -> str:
+    # PL/Python has exceptions for the states that it knows; for any other, ours among them, there is only the number.
+    if code := getattr(error, "sqlstate", None):
+        return str(code)
+    number = (getattr(error, "spidata", None) or (0,))[0] or 0
+    return "".join(chr(ord("0") + (number >> 6 * i & 63)) for i in range(5)) if number else "XX000"
 
 
 def _message(error: BaseException) -> str:
@@ -116,7 +124,7 @@ def run(plpy: Any, names: str, statements: list[str], keep: bool) -> str:
                     "message": _message(error),
                     "detail": detail,
                     "hint": hint,
-                    "code": error.sqlstate,
+                    "code": _sqlstate(error),
                     "place": _place(query, position),
                 }
             }
