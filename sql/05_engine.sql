@@ -134,8 +134,9 @@ BEGIN
             SELECT DISTINCT ON (l.loop_id, t.user_id)
                    l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
               FROM taken t
-              JOIN activation.loop_version v ON v.source_id = t.source_id AND v.generation <= t.generation
-                   AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL)
+              -- Who passed the filter of an earlier version of a loop is in it.
+              JOIN activation.loop_version v ON v.source_id = t.source_id
+                   AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= t.generation)
               JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
               JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
              WHERE t.error IS NULL

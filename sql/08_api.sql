@@ -536,6 +536,13 @@ BEGIN
            nullif(n.step -> 'action', 'null'), nullif(n.step -> 'otherwise', 'null'), n.step ->> 'on_timeout'
       FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS n(step, number);
     PERFORM activation._compile_version(known.loop_id, made);
+    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL
+       AND definition #>> '{trigger,filter}' IS NOT NULL THEN
+        -- Who signed up while the loop had no filter is in it.
+        INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id)
+        SELECT g.at, g.source_id, g.generation, known.loop_id, g.user_id FROM activation.signal g
+         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.generation >= current_version.generation;
+    END IF;
     UPDATE activation."loop" l
        SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
      WHERE l.loop_id = known.loop_id;
@@ -690,6 +697,7 @@ BEGIN
      WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
     UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
      WHERE m.loop_id = l.loop_id AND m.state = 'queued';
+    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL;
     DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
     FOR captured IN

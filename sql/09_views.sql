@@ -193,8 +193,8 @@ BEGIN
          WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
         UNION ALL
         SELECT s.at, 1, l.name, 'signal', 'written, not yet taken by a detector'
-          FROM activation.signal s JOIN activation.loop_version v ON v.source_id = s.source_id AND v.generation <= s.generation
-               AND (v.loop_id = s.loop_id OR s.loop_id IS NULL AND v.filter_function IS NULL)
+          FROM activation.signal s JOIN activation.loop_version v ON v.source_id = s.source_id
+               AND (v.loop_id = s.loop_id OR s.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= s.generation)
           JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
          WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop) AND s.error IS NULL
     )
