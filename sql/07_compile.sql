@@ -244,8 +244,9 @@ BEGIN
         'DECLARE plan pg_catalog.text; BEGIN EXECUTE %L INTO plan; RETURN plan; END',
         format('EXPLAIN (VERBOSE, FORMAT JSON) SELECT (pg_catalog.current_setting(''activation.key'', true)::%s)', type_name)));
     shown := (answer ->> 'value')::jsonb #>> '{0,Plan,Output,0}';
+    -- The planner drops a cast to varchar that is cast to text again, and shows the setting bare.
     found := CASE WHEN plan IS NULL OR shown IS NULL THEN '{"covered": [], "negative": true}'::jsonb
-                  ELSE activation._coverage(plan, ARRAY['(' || shown || ')', shown]) END;
+                  ELSE activation._coverage(plan, ARRAY['(' || shown || ')', shown, 'current_setting(''activation.key''::text, true)']) END;
 
     -- A table read only in branches that the planner proved empty is not in the plan; it counts as not covered.
     FOREACH reading IN ARRAY reads.tables LOOP
@@ -346,8 +347,8 @@ BEGIN
             USING ERRCODE = '42703', HINT = 'A filter is an expression over NEW, the inserted row: NEW.plan = ''free''.';
     END IF;
     signature := format('activation_compiled.%I(%s)', function_name, arguments);
-    -- With and without brackets around it: only an expression is valid in both forms.
-    FOREACH form IN ARRAY ARRAY[E'SELECT (\n%s\n)::pg_catalog.bool FROM (SELECT %s) AS "new"', E'SELECT\n%s\nFROM (SELECT %s) AS "new"'] LOOP
+    -- With and without brackets around it: only a condition is valid in both forms.
+    FOREACH form IN ARRAY ARRAY[E'SELECT FROM (SELECT %2$s) AS "new" WHERE (\n%1$s\n)', E'SELECT FROM (SELECT %2$s) AS "new" WHERE\n%1$s\n'] LOOP
         answer := activation._as_author(owner, names, format(
             'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', format(form, filter, nulls)));
         PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');

@@ -48,11 +48,11 @@ def coverage(plan: list[dict[str, Any]], key_expressions: list[str]) -> Coverage
             for expression in key_expressions:
                 text = text.replace(expression, KEY)
             texts[i] = text
-        if node["Node Type"] in ("Aggregate", "SetOp", "WindowAgg", "Limit") or node.get("Join Type") in (
-            "Left",
-            "Right",
-            "Full",
-            "Anti",
+        # What a subquery yields may be compared in any way: `> ALL`, IS NULL.
+        if (
+            node["Node Type"] in ("Aggregate", "SetOp", "WindowAgg", "Limit", "Unique")
+            or node.get("Join Type") in ("Left", "Right", "Full", "Anti")
+            or node.get("Parent Relationship") in ("InitPlan", "SubPlan")
         ):
             found.negative = True
         if any(_NEGATIVE.search(text.replace("IS NOT NULL", "")) for text in texts):
