@@ -261,7 +261,8 @@ def test_a_column_becomes_a_type_with_a_cast(db: Database, mallory: Connection) 
     """An implicit cast in the call of a filter would run with the rights of the capture function's owner."""
     mallory.execute("""
         CREATE TYPE colour AS ENUM ('red');
-        CREATE FUNCTION casts(colour) RETURNS text LANGUAGE plpgsql AS $$BEGIN PERFORM mal.evil('the cast'); RETURN 'x'; END$$;
+        CREATE FUNCTION casts(colour) RETURNS text LANGUAGE plpgsql AS
+            $$BEGIN PERFORM mal.evil('the cast'); RETURN 'x'; END$$;
         CREATE CAST (colour AS text) WITH FUNCTION casts(colour) AS IMPLICIT;
     """)
     define(mallory, "SELECT FROM users WHERE id = $1", filter="NEW.plan = 'free'")
@@ -328,7 +329,7 @@ def test_tables_she_may_not_read(db: Database, mallory: Connection, query: str) 
 def test_tables_of_others(db: Database, mallory: Connection) -> None:
     """A trigger only on tables whose owner's privileges the author has, and no loop in another's name."""
     db.sql("CREATE TABLE public.users (id bigint PRIMARY KEY, email text); GRANT ALL ON public.users TO mallory")
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="owner of public.users"):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match=r"owner of public\.users"):
         define(mallory, "SELECT FROM public.users WHERE id = $1", table="public.users")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not a member of role postgres"):
         define(mallory, "SELECT FROM users WHERE id = $1", owner="postgres")
