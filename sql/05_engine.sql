@@ -5,8 +5,9 @@
 
 -- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
 -- checked before every call), read-only, and in a subtransaction that is always rolled back: nothing but the returned
--- texts leaves it, no deferred trigger, no cursor, no setting. The engine itself never plans an author's text.
-CREATE FUNCTION activation._safe_eval(function_name name, owner name, keys text[]) RETURNS text[]
+-- texts leaves it, no deferred trigger, no cursor, no setting. The engine itself never plans an author's text. one_by_one:
+-- look up each key by an index where there is one, so that no row of another user is computed with.
+CREATE FUNCTION activation._safe_eval(function_name name, owner name, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -31,6 +32,9 @@ BEGIN
     END IF;
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
+        IF one_by_one THEN
+            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
+        END IF;
         EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
         evaluated := true;
         RAISE EXCEPTION USING ERRCODE = 'ACT00';
@@ -224,13 +228,14 @@ $$;
 
 -- Asks the condition of a step for these enrollments: the keys for which it is true. The only part of a round that runs
 -- an author's code, and so the only one whose errors are an author's.
-CREATE FUNCTION activation._detect_ask(loop_id integer, version integer, step integer, ids bigint[]) RETURNS text[]
+CREATE FUNCTION activation._detect_ask(loop_id integer, version integer, step integer, ids bigint[], one_by_one boolean DEFAULT false) RETURNS text[]
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN s.evaluate_function IS NOT NULL
                 THEN activation._safe_eval(s.evaluate_function, v.owner,
-                                           ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id)) END
+                                           ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id),
+                                           one_by_one) END
       FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
      WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step
 $$;

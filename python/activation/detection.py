@@ -16,7 +16,7 @@ BATCH = 5000
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
 
-_ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[]) AS true_keys"
+_ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[], $5) AS true_keys"
 _DECIDE = "SELECT activation._detect_decide($1::bigint[], $2::timestamptz[], $3::boolean[], $4::text[])"
 
 
@@ -59,14 +59,16 @@ class Detector:
         failures: list[Failed] = []
         spared = 0
         todo = [list(zip(item["ids"], item["woken"], item["fresh"], strict=True))]
-        # Halving finds the users on whom the condition raises: only a single key that raises proves a bad user.
+        # Halving finds the users on whom the condition raises: only a single key that raises proves a bad user, and
+        # only by a plan that does not compute with others' rows as well.
         while todo:
             part = todo.pop()
+            one_by_one = bool(failures)
             ids, woken, fresh = ([row[i] for row in part] for i in range(3))
             step = (item["loop_id"], item["version"], item["step"])
             try:
                 with self._db.subtransaction():
-                    true_keys = self._db.execute(_ASK, *step, ids)[0]["true_keys"]
+                    true_keys = self._db.execute(_ASK, *step, ids, one_by_one)[0]["true_keys"]
             except Cancelled:
                 self._strike(item, "its evaluation was cancelled")
                 return
@@ -75,7 +77,9 @@ class Detector:
                 if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
                     self._strike(item, error.text)
                     return
-                if len(part) == 1:
+                if len(part) == 1 and not one_by_one:
+                    todo.append(part)
+                elif len(part) == 1:
                     self._db.execute("SELECT activation._detect_bad_user($1::bigint, $2)", part[0][0], error.text)
                 else:
                     middle = len(part) // 2
