@@ -47,6 +47,8 @@ BEGIN
 END
 $$;
 
+-- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and compares all with all when thousands come.
+
 -- ---- detect -------------------------------------------------------------------------------------------------------------
 
 -- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
@@ -110,6 +112,7 @@ CREATE FUNCTION activation._detect_take(parts integer[], batch integer)
 RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -246,6 +249,7 @@ $$;
 CREATE FUNCTION activation._detect_decide(ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -517,6 +521,7 @@ RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, 
                solo boolean, user_id text, email text, user_row text, template_mark integer, context text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -21,7 +21,7 @@ class _Limited(Environment):
     """Limits that no honest mail comes near and no runaway template gets past."""
 
     loop_iteration_limit = 20_000
-    output_stream_limit = 1_000_000
+    output_stream_limit: int | None = 1_000_000
     context_depth_limit = 20
     local_namespace_limit = 1_000_000
 
@@ -36,10 +36,22 @@ def _greeting(value: object) -> str:
     return "" if len(name) > 40 or re.search(r"[@/]|\.(?! |$)", name) else name
 
 
-_HTML = _Limited(autoescape=True, undefined=FalsyStrictUndefined)
-_TEXT = _Limited(autoescape=False, undefined=FalsyStrictUndefined)
-for _environment in (_HTML, _TEXT):
-    _environment.add_filter("greeting", _greeting)
+class _Straight(_Limited):
+    """For templates with plain conditions only, which write each part of themselves at most once: counting what they
+    write would take a fifth of the time."""
+
+    output_stream_limit = None
+
+
+_TAG = re.compile(r"\{%-?\s*(\w*)")
+_STRAIGHT_TAGS = {"if", "elsif", "else", "endif", "unless", "endunless", "comment", "endcomment"}
+
+
+@lru_cache(maxsize=4)
+def _environment(html: bool, straight: bool) -> Environment:
+    environment = (_Straight if straight else _Limited)(autoescape=html, undefined=FalsyStrictUndefined)
+    environment.add_filter("greeting", _greeting)
+    return environment
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def built_in(name: str) -> Source | None:
 
 @lru_cache(maxsize=1000)
 def _parsed(text: str, html: bool) -> BoundTemplate:
-    return (_HTML if html else _TEXT).from_string(text)
+    return _environment(html, _STRAIGHT_TAGS.issuperset(_TAG.findall(text))).from_string(text)
 
 
 def _one_line(error: Exception) -> str:
