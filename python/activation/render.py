@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html.parser import HTMLParser
 from importlib import resources
+from typing import ClassVar
 
 from liquid import BoundTemplate, Environment, FalsyStrictUndefined
 from liquid.exceptions import LiquidError, UndefinedError
@@ -21,7 +22,7 @@ class _Limited(Environment):
     """Limits that no honest mail comes near and no runaway template gets past."""
 
     loop_iteration_limit = 20_000
-    output_stream_limit: int | None = 1_000_000
+    output_stream_limit: ClassVar[int | None] = 1_000_000
     context_depth_limit = 20
     local_namespace_limit = 1_000_000
 
@@ -40,7 +41,7 @@ class _Straight(_Limited):
     """For templates with plain conditions only, which write each part of themselves at most once: counting what they
     write would take a fifth of the time."""
 
-    output_stream_limit = None
+    output_stream_limit: ClassVar[int | None] = None
 
 
 _TAG = re.compile(r"\{%-?\s*(\w*)")
