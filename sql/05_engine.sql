@@ -47,7 +47,8 @@ BEGIN
 END
 $$;
 
--- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and compares all with all when thousands come.
+-- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
+-- for as long as the session lives; both turned milliseconds into seconds.
 
 -- ---- detect -------------------------------------------------------------------------------------------------------------
 
@@ -479,6 +480,7 @@ CREATE FUNCTION activation._claim_requests(token uuid, lease interval, wanted in
 RETURNS TABLE (request_id uuid, endpoint text, body text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -624,6 +626,7 @@ CREATE FUNCTION activation._store(request_id uuid, endpoint text, body text, mem
                                   mode text, recovery jsonb, token uuid, lease interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     now timestamptz := activation._now();
@@ -677,6 +680,7 @@ CREATE FUNCTION activation._record(request_id uuid, token uuid, outcome text, re
                                    started_at timestamptz, finished_at timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     now timestamptz := activation._now();

@@ -11,7 +11,7 @@ from typing import Any
 from activation.database import Cancelled, Database, Failed
 
 #: How many enrollments one round takes of each kind: a round stays well under a second.
-BATCH = 5000
+BATCH = 2000
 
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
