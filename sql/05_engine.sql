@@ -48,7 +48,8 @@ END
 $$;
 
 -- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
--- for as long as the session lives; both turned milliseconds into seconds.
+-- for as long as the session lives; both turned milliseconds into seconds. For the same reason people are looked up one by
+-- one (LATERAL … OFFSET 0) where the planner could begin at the other end.
 
 -- ---- detect -------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ BEGIN
                     UNION ALL SELECT unnest(due_ids), NULL, false
                     UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
-      JOIN activation.enrollment e ON e.enrollment_id = c.id
+      CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
       JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state = 'active'
      WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.retry_at > now)
      GROUP BY e.loop_id, e.version, e.step
@@ -300,9 +301,10 @@ BEGIN
         INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
         SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
           FROM (SELECT unnest(acted) AS id, 'action' AS branch UNION ALL SELECT unnest(late), 'otherwise') b
-          JOIN activation.enrollment e ON e.enrollment_id = b.id
-          JOIN activation.step s ON s.loop_id = e.loop_id AND s.version = e.version AND s.step = e.step
-         WHERE CASE b.branch WHEN 'action' THEN s.action ELSE s.otherwise END IS NOT NULL
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = b.id OFFSET 0) e
+          CROSS JOIN LATERAL (SELECT CASE b.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email FROM activation.step s
+                               WHERE s.loop_id = e.loop_id AND s.version = e.version AND s.step = e.step OFFSET 0) s
+         WHERE s.email IS NOT NULL
         ON CONFLICT DO NOTHING;
     END IF;
 END
