@@ -64,8 +64,9 @@ def test_dump_and_restore(db: Database) -> None:
         app.execute("CREATE TABLE gone (x int); DROP TABLE gone")
         app.execute(APP)
         # A column that is gone gives the restored table other column numbers.
+        app.execute("ALTER TABLE users DROP COLUMN id; ALTER TABLE users ADD COLUMN id bigint PRIMARY KEY")
         app.execute("ALTER TABLE users DROP COLUMN name; ALTER TABLE users ADD COLUMN name text")
-        app.execute("ALTER TABLE actions DROP COLUMN what; ALTER TABLE actions ADD COLUMN what text")
+        app.execute("ALTER TABLE actions DROP COLUMN user_id; ALTER TABLE actions ADD COLUMN user_id bigint")
         app.execute("""
             CREATE TABLE parts (id bigint PRIMARY KEY, email text) PARTITION BY HASH (id);
             CREATE TABLE parts_0 PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0);
