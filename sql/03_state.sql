@@ -200,7 +200,9 @@ CREATE TABLE activation.provider (
 COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds; not dumped.';
 
 CREATE TABLE activation.token (
-    n       integer PRIMARY KEY,
-    free_at timestamptz NOT NULL
+    n            integer PRIMARY KEY,
+    free_at      timestamptz NOT NULL,
+    holder_pid   integer,
+    holder_start timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE activation.token IS 'One row for each request that may be made in a second; not dumped.';

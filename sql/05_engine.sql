@@ -416,9 +416,11 @@ BEGIN
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
         CASE WHEN p.paused_until > activation._now() THEN p.pause_reason END, p.paused_key,
         s.sender, s.reply_to, s.resend_url, s.api_key,
-        EXISTS (SELECT FROM activation.message m WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now())
-        OR EXISTS (SELECT FROM activation.request r WHERE r.state = 'open' AND r.next_attempt_at <= activation._now()
-                      AND (r.lease_token IS NULL OR r.lease_pid <> pg_backend_pid()));
+        EXISTS (SELECT FROM activation.message m JOIN activation."loop" l USING (loop_id)
+                 WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now() AND l.state = 'active')
+        OR EXISTS (SELECT FROM activation.request r
+                    WHERE r.state = 'open' AND (r.next_attempt_at <= activation._now() OR r.created_at < activation._now() - interval '23 hours')
+                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
 END
 $$;
 
@@ -427,8 +429,15 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT s.value FROM activation.secret s WHERE s.name = secret_name $$;
 
+-- Whether nobody holds a request: no lease, one that has run out, or one whose holder is gone.
+CREATE FUNCTION activation._unheld(lease_token uuid, lease_until timestamptz, lease_pid integer, lease_start timestamptz) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN lease_token IS NULL OR lease_until < activation._now()
+    OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = lease_pid AND a.backend_start = lease_start);
+
 -- Takes up to `wanted` tokens: permissions for one request each. Without a known rate there is no limit, but until the
--- first answer has come, one request at a time. A token taken is free again a lease later, or when the answer came.
+-- first answer has come, one request at a time. A token taken is free again when the answer came, when its holder is gone,
+-- or a lease later.
 CREATE FUNCTION activation._take_tokens(wanted integer, lease interval) RETURNS integer[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -451,9 +460,15 @@ BEGIN
         DELETE FROM activation.token t WHERE t.n > size;
     END IF;
     WITH free AS (
-        SELECT t.n FROM activation.token t WHERE t.free_at <= now ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED
+        SELECT t.n FROM activation.token t
+         WHERE t.free_at <= now
+            OR t.holder_pid IS NOT NULL
+               AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start)
+         ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED
     ), updated AS (
-        UPDATE activation.token t SET free_at = now + lease FROM free WHERE t.n = free.n RETURNING t.n
+        UPDATE activation.token t SET free_at = now + lease, holder_pid = me.pid, holder_start = me.backend_start
+          FROM free, (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
+         WHERE t.n = free.n RETURNING t.n
     )
     SELECT array_agg(u.n) INTO taken FROM updated u;
     RETURN coalesce(taken, '{}');
@@ -470,7 +485,8 @@ DECLARE
     shortest double precision := coalesce((SELECT p.min_rtt FROM activation.provider p), 0);
 BEGIN
     UPDATE activation.token t
-       SET free_at = CASE WHEN rtt IS NULL THEN clock_timestamp()
+       SET holder_pid = NULL, holder_start = NULL,
+           free_at = CASE WHEN rtt IS NULL THEN clock_timestamp()
                           ELSE clock_timestamp() + make_interval(secs => greatest(0, 1.0 - least(rtt, shortest)) + 0.005) END
      WHERE t.n = ANY (tokens);
 END
@@ -492,7 +508,7 @@ BEGIN
     WITH old AS (
         UPDATE activation.request r SET state = 'done', lease_token = NULL
          WHERE r.state = 'open' AND r.created_at < now - interval '23 hours'
-           AND (r.lease_token IS NULL OR r.lease_until < now)
+           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
         RETURNING r.request_id, r.members
     )
     UPDATE activation.message m
@@ -504,8 +520,7 @@ BEGIN
         SELECT r.request_id FROM activation.request r
          WHERE r.state = 'open' AND r.mode = current_mode AND r.next_attempt_at <= now
            AND r.created_at >= now - interval '23 hours'
-           AND (r.lease_token IS NULL OR r.lease_until < now
-                OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = r.lease_pid AND a.backend_start = r.lease_start))
+           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
          ORDER BY r.created_at LIMIT wanted FOR UPDATE SKIP LOCKED
     )
     UPDATE activation.request r
@@ -752,17 +767,17 @@ END
 $$;
 
 -- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause. A pause has
--- no end in itself when pause_seconds is NULL: it ends with resume(), with a change of the settings it came from, or when
+-- no end in itself, unless it is until midnight (00:00 UTC, when a daily quota begins anew): it ends with resume(), with a change of the settings it came from, or when
 -- the key is another (key_mark tells keys apart and is no key).
-CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_seconds double precision, key_mark text) RETURNS void
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, until_midnight boolean, key_mark text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     now timestamptz := activation._now();
     until timestamptz := CASE WHEN pause_reason IS NULL THEN NULL
-                              WHEN pause_seconds IS NULL THEN 'infinity'
-                              ELSE now + make_interval(secs => pause_seconds) END;
+                              WHEN until_midnight THEN (date_trunc('day', now AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC'
+                              ELSE 'infinity' END;
 BEGIN
     INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, answered)
     VALUES (until, _learn.pause_reason, CASE WHEN until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, true)

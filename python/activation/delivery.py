@@ -109,6 +109,8 @@ class Deliverer:
         self._key_mark = ""
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
+        #: Whether what is due only waits for the rate.
+        self.out_of_tokens = False
 
     @property
     def busy(self) -> bool:
@@ -192,11 +194,11 @@ class Deliverer:
             )
             if error is None or error.status is not None:
                 self._db.execute(
-                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::double precision, $5)",
+                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::boolean, $5)",
                     attempt.rate,
                     attempt.rtt,
                     error.text if isinstance(error, Paused) else None,
-                    error.pause_seconds if isinstance(error, Paused) else None,
+                    isinstance(error, Paused) and error.until_midnight,
                     self._key_mark,
                 )
             if flight.rate_token:
@@ -227,6 +229,7 @@ class Deliverer:
     def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
         state = self._db.execute("SELECT * FROM activation._deliver_state($1)", self._host)[0]
         self.note = state["disarmed"]
+        self.out_of_tokens = False
         if self.note or not state["due"]:
             return [], False
         if state["mode"] == "capture":
@@ -258,6 +261,7 @@ class Deliverer:
                 f"SELECT activation._take_tokens($1::integer, {_LEASE_SQL}) AS tokens", THREADS - len(self._flights)
             )[0]["tokens"]
         )
+        self.out_of_tokens = not tokens
         if not tokens:
             return [], False
         client = self._client_for(state["resend_url"], api_key)

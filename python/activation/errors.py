@@ -70,7 +70,7 @@ class Erred(Transient):
 
 
 class Paused(Refused):
-    """Certainly not accepted, and nothing will be until `pause_seconds` have passed or, if None, somebody acts."""
+    """Certainly not accepted, and nothing will be until somebody acts or, with until_midnight, until 00:00 UTC."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class Paused(Refused):
         *,
         status: int | None = None,
         name: str | None = None,
-        pause_seconds: float | None = None,
+        until_midnight: bool = False,
     ) -> None:
         super().__init__(text, status=status, name=name, retry_after=0.0)
-        self.pause_seconds = pause_seconds
+        self.until_midnight = until_midnight
 
 
 class Terminal(DeliveryError):

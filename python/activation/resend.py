@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -175,7 +175,7 @@ def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int
     if name == "rate_limit_exceeded":
         raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if name == "daily_quota_exceeded":
-        raise Paused(text, status=status, name=name, pause_seconds=_until_midnight_utc())
+        raise Paused(text, status=status, name=name, until_midnight=True)
     if name == "monthly_quota_exceeded":
         raise Paused(text, status=status, name=name)
     if name in _SAME_KEY_SOON:
@@ -250,9 +250,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         except (ValueError, TypeError):
             return None
     return None if math.isnan(seconds) else min(max(seconds, 0.0), 3600.0)
-
-
-def _until_midnight_utc() -> float:
-    now = datetime.now(UTC)
-    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    return (midnight - now).total_seconds()

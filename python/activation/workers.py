@@ -196,26 +196,11 @@ def tick(db: WorkerDatabase) -> None:
         try:
             while True:
                 worked = detector.round()
-                while deliverer.turn() or deliverer.busy or _token_soon(db, deliverer):
+                while deliverer.turn() or deliverer.busy or deliverer.out_of_tokens:
                     worked = True
-                    if deliverer.busy:
-                        _watch(db, deliverer, 0.05)
+                    if deliverer.busy or deliverer.out_of_tokens:
+                        _watch(db, deliverer, POLL_WARM)
                 if not worked:
                     break
         finally:
             deliverer.close()
-
-
-def _token_soon(db: WorkerDatabase, deliverer: Deliverer) -> bool:
-    """Whether messages only wait for the rate limit, which frees them within a second; waits a moment if so."""
-    if deliverer.note:
-        return False
-    rows = db.execute(
-        "SELECT EXISTS (SELECT FROM activation.message m JOIN activation.loop l USING (loop_id)"
-        "  WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now() AND l.state = 'active') AS waiting"
-    )
-    db.rollback()
-    if not rows[0]["waiting"]:
-        return False
-    time.sleep(0.02)
-    return True
