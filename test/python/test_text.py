@@ -1,0 +1,173 @@
+"""The pure parts: an author's SQL as tokens, references to secrets, coverage of a plan, and templates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activation import definition, keys, render, sqltext, watch
+from activation.errors import KeyUnavailable, Refusal, RenderError
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT 1;", "SELECT 1"),
+        ("SELECT 1 ; ; -- done;\n /* ; /* ; */ */ ", "SELECT 1 "),
+        ("SELECT ';'", "SELECT ';'"),
+        ("SELECT E'\\';' -- ;", "SELECT E'\\';' -- ;"),
+        ("SELECT $a$;$a$;", "SELECT $a$;$a$"),
+        ('SELECT ";"', 'SELECT ";"'),
+    ],
+)
+def test_terminators(sql: str, expected: str) -> None:
+    assert sqltext.without_terminator(sql) == expected
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT * FROM a WHERE b = $1", "SELECT  FROM a WHERE b = $1"),
+        ("select/*x*/ *\nfrom a", "select/*x*/ \nfrom a"),
+        ("SELECT * FROM a UNION SELECT * FROM b", None),
+        ("SELECT * FROM (SELECT 1 UNION SELECT 2) x", "SELECT  FROM (SELECT 1 UNION SELECT 2) x"),
+        ("SELECT a.* FROM a", None),
+        ("SELECT 1 * 2 FROM a", None),
+    ],
+)
+def test_stars(sql: str, expected: str | None) -> None:
+    assert sqltext.without_star(sql) == expected
+
+
+def test_parameters() -> None:
+    assert sqltext.with_parameter("a = $1 AND b = '$1' AND $10 = $$ $1 $$ --$1", "K") == (
+        "a = K AND b = '$1' AND $10 = $$ $1 $$ --$1"
+    )
+
+
+def test_row_columns() -> None:
+    columns = ["plan", "Age", "id"]
+    assert sqltext.row_columns("NEW.plan = 'NEW.id' AND new.\"Age\" > 1", "new", columns) == ["plan", "Age"]
+    assert sqltext.row_columns("to_jsonb(NEW) ? 'x'", "new", columns) == columns
+    assert sqltext.row_columns("x.new = 1", "new", columns) == []
+
+
+def test_references(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert keys.is_reference("env:RESEND_API_KEY") and keys.is_reference("file:/etc/key")
+    assert not keys.is_reference("re_123") and not keys.is_reference("file:key") and not keys.is_reference("")
+    monkeypatch.setitem(os.environ, "A_KEY", " re_1\n")
+    assert keys.resolve("env:A_KEY", lambda _: None) == "re_1"
+    assert keys.resolve("secret:x", {"x": "re_2"}.get) == "re_2"
+    file = tmp_path / "key"
+    file.write_bytes(b"re_3\n")
+    assert keys.resolve(f"file:{file}", lambda _: None) == "re_3"
+    for reference, content in (("env:NOT_SET", None), ("secret:y", None), (f"file:{tmp_path}", None), (None, None)):
+        with pytest.raises(KeyUnavailable):
+            keys.resolve(reference, lambda _, content=content: content)
+    file.write_bytes(b"re_4\nre_5")
+    with pytest.raises(KeyUnavailable) as caught:
+        keys.resolve(f"file:{file}", lambda _: None)
+    assert "re_" not in str(caught.value)
+
+
+def plan(**node: Any) -> list[dict[str, Any]]:
+    return [{"Plan": {"Node Type": "Seq Scan", "Schema": "public", "Relation Name": "a", **node}}]
+
+
+@pytest.mark.parametrize(
+    ("condition", "covered"),
+    [
+        ("(a.user_id = K)", True),
+        ("((a.user_id = K) AND (a.what = 'x) AND (y'::text))", True),
+        ("((a.user_id = K) OR (a.what = 'x'::text))", False),
+        ("(((a.user_id = K) OR (a.b = 1)) AND (a.c = 2))", False),
+        ('(a."userId" = K)', True),
+        ("((a.user_id)::text = (K)::text)", True),
+        ("(a.user_id > K)", False),
+        ("(upper(a.user_id) = K)", False),
+    ],
+)
+def test_coverage(condition: str, covered: bool) -> None:
+    found = watch.coverage(plan(Filter=condition), ["K"])
+    assert bool(found.covered) is covered and bool(found.uncovered) is not covered
+
+
+def rendered(html: str, **user: object) -> render.Rendered:
+    source = render.Source("Hi {{ user.name }}", html, None)
+    return render.render(source, render.variables_of({}, user, "loop", None, None))
+
+
+def test_escaping_and_text() -> None:
+    mail = rendered('<p>{{ user.name }}</p><a href="https://x.test/">go</a><script>no</script>', name="<b>&")
+    assert mail.subject == "Hi <b>&"
+    assert "<p>&lt;b&gt;&amp;</p>" in str(mail.html)
+    assert "<b>&" in mail.text and "go (https://x.test/)" in mail.text and "no" not in mail.text
+
+
+@pytest.mark.parametrize("name", ["a\r\nBcc: b@c.de", "a\nb"])
+def test_headers_cannot_be_injected(name: str) -> None:
+    with pytest.raises(RenderError, match="line break"):
+        rendered("x", name=name)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "{% for i in (1..1000000) %}x{% endfor %}",
+        "{% for i in (1..15000) %}{{ user.name }}{% endfor %}",
+        "{{ user.missing }}",
+    ],
+)
+def test_runaways_and_missing_values(html: str) -> None:
+    with pytest.raises(RenderError):
+        rendered(html, name="y" * 1000)
+
+
+def test_null_renders_as_nothing() -> None:
+    assert rendered("[{{ user.name }}]", name=None).html == "[]"
+
+
+@pytest.mark.parametrize("name", render.BUILT_IN)
+def test_built_in_templates(name: str) -> None:
+    """Valid on any users table; small; with a button only where there is a link."""
+    source = render.built_in(name)
+    assert source
+    render.check(source, {}, ["id", "email"], name)
+    bare = render.render(source, render.variables_of({}, {"id": 1}, "loop", None, None))
+    assert "Hi there," in bare.text and "Hi there," in str(bare.html)
+    personal = {"name": "{{user.name}}", "activationLink": "https://acme.dev/go", "count": "10"}
+    full = render.render(source, render.variables_of(personal, {"name": "Ada"}, "loop", None, "https://acme.dev/bye"))
+    for part in (full.text, str(full.html)):
+        assert "Hi Ada," in part and "https://acme.dev/go" in part and "https://acme.dev/bye" in part
+    assert len(str(full.html)) < 10_000
+
+
+def test_subjects_differ() -> None:
+    assert len({str(render.built_in(name) and render.built_in(name).subject) for name in render.BUILT_IN}) == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "greeted"),
+    [
+        ("Ada", "Ada"),
+        ("J. R. Hartley", "J. R. Hartley"),
+        ("win at evil.com", "there"),
+        ("a@b.de", "there"),
+        ("x" * 41, "there"),
+    ],
+)
+def test_who_is_greeted(name: str, greeted: str) -> None:
+    source = render.Source("s", None, "Hi {{ user.name | greeting | default: 'there' }},")
+    assert render.render(source, {"user": {"name": name}}).text == f"Hi {greeted},"
+
+
+def test_camel_case_and_defaults() -> None:
+    action = {"type": "email", "template": "x", "replyTo": "a@b.de"}
+    made = definition.normalise("l", {"trigger": {"table": "t", "event": "insert"}, "action": action})
+    assert made["steps"][0]["action"]["reply_to"] == "a@b.de"
+    assert definition.normalise("l", made) == made
+    with pytest.raises(Refusal, match='unknown key "tempalte"'):
+        definition.normalise("l", {"trigger": {"table": "t", "event": "insert"}, "action": {"tempalte": "x"}})
