@@ -403,7 +403,7 @@ END
 $$;
 
 -- A duration in a document, in the server's one spelling.
-CREATE FUNCTION activation._duration(duration text, what text) RETURNS text
+CREATE FUNCTION activation._duration(duration text, what text, or_none boolean DEFAULT false) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET intervalstyle = 'postgres'
@@ -420,6 +420,9 @@ BEGIN
         RAISE EXCEPTION '% is not a duration: "%"', what, duration
             USING ERRCODE = '22007', HINT = 'Write it as PostgreSQL does: ''5m'', ''90 seconds'', ''3 days''.';
     END;
+    IF or_none AND parsed = interval '0' THEN
+        RETURN parsed::text;
+    END IF;
     IF parsed <= interval '0' OR parsed > interval '100 years' THEN
         RAISE EXCEPTION '% is %', what, duration
             USING ERRCODE = '22023', HINT = 'Give a duration longer than zero, such as ''5 minutes'' or ''3 days''.';
@@ -441,8 +444,11 @@ BEGIN
         SELECT ARRAY['steps', (i.n - 1)::text, 'condition', k.key]
           FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS i(step, n), (VALUES ('timeout'), ('every')) AS k(key)
          WHERE i.step #>> ARRAY['condition', k.key] IS NOT NULL
+        UNION ALL
+        SELECT ARRAY['steps', (i.n - 1)::text, 'delay'] FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS i(step, n)
     LOOP
-        definition := jsonb_set(definition, path, to_jsonb(activation._duration(definition #>> path, format('%s: %s', what, path[cardinality(path)]))));
+        definition := jsonb_set(definition, path, to_jsonb(activation._duration(
+            definition #>> path, format('%s: %s', what, path[cardinality(path)]), path[cardinality(path)] = 'delay')));
     END LOOP;
     RETURN definition;
 END
@@ -480,6 +486,9 @@ BEGIN
         RAISE EXCEPTION '%: names is NULL', what USING ERRCODE = '22004', HINT = 'It is the search_path for the loop''s SQL; leave it out to use yours.';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
+        PERFORM activation._own_loop(name);
+    END IF;
 
     users := activation._find_table(definition #>> '{trigger,table}', names, what);
     IF definition ->> 'users' IS NOT NULL AND activation._find_table(definition ->> 'users', names, what) <> users THEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class _Straight(_Limited):
 
 
 _TAG = re.compile(r"\{%-?\s*(\w*)")
+_LOADING_TAGS = {"extends", "include", "render"}
 _STRAIGHT_TAGS = {"if", "elsif", "else", "endif", "unless", "endunless", "comment", "endcomment"}
 
 
@@ -174,7 +176,7 @@ def check_syntax(source: Source, what: str) -> None:
 
 def _check_syntax(text: str, html: bool, what: str) -> None:
     try:
-        _parsed(text, html)
+        template = _parsed(text, html)
     except LiquidError as error:
         raise Refusal(
             f"{what} is not valid Liquid: {_one_line(error)}",
@@ -182,6 +184,23 @@ def _check_syntax(text: str, html: bool, what: str) -> None:
             hint="Templates are written in Liquid: {{ user.name }}, {% if … %}…{% endif %}.",
             code="42601",
         ) from None
+
+    # Liquid itself would find these only when a mail is rendered.
+    used = template.analyze(include_partials=False)
+    for name in used.filters:
+        if name not in template.env.filters:
+            near = difflib.get_close_matches(name, template.env.filters, n=1)
+            raise Refusal(
+                f'{what} uses the Liquid filter "{name}", which does not exist',
+                hint=f'Did you mean "{near[0]}"?' if near else "Use one of Liquid's own filters, such as default.",
+                code="42601",
+            )
+    for name in sorted(_LOADING_TAGS.intersection(used.tags)):
+        raise Refusal(
+            f"{what} uses {{% {name} %}}, and a template is one text",
+            hint="Write what it would bring in into the template itself.",
+            code="0A000",
+        )
 
 
 def _missing(text: str, columns: list[str], message: str) -> Refusal:
