@@ -95,9 +95,14 @@ class Bench:
         assert match, said
         return float(match.group(1))
 
+    def empty(self, table: str) -> None:
+        """Start from empty tables; each statement by itself, since VACUUM wants no transaction."""
+        for statement in (f"TRUNCATE {table}, bare_queue", "DELETE FROM activation.signal", "VACUUM activation.signal"):
+            self.cluster.sql(statement)
+
     def bulk(self, table: str) -> float:
         """Seconds for 100,000 rows in one INSERT."""
-        self.cluster.sql(f"TRUNCATE {table}, bare_queue; DELETE FROM activation.signal; VACUUM activation.signal")
+        self.empty(table)
         start = time.perf_counter()
         self.cluster.sql(
             f"INSERT INTO {table} (email, name)"
@@ -209,7 +214,7 @@ def main() -> None:
                 (f"100,000 rows in one INSERT, {what}, × no trigger", target, shown(ratios(bench.bulk, table, pairs)))
             )
 
-        cluster.sql("DELETE FROM activation.signal; VACUUM FULL activation.signal; TRUNCATE users")
+        bench.empty("users")
         say("pg_cron starts the workers at the full minute …")
         cluster.sql("SELECT activation.start()")
         wait_until(bench.workers_run, 100)
