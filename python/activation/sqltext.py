@@ -85,7 +85,7 @@ def without_star(sql: str) -> str | None:
         depth += {"(": 1, ")": -1}.get(word.text, 0)
         if depth == 0 and word.text.upper() in ("UNION", "INTERSECT", "EXCEPT"):
             return None
-    return sql[: words[1].start] + sql[words[1].end :]
+    return sql[: words[1].start] + " " + sql[words[1].end :]
 
 
 def with_parameter(sql: str, replacement: str) -> str:

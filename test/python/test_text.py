@@ -30,10 +30,11 @@ def test_terminators(sql: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("sql", "expected"),
     [
-        ("SELECT * FROM a WHERE b = $1", "SELECT  FROM a WHERE b = $1"),
-        ("select/*x*/ *\nfrom a", "select/*x*/ \nfrom a"),
+        ("SELECT * FROM a WHERE b = $1", "SELECT   FROM a WHERE b = $1"),
+        ("select/*x*/ *\nfrom a", "select/*x*/  \nfrom a"),
         ("SELECT * FROM a UNION SELECT * FROM b", None),
-        ("SELECT * FROM (SELECT 1 UNION SELECT 2) x", "SELECT  FROM (SELECT 1 UNION SELECT 2) x"),
+        ("SELECT * FROM (SELECT 1 UNION SELECT 2) x", "SELECT   FROM (SELECT 1 UNION SELECT 2) x"),
+        ("select*from a", "select from a"),
         ("SELECT a.* FROM a", None),
         ("SELECT 1 * 2 FROM a", None),
     ],
