@@ -170,8 +170,8 @@ class Deliverer:
             raise
         return True
 
-    def _record(self, answered: list[tuple[_Flight, Try]]) -> None:
-        for flight, attempt in answered:
+    def _record(self, tries: list[tuple[_Flight, Try]]) -> None:
+        for flight, attempt in tries:
             outcome = attempt.outcome
             error = outcome if isinstance(outcome, DeliveryError) else None
             word = "sent" if error is None else error.outcome
@@ -192,11 +192,12 @@ class Deliverer:
                 attempt.started_at,
                 attempt.finished_at,
             )
-            if error is None or error.status is not None:
+            answered = error is None or error.status is not None
+            if answered or isinstance(error, Paused):
                 self._db.execute(
                     "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::boolean, $5)",
                     attempt.rate,
-                    attempt.rtt,
+                    attempt.rtt if answered else None,
                     error.text if isinstance(error, Paused) else None,
                     isinstance(error, Paused) and error.until_midnight,
                     self._key_mark,

@@ -102,7 +102,8 @@ def _filled(text: str, html: bool, variables: Mapping[str, object], what: str) -
         return text
     try:
         return str(_parsed(text, html).render(variables))
-    except (LiquidError, RecursionError) as error:
+    except Exception as error:
+        # Not only LiquidError: a filter given a value that it did not expect raises whatever Python does.
         raise RenderError(f"{what}: {_one_line(error)}") from error
 
 
@@ -132,6 +133,8 @@ def render(source: Source, variables: Mapping[str, object]) -> Rendered:
         raise RenderError("subject: holds a line break")
     if not subject:
         raise RenderError("subject: is empty")
+    if re.search(r"[\x00-\x1f\x7f]", subject):
+        raise RenderError("subject: holds a control character")
     html = None if source.html is None else _filled(source.html, True, variables, "html")
     text = text_of(html or "") if source.text is None else _filled(source.text, False, variables, "text")
     return Rendered(subject, html, text)
@@ -162,7 +165,7 @@ def check(source: Source, personalization: Mapping[str, object], columns: list[s
                 raise _missing(_one_line(error.__cause__), columns, f"{what}: {error}") from None
         except UndefinedError as error:
             raise _missing(_one_line(error), columns, f"{what}: {_one_line(error)}") from None
-        except LiquidError:
+        except Exception:
             # A filter that cannot work on a sample (a date, a number) may well work on a real row.
             continue
 
@@ -279,7 +282,11 @@ class _Text(HTMLParser):
 def text_of(html: str) -> str:
     """Plain text for an html mail that has none of its own."""
     parser = _Text()
-    parser.feed(html)
-    parser.close()
+    try:
+        parser.feed(html)
+        parser.close()
+    except AssertionError as error:
+        # How the standard library's parser says that it cannot go on, at `<![x]>` for instance.
+        raise RenderError(f"html: {_one_line(error)}") from None
     lines = [line.strip() for line in "".join(parser.parts).splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ READ_TIMEOUT = 25.0
 TOTAL_TIMEOUT = 30.0
 
 _MAX_ANSWER = 1_000_000
+_ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 _SAME_KEY_SOON = {"concurrent_idempotent_requests", "resource_locked"}
 _SERVER = {"application_error", "internal_server_error", "service_unavailable", "gateway_timeout"}
@@ -130,7 +133,8 @@ class Resend:
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
-    """The body, until the deadline however it trickles in: a socket's timeout only bounds the silence between bytes."""
+    """The body. A socket's timeout only bounds the silence between bytes, so an answer that trickled in past the
+    deadline is none; a thread that it keeps for longer is given up by the deliverer."""
     parts: list[bytes] = []
     size = 0
     for part in response.iter_content(65536 if response.headers.get("content-length") else 1024):
@@ -147,11 +151,15 @@ def _network(error: requests.RequestException) -> DeliveryError:
     # The exception's own text may quote the request; only its kind is told.
     if isinstance(error, requests.ConnectTimeout):
         return Refused("no connection: timed out", name="connect_timeout")
+    cause = error.args[0] if error.args else None
+    reason = cause.reason if isinstance(cause, MaxRetryError) else cause
     if isinstance(error, requests.exceptions.SSLError):
-        return Refused("no connection: TLS failed", name="tls_error")
+        # Only a certificate is certainly judged before anything is sent; other TLS errors also end an open connection.
+        found = (reason, *getattr(reason, "args", ()))
+        if any(isinstance(part, ssl.SSLCertVerificationError) for part in found):
+            return Refused("no connection: the server's certificate cannot be verified", name="tls_error")
+        return Unanswered("TLS failed before an answer came", name="tls_error")
     if isinstance(error, requests.ConnectionError):
-        cause = error.args[0] if error.args else None
-        reason = cause.reason if isinstance(cause, MaxRetryError) else cause
         if isinstance(reason, NewConnectionError):
             return Refused("no connection: host unknown or connection refused", name="connection_failed")
         return Unanswered("the connection broke before an answer came", name="connection_lost")
@@ -169,8 +177,9 @@ def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int
     if 200 <= status < 300:
         return _accepted(status, body, emails)
     answer = _json(body)
-    name = answer.get("name") if isinstance(answer, dict) else None
-    text = str(answer.get("message")) if isinstance(answer, dict) and answer.get("message") else _excerpt(body, status)
+    error = answer if isinstance(answer, dict) else {}
+    name = _clean(error["name"], 100) if isinstance(error.get("name"), str) else None
+    text = _clean(str(error["message"]), 1000) if error.get("message") else _excerpt(body, status)
     wait = _retry_after(headers)
     if name == "rate_limit_exceeded":
         raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
@@ -200,7 +209,7 @@ def _accepted(status: int, body: bytes, emails: int) -> Accepted:
     if isinstance(answer, dict):
         entries = answer.get("data") if "data" in answer else [answer]
     if isinstance(entries, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries
+        isinstance(entry, dict) and isinstance(entry.get("id"), str) and _ID.fullmatch(entry["id"]) for entry in entries
     ):
         if len(entries) == emails:
             return Accepted([entry["id"] for entry in entries])
@@ -224,8 +233,13 @@ def _json(body: bytes) -> Any:
         return None
 
 
+def _clean(text: str, length: int) -> str:
+    """As much of a server's text as the database can store: JSON may hold NULs and halves of characters."""
+    return text[:length].encode("utf-8", "replace").decode().replace("\x00", "")
+
+
 def _excerpt(body: bytes, status: int) -> str:
-    text = " ".join(body[:500].decode("utf-8", "replace").replace("\x00", "").split())
+    text = " ".join(_clean(body[:500].decode("utf-8", "replace"), 500).split())
     return text[:200] or f"HTTP status {status} without a body"
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
+from activation import resend
 from activation.errors import DeliveryError, Erred, Paused, Refused, Terminal, Unanswered, Unknowable
-from activation.resend import Resend, is_content, understand
+from activation.resend import Accepted, Resend, is_content, understand
+from activation.sandbox import Sandbox
 
 TABLE: list[tuple[int, str, type[DeliveryError]]] = [
     (400, "invalid_idempotency_key", Terminal),
@@ -112,3 +121,132 @@ def test_nothing_listens() -> None:
 def test_a_host_that_does_not_exist() -> None:
     attempt = Resend("http://nowhere.invalid", "re_secret").send("/emails", "{}", "key", 1)
     assert isinstance(attempt.outcome, Refused)
+
+
+@pytest.mark.parametrize("name", [["x"], {"a": 1}, 7, None, True])
+def test_a_name_that_is_none(name: object) -> None:
+    """Judged by the status, like an answer without a name."""
+    error = meaning(422, json.dumps({"name": name, "message": "why"}).encode())
+    assert (type(error), error.name, error.text) == (Terminal, None, "why")
+
+
+def test_what_the_database_cannot_store() -> None:
+    error = meaning(500, b'{"name": "a\\u0000b\\ud800", "message": "c\\u0000d\\udfff' + b"e" * 5000 + b'"}')
+    assert error.name == "ab?" and error.text.startswith("cd?ee") and len(error.text) <= 1000
+    assert type(meaning(200, b'{"id": "a\\u0000"}')) is Unanswered
+    assert type(meaning(200, b'{"id": "\\ud800"}')) is Unanswered
+    assert type(meaning(200, b'{"id": ""}')) is Unanswered
+
+
+def outcome_at(url: str, verify: str | None = None) -> object:
+    client = Resend(url, "re_secret")
+    if verify is not None:
+        client._session().verify = verify
+    outcome = client.send("/emails", json.dumps(MAIL), "key", 1).outcome
+    assert "re_secret" not in repr(outcome) + str(outcome)
+    return outcome
+
+
+MAIL = {"from": "a@acme.dev", "to": ["b@acme.dev"], "subject": "s", "text": "t"}
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://a:99999", "ftp://acme.dev"])
+def test_a_url_that_is_none(url: str) -> None:
+    """Nothing will be accepted until somebody mends the setting."""
+    assert type(outcome_at(url)) is Paused
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("drop_before", Unanswered),
+        ("drop_after", Unanswered),
+        ("partial", Unanswered),
+        ("garbage", Unanswered),
+        ("error_after", Erred),
+        ("html", Erred),
+        ("trickle", Accepted),
+    ],
+)
+def test_faults_of_a_real_connection(fault: str, expected: type) -> None:
+    """After each, the same bytes under the same key bring the mail in once."""
+    with Sandbox() as sandbox:
+        sandbox.fail(fault, ms=1)
+        assert type(outcome_at(sandbox.url)) is expected
+        assert type(outcome_at(sandbox.url)) is Accepted
+        assert len(sandbox.emails) == 1
+
+
+def test_an_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte at a time satisfies every socket's timeout; the total deadline ends it."""
+    monkeypatch.setattr(resend, "TOTAL_TIMEOUT", 0.1)
+    with Sandbox() as sandbox:
+        sandbox.fail("trickle", ms=2)
+        outcome = outcome_at(sandbox.url)
+        assert isinstance(outcome, Unanswered) and "in time" in outcome.text
+        assert len(sandbox.emails) == 1
+
+
+def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resend, "READ_TIMEOUT", 0.2)
+    with Sandbox() as sandbox:
+        sandbox.fail("stall")
+        outcome = outcome_at(sandbox.url)
+        assert isinstance(outcome, Unanswered) and outcome.name == "read_timeout"
+
+
+def test_no_proxy_and_no_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the server's environment nor the other side decides where a key is sent."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.delenv("NO_PROXY")
+    with Sandbox() as sandbox, Sandbox() as elsewhere:
+        sandbox.fail("status", status=307, body="", headers={"location": elsewhere.url + "/emails"})
+        assert type(outcome_at(sandbox.url)) is Paused
+        assert type(outcome_at(sandbox.url)) is Accepted
+        assert elsewhere.log == []
+
+
+@contextmanager
+def tls_server(folder: Path, answer: bytes | None) -> Iterator[tuple[str, str]]:
+    """An https server that takes one request and answers with these bytes in the place of TLS; URL and certificate."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+        f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}".split(),
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with suppress(OSError):
+            connection = context.wrap_socket(plain, server_side=True)
+            while b'"subject"' not in connection.recv(65536):
+                pass
+            raw = socket.socket(fileno=connection.detach())
+            if answer is not None:
+                raw.sendall(answer)
+            raw.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"https://localhost:{listener.getsockname()[1]}", str(certificate)
+        thread.join(10)
+
+
+def test_a_certificate_that_cannot_be_verified(tmp_path: Path) -> None:
+    """Certainly not accepted: the request was not sent."""
+    with tls_server(tmp_path, None) as (url, _):
+        outcome = outcome_at(url)
+        assert isinstance(outcome, Refused) and outcome.name == "tls_error"
+
+
+@pytest.mark.parametrize("answer", [b"this is not a TLS record", None])
+def test_tls_that_breaks_after_the_request(tmp_path: Path, answer: bytes | None) -> None:
+    """Perhaps accepted: it must be repeated under the same key, never made anew."""
+    with tls_server(tmp_path, answer) as (url, certificate):
+        assert type(outcome_at(url, certificate)) is Unanswered
