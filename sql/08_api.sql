@@ -728,6 +728,7 @@ COMMENT ON FUNCTION activation.archive_loop(text) IS
 CREATE FUNCTION activation.unbind(table_name regclass) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
 AS $$
 DECLARE
     bound regprocedure;
@@ -736,7 +737,7 @@ BEGIN
         RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
     END IF;
     PERFORM activation._require_owner(activation._caller(), table_name, 'unbind');
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define')), set_config('client_min_messages', 'warning', true);
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
     -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
     FOR bound IN
         SELECT DISTINCT p.oid::regprocedure
