@@ -372,6 +372,10 @@ SELECT pg_temp.refused(format('SELECT activation.%s', c.call), c.code, c.named, 
     ($$start(detectors => NULL)$$, '22023', '{detectors}', '1 to 8')
   ) AS c(call, code, named, hint);
 
+-- What commits cannot run inside a transaction.
+
+SELECT is((pg_temp.outcome('CALL activation.' || c)).code, '2D000', c || ' inside a transaction') FROM unnest(ARRAY['detect()', 'deliver()', 'tick()']) AS c;
+
 -- A literal key is refused and repeated nowhere.
 
 CREATE FUNCTION pg_temp.literal(argument text, key text, OUT code text, OUT said text)
@@ -398,6 +402,14 @@ SELECT is(l.said LIKE '%' || argument || '%env:NAME%' AND l.code = '22023' AND p
   FROM (VALUES ('api_key', 're_abcdefgh_123456789'), ('api_key', 'Re_abcdefgh'), ('api_key', 'envRESEND_API_KEY'),
                ('webhook_secret', 'whsec_abcdefgh')) AS g(argument, key),
        pg_temp.literal(argument, key) AS l;
+
+-- docs/errors.md has them all.
+
+\set documented `cat docs/errors.md`
+\set raised `grep -ohE "ERRCODE = '[0-9A-Z]{5}'|(code|sqlstate)=\"[0-9A-Z]{5}\"|'code', '[0-9A-Z]{5}'" sql/*.sql python/activation/*.py`
+SELECT is_empty(format($$
+    SELECT code FROM (SELECT code FROM refused_with UNION SELECT m[1] FROM regexp_matches(%L, '[''"]([0-9A-Z]{5})[''"]', 'g') AS m) AS used
+     WHERE code <> 'ACT00' AND position('| ' || code || ' ' IN %L) = 0$$, :'raised', :'documented'), 'docs/errors.md lists every code');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -46,6 +46,9 @@ BEGIN
 END
 $$;
 
+-- The codes that refused() was asked for.
+CREATE TEMP TABLE refused_with (code text);
+
 -- That a statement is refused with this code, a message that holds all of `named`, and a hint that holds `hint` (any hint,
 -- if that is empty), and that nothing is changed by it.
 CREATE FUNCTION pg_temp.refused(statement text, wanted text, named text[], hint text DEFAULT '', description text DEFAULT NULL,
@@ -57,6 +60,7 @@ DECLARE
     after jsonb;
     wrong text;
 BEGIN
+    INSERT INTO refused_with VALUES (wanted);
     SELECT * INTO o FROM pg_temp.outcome(statement, role);
     after := pg_temp.everything();
     SELECT concat_ws(E'\n',
