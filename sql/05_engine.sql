@@ -533,7 +533,8 @@ $$;
 
 -- Locks due messages, oldest first, and checks what may have changed since they were promised: the user still exists,
 -- and has not meanwhile done what a nudge would ask for. What fails a check is cancelled here; the rest is returned with
--- the user's row as it is now, to be rendered and stored in this same transaction.
+-- the user's row as it is now, to be rendered and stored in this same transaction. Those that ended or were put back come
+-- without a user_row, so that the caller knows a claim without mail from an empty queue.
 -- (after_at, after_id): the low-water mark of the queue, so that dead entries before it are not walked again.
 CREATE FUNCTION activation._claim_messages(wanted integer, after_at timestamptz, after_id uuid)
 RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
@@ -550,6 +551,8 @@ DECLARE
     rows text[];
     acted text[];
     kept uuid[];
+    one_loop integer;
+    returned integer := 0;
 BEGIN
     SELECT array_agg(d.message_id) INTO claimed
       FROM (SELECT m.message_id
@@ -611,7 +614,16 @@ BEGIN
           JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
          WHERE m.message_id = ANY (kept)
          ORDER BY m.next_attempt_at, m.message_id;
+        GET DIAGNOSTICS one_loop = ROW_COUNT;
+        returned := returned + one_loop;
     END LOOP;
+    IF returned < cardinality(claimed) THEN
+        RETURN QUERY
+        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.solo, m.user_id,
+               NULL::text, NULL::text, NULL::integer, NULL::text
+          FROM activation.message m
+         WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
+    END IF;
 END
 $$;
 

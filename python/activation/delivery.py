@@ -325,14 +325,15 @@ class Deliverer:
             wanted,
             *self._mark,
         )
-        if len(rows) < wanted:
+        found = [row for row in rows if row["user_row"] is not None]
+        if len(rows) < wanted or not found:
             self._mark = _START
         else:
-            last = max(rows, key=lambda row: (row["next_attempt_at"], row["message_id"]))
+            last = max(found, key=lambda row: (row["next_attempt_at"], row["message_id"]))
             self._mark = (last["next_attempt_at"], last["message_id"])
         ended = _Ended()
         mails: list[_Mail] = []
-        for row in rows:
+        for row in found:
             try:
                 mails.append(self._mail(row, state))
             except RenderError as error:
