@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Cluster, Database
+from harness import Cluster, Connection, Database
+from mail import go_live
 
 if TYPE_CHECKING:
     from activation.sandbox import Sandbox
@@ -42,3 +43,12 @@ def sandbox() -> Iterator[Sandbox]:
 
     with Sandbox() as server:
         yield server
+
+
+@pytest.fixture
+def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
+    """A live database with one loop and the sandbox in Resend's place; the app's connection."""
+    connection = db.connect()
+    go_live(connection, sandbox)
+    yield connection
+    connection.close()

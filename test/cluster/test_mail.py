@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -15,53 +13,8 @@ import pytest
 
 from activation.sandbox import Sandbox
 from harness import Cluster, Connection, Database, wait_until
-from loops import APP, define, loop_status, tick
-
-
-@pytest.fixture
-def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
-    """A live database with one loop and the sandbox in Resend's place; the app's connection."""
-    connection = db.connect()
-    go_live(connection, sandbox)
-    yield connection
-    connection.close()
-
-
-def go_live(connection: Connection, sandbox: Sandbox) -> None:
-    connection.execute(APP)
-    connection.execute(
-        "SELECT activation.configure(sender => 'Acme <hello@acme.dev>', api_key => 'env:RESEND_API_KEY',"
-        " resend_url => %s)",
-        [sandbox.url],
-    )
-    define(connection, timeout="1 hour", otherwise=True)
-    connection.execute("SELECT activation.set_mode('live')")
-
-
-def sign_up(app: Connection, *users: int, acts: bool = True) -> None:
-    """People with an address each, who have acted already."""
-    for user in users:
-        app.execute("INSERT INTO users (id, email) VALUES (%s, %s)", [user, f"u{user}@acme.dev"])
-        if acts:
-            app.execute("INSERT INTO actions (user_id) VALUES (%s)", [user])
-
-
-def statuses(db: Database) -> dict[str, str]:
-    return dict(db.sql("SELECT user_id, status FROM activation.message_log ORDER BY user_id"))
-
-
-def received(sandbox: Sandbox) -> Counter[str]:
-    """How many emails each address has got."""
-    return Counter(address for email in sandbox.emails for address in email.to)
-
-
-def last_error(db: Database, user: int) -> str:
-    return str(db.value("SELECT last_error FROM activation.message_log WHERE user_id = %s::text", user))
-
-
-def status(db: Database, component: str) -> tuple[str, str]:
-    ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = %s", component)
-    return state, detail
+from loops import loop_status, tick
+from mail import Worker, go_live, last_error, promise, received, sign_up, status, statuses
 
 
 def test_one_and_many(db: Database, live: Connection, sandbox: Sandbox) -> None:
@@ -338,35 +291,6 @@ def test_unknown_after_23_hours(db: Database, live: Connection, sandbox: Sandbox
     assert statuses(db) == {"1": "unknown"}
     tick(db, "48 hours")
     assert len(sandbox.log) == 1
-
-
-class Worker:
-    """A deliverer in a session of its own."""
-
-    def __init__(self, db: Database) -> None:
-        self.connection = db.connect()
-        self.pid = self.connection.info.backend_pid
-        self.error: psycopg.Error | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.connection.execute("CALL activation.deliver()")
-        except psycopg.Error as error:
-            self.error = error
-
-    def ended(self, timeout: float) -> bool:
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-
-def promise(db: Database, app: Connection) -> None:
-    """One message in the queue that nobody has claimed."""
-    app.execute("SELECT activation.configure(api_key => 'env:NOT_THERE')")
-    sign_up(app, 1)
-    tick(db)
-    app.execute("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
 
 
 def test_nothing_is_held_while_a_request_is_on_its_way(db: Database, live: Connection, sandbox: Sandbox) -> None:
