@@ -68,16 +68,19 @@ CREATE TABLE activation.sweep (
 SELECT pg_catalog.pg_extension_config_dump('activation.sweep', '');
 COMMENT ON TABLE activation.sweep IS 'When all who wait at a step are asked again; mark: how far an unfinished sweep came.';
 
--- A condition that raised as a whole is a strike against its loop; after three it is skipped until resume_loop().
+-- A loop's code that raised as a whole, or ran too long, is a strike against it; after three it is skipped until
+-- resume_loop(). Detectors and deliverers count apart: what works for one may fail for the other.
 CREATE TABLE activation.strike (
-    loop_id    integer PRIMARY KEY,
+    loop_id    integer NOT NULL,
+    kind       text NOT NULL CHECK (kind IN ('detect', 'claim')),
     strikes    integer NOT NULL,
     retry_at   timestamptz NOT NULL,
     last_error text NOT NULL,
-    struck_at  timestamptz NOT NULL
+    struck_at  timestamptz NOT NULL,
+    PRIMARY KEY (loop_id, kind)
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.strike', '');
-COMMENT ON TABLE activation.strike IS 'Loops whose condition raised: how often in a row, with what, and when it is tried again.';
+COMMENT ON TABLE activation.strike IS 'Loops whose code raised while they were evaluated or claimed: how often in a row, with what, and when it is tried again.';
 
 -- Users who could not be enrolled because the loop's filter raised on the app's statement.
 CREATE TABLE activation.capture_failure (
@@ -104,6 +107,7 @@ CREATE TABLE activation.request (
     next_attempt_at timestamptz NOT NULL,
     tries           integer NOT NULL DEFAULT 0,
     errors          integer NOT NULL DEFAULT 0,
+    unclear         integer NOT NULL DEFAULT 1,
     lease_token     uuid,
     lease_until     timestamptz,
     lease_pid       integer,
@@ -118,8 +122,9 @@ EXCEPTION WHEN feature_not_supported THEN
 END
 $$;
 CREATE INDEX request_open ON activation.request (created_at) WHERE state = 'open';
+CREATE INDEX request_done ON activation.request (created_at) WHERE state = 'done';
 SELECT pg_catalog.pg_extension_config_dump('activation.request', $$WHERE state = 'open'$$);
-COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. tries: how often; errors: how many of them were answered by an error.';
+COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. tries: how many outcomes are known; errors: how many of them were server errors; unclear: tries on their way, or of which nobody knows whether they were accepted.';
 
 CREATE TABLE activation.message (
     message_id      uuid PRIMARY KEY,
@@ -144,7 +149,10 @@ CREATE TABLE activation.message (
     finished_at     timestamptz,
     UNIQUE (enrollment_id, step, branch)
 ) WITH (fillfactor = 70);
-CREATE INDEX message_queue ON activation.message (next_attempt_at, message_id) WHERE state = 'queued';
+-- By loop first, so that what waits in a loop that is paused costs the others nothing.
+CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, message_id) WHERE state = 'queued';
+-- For housekeeping. Sent mail is not in it: that is found through its request.
+CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX message_user ON activation.message (user_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. solo: to be sent alone, because a batch with it was refused.';
@@ -164,6 +172,16 @@ CREATE TABLE activation.attempt (
 CREATE INDEX attempt_message ON activation.attempt (message_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.attempt', '');
 COMMENT ON TABLE activation.attempt IS 'Every try of every message: when, what came of it, and when the next one is due.';
+
+-- What the brake counts, in steps of five minutes: the claim's emails that were about to leave.
+CREATE TABLE activation.pace (
+    loop_id integer NOT NULL,
+    at      timestamptz NOT NULL,
+    emails  integer NOT NULL,
+    PRIMARY KEY (loop_id, at)
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('activation.pace', '');
+COMMENT ON TABLE activation.pace IS 'How many emails each loop sent in each five minutes; no more than max_per_hour leave in an hour.';
 
 CREATE TABLE activation.worker (
     kind          text NOT NULL CHECK (kind IN ('detector', 'deliverer')),

@@ -182,22 +182,22 @@ BEGIN
       FROM (SELECT d.enrollment_id
               FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
              WHERE d.state = 'waiting' AND d.deadline <= now AND (d.retry_at IS NULL OR d.retry_at <= now)
-               AND l.state = 'active' AND activation._part(d.user_id) = ANY (parts)
-               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.retry_at > now)
+               AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
              ORDER BY d.deadline LIMIT batch) e;
     SELECT due_ids || array_agg(e.enrollment_id) INTO due_ids
       FROM (SELECT d.enrollment_id
               FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
-             WHERE d.retry_at <= now AND l.state = 'active' AND activation._part(d.user_id) = ANY (parts)
-               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.retry_at > now)
+             WHERE d.retry_at <= now AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
              ORDER BY d.retry_at LIMIT batch) e;
 
     FOR sweeping IN
         SELECT w.loop_id, w.version, w.step, w.part, w.mark, s.every
           FROM activation.sweep w JOIN activation.step s USING (loop_id, version, step)
           JOIN activation."loop" l USING (loop_id)
-         WHERE w.due_at <= now AND w.part = ANY (parts) AND l.state = 'active'
-           AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = w.loop_id AND k.retry_at > now)
+         WHERE w.due_at <= now AND w.part = ANY (parts) AND l.state IN ('active', 'stopped')
+           AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = w.loop_id AND k.kind = 'detect' AND k.retry_at > now)
          ORDER BY w.due_at
     LOOP
         EXIT WHEN cardinality(swept_ids) >= batch;
@@ -224,25 +224,49 @@ BEGIN
                     UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
-      JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state = 'active'
-     WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.retry_at > now)
+      JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state IN ('active', 'stopped')
+     WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect' AND k.retry_at > now)
      GROUP BY e.loop_id, e.version, e.step
-     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id), 0), e.loop_id, e.version, e.step;
+     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), e.loop_id, e.version, e.step;
+END
+$$;
+
+-- Says to the other workers, in pg_stat_activity, which loop's code this one runs and since when: what it writes into
+-- tables they cannot see before it commits. NULL: none any more.
+CREATE FUNCTION activation._evaluating(loop_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('application_name',
+                       CASE WHEN loop_id IS NULL THEN 'activation'
+                            ELSE format('activation loop %s since %s', loop_id, extract(epoch FROM clock_timestamp())) END, true);
 END
 $$;
 
 -- Asks the condition of a step for these enrollments: the keys for which it is true. The only part of a round that runs
 -- an author's code, and so the only one whose errors are an author's.
 CREATE FUNCTION activation._detect_ask(loop_id integer, version integer, step integer, ids bigint[], one_by_one boolean DEFAULT false) RETURNS text[]
-LANGUAGE sql
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN s.evaluate_function IS NOT NULL
-                THEN activation._safe_eval(s.evaluate_function, v.owner,
-                                           ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id),
-                                           one_by_one) END
+#variable_conflict use_column
+DECLARE
+    asked record;
+    true_keys text[];
+BEGIN
+    SELECT s.evaluate_function, v.owner INTO asked
       FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
-     WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step
+     WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step;
+    IF asked.evaluate_function IS NULL THEN
+        RETURN NULL;
+    END IF;
+    PERFORM activation._evaluating(_detect_ask.loop_id);
+    true_keys := activation._safe_eval(asked.evaluate_function, asked.owner,
+        ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id), one_by_one);
+    PERFORM activation._evaluating(NULL);
+    RETURN true_keys;
+END
 $$;
 
 -- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still
@@ -320,9 +344,9 @@ AS $$
      WHERE e.enrollment_id = id
 $$;
 
--- A strike against a loop whose condition raised as a whole. Its people are swept when it is tried again; after the
--- third strike it is failing and left alone until resume_loop().
-CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
+-- A strike against a loop whose code raised as a whole or ran too long. It is tried again after a while; after the third
+-- strike it is failing and left alone until resume_loop().
+CREATE FUNCTION activation._strike(loop_id integer, kind text, error text) RETURNS timestamptz
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -330,24 +354,45 @@ DECLARE
     now timestamptz := activation._now();
     k activation.strike;
 BEGIN
-    INSERT INTO activation.strike AS x (loop_id, strikes, retry_at, last_error, struck_at)
-    VALUES (_detect_strike.loop_id, 1, now + interval '10 seconds', error, now)
+    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    VALUES (_strike.loop_id, _strike.kind, 1, now + interval '10 seconds', error, now)
     ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
        SET strikes = x.strikes + 1, retry_at = now + interval '10 seconds' * (x.strikes + 1),
            last_error = excluded.last_error, struck_at = excluded.struck_at
     RETURNING x.* INTO k;
-    PERFORM activation._sweep(_detect_strike.loop_id, k.retry_at);
     IF k.strikes >= 3 THEN
-        UPDATE activation."loop" l SET state = 'failing', reason = format('its condition raised: %s', error)
-         WHERE l.loop_id = _detect_strike.loop_id AND l.state = 'active';
+        UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _strike.loop_id AND l.state IN ('active', 'stopped');
     END IF;
+    RETURN k.retry_at;
+END
+$$;
+
+-- The condition of a loop struck; its people are swept when it is tried again.
+CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._sweep(loop_id, activation._strike(loop_id, 'detect', 'its condition raised: ' || error)) $$;
+
+-- The condition waited for a lock of the app: nobody's fault, no strike. Its people are swept a little later.
+CREATE FUNCTION activation._detect_postpone(loop_id integer, error text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    again timestamptz := activation._now() + interval '3 seconds';
+BEGIN
+    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    VALUES (_detect_postpone.loop_id, 'detect', 0, again, 'its condition waited for a lock: ' || error, activation._now())
+    ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
+       SET retry_at = excluded.retry_at, last_error = excluded.last_error, struck_at = excluded.struck_at;
+    PERFORM activation._sweep(_detect_postpone.loop_id, again);
 END
 $$;
 
 CREATE FUNCTION activation._detect_well(loop_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _detect_well.loop_id $$;
+AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _detect_well.loop_id AND k.kind = 'detect' $$;
 
 -- ---- who this server is, and whether it may send --------------------------------------------------------------------------
 
@@ -401,27 +446,52 @@ $$;
 
 -- ---- claim, store, record -------------------------------------------------------------------------------------------------
 
--- What a deliverer must know before it claims: the mode, whether it may send at all and why not, and what to send with.
-CREATE FUNCTION activation._deliver_state(host text)
+-- What a deliverer must know before it claims: the mode, whether it may send at all and why not, what to send with, and
+-- whether there is anything to claim or to give up. marks: how far the queue of each loop was walked, see _claim_messages.
+CREATE FUNCTION activation._deliver_state(host text, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, paused_key text, sender text, reply_to text, resend_url text,
-               api_key text, due boolean)
+               api_key text, due boolean, expired boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    now timestamptz := activation._now();
     s activation.setting := activation._setting();
     p activation.provider;
 BEGIN
     SELECT * INTO p FROM activation.provider;
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
-        CASE WHEN p.paused_until > activation._now() THEN p.pause_reason END, p.paused_key,
+        CASE WHEN p.paused_until > now THEN p.pause_reason END, p.paused_key,
         s.sender, s.reply_to, s.resend_url, s.api_key,
-        EXISTS (SELECT FROM activation.message m JOIN activation."loop" l USING (loop_id)
-                 WHERE m.state = 'queued' AND m.next_attempt_at <= activation._now() AND l.state = 'active')
+        EXISTS (SELECT FROM activation._queues(now, mark_loops, mark_ats, mark_ids))
         OR EXISTS (SELECT FROM activation.request r
-                    WHERE r.state = 'open' AND (r.next_attempt_at <= activation._now() OR r.created_at < activation._now() - interval '23 hours')
-                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
+                    WHERE r.state = 'open' AND r.next_attempt_at <= now
+                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)),
+        EXISTS (SELECT FROM activation.request r
+                 WHERE r.state = 'open' AND r.created_at < now - interval '23 hours'
+                   AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
 END
+$$;
+
+-- Loops that have mail due which may be claimed, the longest due first, and where to begin in the queue of each. Only who
+-- waits in these loops is looked at: what waits in a loop that is paused costs nothing.
+CREATE FUNCTION activation._queues(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
+RETURNS TABLE (loop_id integer, after_at timestamptz, after_id uuid)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.loop_id, k.at, k.id
+      FROM activation."loop" l
+      LEFT JOIN unnest(mark_loops, mark_ats, mark_ids) AS u(loop_id, at, id) USING (loop_id)
+      CROSS JOIN LATERAL (SELECT coalesce(u.at, '-infinity') AS at, coalesce(u.id, '00000000-0000-0000-0000-000000000000') AS id) k
+      CROSS JOIN LATERAL (SELECT m.next_attempt_at FROM activation.message m
+                           WHERE m.state = 'queued' AND m.loop_id = l.loop_id AND m.next_attempt_at <= now
+                             AND (m.next_attempt_at, m.message_id) > (k.at, k.id)
+                           ORDER BY m.next_attempt_at, m.message_id LIMIT 1) first
+     WHERE l.state = 'active'
+       AND NOT EXISTS (SELECT FROM activation.strike s WHERE s.loop_id = l.loop_id AND s.kind = 'claim' AND s.retry_at > now)
+     ORDER BY first.next_attempt_at
 $$;
 
 CREATE FUNCTION activation._secret(secret_name text) RETURNS text
@@ -492,8 +562,25 @@ BEGIN
 END
 $$;
 
+-- Requests whose outcome was not known for 23 hours end as unknown: Resend forgets their key after 24.
+CREATE FUNCTION activation._expire_requests() RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH old AS (
+        UPDATE activation.request r SET state = 'done', lease_token = NULL
+         WHERE r.state = 'open' AND r.created_at < activation._now() - interval '23 hours'
+           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
+        RETURNING r.request_id, r.members
+    )
+    UPDATE activation.message m
+       SET state = 'unknown', finished_at = activation._now(),
+           last_error = coalesce(m.last_error || '; ', '') || 'its outcome was not known for 23 hours'
+      FROM old WHERE m.message_id = ANY (old.members) AND m.request_id = old.request_id AND m.state = 'sending'
+$$;
+
 -- Requests that are to be repeated: their outcome is not known, and nobody holds them. Unchecked and byte for byte: to
--- the user they were already sent. Only in the mode they were made in. Those older than 23 hours end as unknown.
+-- the user they were already sent. Only in the mode they were made in.
 CREATE FUNCTION activation._claim_requests(token uuid, lease interval, wanted integer)
 RETURNS TABLE (request_id uuid, endpoint text, body text)
 LANGUAGE plpgsql
@@ -505,16 +592,6 @@ DECLARE
     now timestamptz := activation._now();
     current_mode text := (activation._setting()).mode;
 BEGIN
-    WITH old AS (
-        UPDATE activation.request r SET state = 'done', lease_token = NULL
-         WHERE r.state = 'open' AND r.created_at < now - interval '23 hours'
-           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
-        RETURNING r.request_id, r.members
-    )
-    UPDATE activation.message m
-       SET state = 'unknown', finished_at = now,
-           last_error = coalesce(m.last_error || '; ', '') || 'its outcome was not known for 23 hours'
-      FROM old WHERE m.message_id = ANY (old.members) AND m.request_id = old.request_id AND m.state = 'sending';
     RETURN QUERY
     WITH due AS (
         SELECT r.request_id FROM activation.request r
@@ -524,19 +601,53 @@ BEGIN
          ORDER BY r.created_at LIMIT wanted FOR UPDATE SKIP LOCKED
     )
     UPDATE activation.request r
-       SET lease_token = token, lease_until = now + lease, lease_pid = pg_backend_pid(),
+       SET lease_token = token, lease_until = now + lease, lease_pid = pg_backend_pid(), unclear = r.unclear + 1,
            lease_start = (SELECT a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid())
       FROM due WHERE r.request_id = due.request_id
     RETURNING r.request_id, r.endpoint, r.body;
 END
 $$;
 
+-- The brake: how many more emails of a loop may leave now. A loop that would send more than max_per_hour is stopped
+-- before it does, and waits for resume_loop(); without that setting, the limit is ten times its usual hour (the mean of
+-- the hours of the last four weeks in which it sent any), at least 1,000. A resumed loop counts anew.
+CREATE FUNCTION activation._hourly_limit(loop_id integer, now timestamptz) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce((activation._setting()).max_per_hour,
+                    greatest(1000, (SELECT 10 * avg(h.emails) FROM (
+                        SELECT sum(p.emails) AS emails FROM activation.pace p
+                         WHERE p.loop_id = _hourly_limit.loop_id AND p.at > now - interval '28 days' AND p.at <= now - interval '1 hour'
+                         GROUP BY date_trunc('hour', p.at)) h))::bigint)
+$$;
+
+CREATE FUNCTION activation._sent_within_the_hour(loop_id integer, now timestamptz) RETURNS bigint
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(sum(p.emails), 0) FROM activation.pace p
+     WHERE p.loop_id = _sent_within_the_hour.loop_id AND p.at > now - interval '1 hour 5 minutes' AND p.at >= coalesce(
+        (SELECT l.resumed_at FROM activation."loop" l WHERE l.loop_id = _sent_within_the_hour.loop_id), '-infinity')
+$$;
+
+-- Counts emails that are about to leave, or, with a negative number, that came back to the queue after all.
+CREATE FUNCTION activation._count_pace(loop_ids integer[], emails integer[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.pace AS p (loop_id, at, emails)
+    SELECT l.loop_id, greatest(date_bin('5 minutes', activation._now(), 'epoch'), l.resumed_at), u.emails
+      FROM unnest(loop_ids, emails) AS u(loop_id, emails) JOIN activation."loop" l USING (loop_id) ORDER BY 1
+    ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails
+$$;
+
 -- Locks due messages, oldest first, and checks what may have changed since they were promised: the user still exists,
 -- and has not meanwhile done what a nudge would ask for. What fails a check is cancelled here; the rest is returned with
 -- the user's row as it is now, to be rendered and stored in this same transaction. Those that ended or were put back come
 -- without a user_row, so that the caller knows a claim without mail from an empty queue.
--- (after_at, after_id): the low-water mark of the queue, so that dead entries before it are not walked again.
-CREATE FUNCTION activation._claim_messages(wanted integer, after_at timestamptz, after_id uuid)
+-- marks: the low-water mark of each loop's queue, so that dead entries before it are not walked again.
+CREATE FUNCTION activation._claim_messages(wanted integer, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
                solo boolean, user_id text, email text, user_row text, template_mark integer, context text)
 LANGUAGE plpgsql
@@ -546,7 +657,13 @@ AS $$
 #variable_conflict use_column
 DECLARE
     now timestamptz := activation._now();
-    claimed uuid[];
+    live boolean := (activation._setting()).mode <> 'capture';
+    queue record;
+    take integer;
+    hourly bigint;
+    sent bigint;
+    found uuid[];
+    claimed uuid[] := '{}'::uuid[];
     owned record;
     rows text[];
     acted text[];
@@ -554,14 +671,33 @@ DECLARE
     one_loop integer;
     returned integer := 0;
 BEGIN
-    SELECT array_agg(d.message_id) INTO claimed
-      FROM (SELECT m.message_id
-              FROM activation.message m JOIN activation."loop" l USING (loop_id)
-             WHERE m.state = 'queued' AND m.next_attempt_at <= now AND l.state = 'active'
-               AND (m.next_attempt_at, m.message_id) > (after_at, after_id)
-             ORDER BY m.next_attempt_at, m.message_id
-             LIMIT wanted FOR UPDATE OF m SKIP LOCKED) d;
-    IF claimed IS NULL THEN
+    FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
+        take := wanted - cardinality(claimed);
+        EXIT WHEN take = 0;
+        IF live THEN
+            hourly := activation._hourly_limit(queue.loop_id, now);
+            sent := activation._sent_within_the_hour(queue.loop_id, now);
+            IF sent + 10000 > hourly THEN
+                -- So near to the limit, what others have claimed and not yet committed matters.
+                PERFORM pg_advisory_xact_lock(hashtext('activation brake'), queue.loop_id);
+                sent := activation._sent_within_the_hour(queue.loop_id, now);
+            END IF;
+            IF sent >= hourly THEN
+                UPDATE activation."loop" l
+                   SET state = 'stopped', reason = format('the brake: %s emails within an hour, and the limit is %s', sent, hourly)
+                 WHERE l.loop_id = queue.loop_id AND l.state = 'active';
+                CONTINUE;
+            END IF;
+            take := least(take, hourly - sent);
+        END IF;
+        found := ARRAY(SELECT m.message_id FROM activation.message m
+                        WHERE m.state = 'queued' AND m.loop_id = queue.loop_id AND m.next_attempt_at <= now
+                          AND (m.next_attempt_at, m.message_id) > (queue.after_at, queue.after_id)
+                        ORDER BY m.next_attempt_at, m.message_id
+                        LIMIT take FOR UPDATE SKIP LOCKED);
+        claimed := claimed || found;
+    END LOOP;
+    IF claimed = '{}' THEN
         RETURN;
     END IF;
     FOR owned IN
@@ -575,6 +711,7 @@ BEGIN
         kept := owned.ids;
         -- Whatever the author's code does here puts back the messages of this loop only.
         BEGIN
+            PERFORM activation._evaluating(owned.loop_id);
             rows := activation._safe_eval(owned.users_function, owned.owner, owned.keys);
             acted := '{}';
             IF owned.nudged IS NOT NULL THEN
@@ -582,11 +719,19 @@ BEGIN
                   FROM activation.step s, unnest(activation._safe_eval(s.evaluate_function, owned.owner, owned.nudged)) AS k
                  WHERE s.loop_id = owned.loop_id AND s.version = owned.version AND s.step = 1 AND s.evaluate_function IS NOT NULL;
             END IF;
-        EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
-            UPDATE activation.message m SET next_attempt_at = now + interval '30 seconds', last_error = SQLERRM
-             WHERE m.message_id = ANY (owned.ids);
-            CONTINUE;
+            PERFORM activation._evaluating(NULL);
+        EXCEPTION
+            WHEN query_canceled THEN
+                PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
+                UPDATE activation.message m SET last_error = 'the loop''s own code was cancelled: it ran too long'
+                 WHERE m.message_id = ANY (owned.ids);
+                CONTINUE;
+            WHEN others OR assert_failure THEN
+                UPDATE activation.message m SET next_attempt_at = now + interval '30 seconds', last_error = SQLERRM
+                 WHERE m.message_id = ANY (owned.ids);
+                CONTINUE;
         END;
+        DELETE FROM activation.strike k WHERE k.loop_id = owned.loop_id AND k.kind = 'claim';
         IF cardinality(acted) > 0 THEN
             UPDATE activation.enrollment e SET activated_at = now
               FROM activation.message m
@@ -624,6 +769,20 @@ BEGIN
           FROM activation.message m
          WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
     END IF;
+END
+$$;
+
+-- A strike from a deliverer, who never waits long for another worker: a detector may hold the loop's rows while it runs
+-- code of an author that only this deliverer can cancel. A strike that is lost comes again.
+CREATE FUNCTION activation._claim_strike(loop_id integer, error text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '200ms'
+AS $$
+BEGIN
+    PERFORM activation._strike(loop_id, 'claim', error);
+EXCEPTION WHEN lock_not_available THEN
+    NULL;
 END
 $$;
 
@@ -697,13 +856,17 @@ $$;
 
 -- Writes down what came of one try of a request. Outcomes:
 --   sent        accepted; resend_ids in the order of the members
---   refused     certainly not accepted, nobody's fault (no connection, 429): back to queued, no try spent
+--   refused     this try was certainly not accepted, and it is nobody's fault (no connection, 429): no try is spent
 --   split       a batch refused for its content: back to queued, to be sent one by one
 --   terminal    refused for good: failed
 --   erred       answered by an error, perhaps accepted: repeated byte for byte until the tries are spent
 --   unanswered  no usable answer, perhaps accepted: repeated byte for byte, no try spent
 --   unknowable  the provider says that it has seen this key with another body: never sent again
--- A worker that has lost its lease records nothing over the one who took over: returns false.
+-- A refusal sends the messages back to the queue, to be made anew under a new key, only if no other try of this request
+-- can have been accepted. A refusal by name is an answer about the key: an accepted one would have been told again.
+--
+-- A worker that has lost its lease records nothing over the one who took over: returns false. Its try is still an attempt,
+-- and if it was accepted that is the end of the matter, whatever the other one is still trying.
 CREATE FUNCTION activation._record(request_id uuid, token uuid, outcome text, resend_ids text[], http_status integer,
                                    error_name text, error text, retry_after double precision,
                                    started_at timestamptz, finished_at timestamptz) RETURNS boolean
@@ -714,35 +877,45 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     r activation.request;
+    mine boolean;
     retries integer;
     again timestamptz;
     message_state text;
-    shown text := concat_ws(': ', _record.error_name, _record.error);
 BEGIN
-    SELECT * INTO r FROM activation.request x
-     WHERE x.request_id = _record.request_id AND x.lease_token = token AND x.state = 'open' FOR UPDATE;
+    SELECT * INTO r FROM activation.request x WHERE x.request_id = _record.request_id FOR UPDATE;
     IF r.request_id IS NULL THEN
         RETURN false;
     END IF;
-    r.tries := r.tries + 1;
+    mine := r.state = 'open' AND r.lease_token IS NOT DISTINCT FROM token;
     retries := (r.recovery ->> 'retries')::integer;
+    r.tries := r.tries + 1;
+    IF outcome <> 'unanswered' THEN
+        r.unclear := greatest(r.unclear - 1, 0);
+    END IF;
+    IF outcome IN ('split', 'terminal') AND error_name IS NULL AND r.unclear + r.errors > 0 THEN
+        outcome := 'erred';
+    END IF;
+    IF outcome = 'erred' THEN
+        r.errors := r.errors + 1;
+    END IF;
+
     CASE outcome
         WHEN 'sent' THEN
             message_state := 'sent';
-        WHEN 'refused', 'split' THEN
+        WHEN 'split' THEN
             message_state := 'queued';
+            again := now;
+        WHEN 'refused' THEN
+            message_state := CASE WHEN r.unclear + r.errors = 0 THEN 'queued' ELSE 'sending' END;
             again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
-                                WHEN outcome = 'split' THEN interval '0'
                                 ELSE activation._backoff(r.recovery, least(r.tries, 3)) END;
         WHEN 'terminal' THEN
             message_state := 'failed';
         WHEN 'unknowable' THEN
             message_state := 'unknown';
         WHEN 'erred' THEN
-            r.errors := r.errors + 1;
-            message_state := CASE WHEN r.errors <= retries THEN 'sending'
-                                  WHEN r.errors = r.tries THEN 'failed' ELSE 'sending' END;
             -- Tries spent, but one of them may have been accepted: it is not sent again and ends as unknown.
+            message_state := CASE WHEN r.errors > retries AND r.unclear = 0 THEN 'failed' ELSE 'sending' END;
             again := CASE WHEN r.errors <= retries THEN now + activation._backoff(r.recovery, r.errors) ELSE 'infinity'::timestamptz END;
         WHEN 'unanswered' THEN
             message_state := 'sending';
@@ -750,32 +923,64 @@ BEGIN
                                 ELSE activation._backoff(r.recovery, r.tries) END;
     END CASE;
 
-    UPDATE activation.request x
-       SET tries = r.tries, errors = r.errors, lease_token = NULL, lease_until = NULL, lease_pid = NULL, lease_start = NULL,
-           state = CASE message_state WHEN 'sending' THEN 'open' ELSE 'done' END,
-           next_attempt_at = coalesce(again, x.next_attempt_at)
-     WHERE x.request_id = r.request_id;
+    IF mine OR outcome = 'sent' THEN
+        UPDATE activation.request x
+           SET tries = r.tries, errors = r.errors, unclear = r.unclear,
+               lease_token = NULL, lease_until = NULL, lease_pid = NULL, lease_start = NULL,
+               state = CASE message_state WHEN 'sending' THEN 'open' ELSE 'done' END,
+               next_attempt_at = coalesce(again, x.next_attempt_at)
+         WHERE x.request_id = r.request_id;
+    ELSE
+        UPDATE activation.request x SET tries = r.tries, errors = r.errors, unclear = r.unclear WHERE x.request_id = r.request_id;
+    END IF;
     WITH tried AS (
         UPDATE activation.message m
-           SET state = message_state,
-               attempts = m.attempts + 1,
+           SET attempts = m.attempts + 1,
+               state = message_state,
                solo = m.solo OR outcome = 'split',
                next_attempt_at = CASE message_state WHEN 'queued' THEN again ELSE m.next_attempt_at END,
-               request_id = CASE message_state WHEN 'queued' THEN NULL ELSE m.request_id END,
+               request_id = CASE message_state WHEN 'queued' THEN NULL ELSE r.request_id END,
                sent_at = CASE message_state WHEN 'sent' THEN now END,
                resend_id = u.resend_id,
-               last_error = CASE message_state WHEN 'sent' THEN NULL ELSE shown END,
+               last_error = CASE message_state WHEN 'sent' THEN NULL ELSE concat_ws(': ', _record.error_name, _record.error) END,
                finished_at = CASE WHEN message_state IN ('failed', 'unknown') THEN now END
           FROM unnest(r.members, resend_ids) AS u(message_id, resend_id)
-         WHERE m.message_id = u.message_id AND m.request_id = r.request_id AND m.state = 'sending'
+         WHERE m.message_id = u.message_id
+           AND (mine AND m.request_id = r.request_id AND m.state = 'sending'
+                OR outcome = 'sent' AND m.state IN ('sending', 'queued', 'failed', 'unknown') AND coalesce(m.request_id, r.request_id) = r.request_id)
+        RETURNING m.message_id, m.attempts
+    ), late AS (
+        UPDATE activation.message m SET attempts = m.attempts + 1
+          FROM unnest(r.members) AS u(message_id)
+         WHERE m.message_id = u.message_id AND NOT mine AND NOT EXISTS (SELECT FROM tried t WHERE t.message_id = u.message_id)
         RETURNING m.message_id, m.attempts
     )
     INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome, http_status, error_name, error, retry_at)
     SELECT t.message_id, t.attempts, r.request_id, _record.started_at, _record.finished_at, _record.outcome,
-           _record.http_status, _record.error_name, _record.error, nullif(again, 'infinity')
-      FROM tried t;
-    RETURN true;
+           _record.http_status, _record.error_name, _record.error, CASE WHEN mine THEN nullif(again, 'infinity') END
+      FROM (SELECT * FROM tried UNION ALL SELECT * FROM late) t;
+    IF mine AND message_state = 'queued' THEN
+        PERFORM activation._count_pace(array_agg(b.loop_id), array_agg(-b.emails))
+           FROM (SELECT m.loop_id, count(*)::integer AS emails FROM activation.message m WHERE m.message_id = ANY (r.members) GROUP BY 1) b;
+    END IF;
+    RETURN mine;
 END
+$$;
+
+-- What a person decided about a message of which nobody could know whether it was sent.
+CREATE FUNCTION activation._resolve(id uuid, verdict text, person name) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome, error)
+    SELECT m.message_id, m.attempts, m.request_id, activation._now(), activation._now(), 'resolved', format('%s said %s', person, verdict)
+      FROM activation.message m WHERE m.message_id = id;
+    UPDATE activation.message m
+       SET state = CASE verdict WHEN 'sent' THEN 'sent' ELSE 'queued' END,
+           sent_at = CASE verdict WHEN 'sent' THEN activation._now() END,
+           request_id = CASE verdict WHEN 'sent' THEN m.request_id END,
+           next_attempt_at = activation._now(), finished_at = NULL, last_error = NULL
+     WHERE m.message_id = id
 $$;
 
 -- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause. A pause has
@@ -834,6 +1039,40 @@ BEGIN
            worked_at = coalesce(excluded.worked_at, w.worked_at)
     RETURNING w.started_at INTO born;
     RETURN NOT EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > born);
+END
+$$;
+
+-- Ends what other workers run for longer than condition_timeout: first by cancelling it, which their own loops survive,
+-- and where that does not help by terminating them. Returns one row for each that it ended; struck: who was terminated
+-- could not write down the strike itself.
+CREATE FUNCTION activation._end_overdue() RETURNS TABLE (loop_id integer, seconds double precision, struck boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    allowed double precision := extract(epoch FROM (activation._setting()).condition_timeout);
+    overdue record;
+BEGIN
+    FOR overdue IN
+        SELECT a.pid, w.kind, (shown.parts)[1]::integer AS loop_id, extract(epoch FROM clock_timestamp()) - (shown.parts)[2]::double precision AS seconds
+          FROM activation.worker w
+          JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
+          CROSS JOIN LATERAL regexp_match(a.application_name, '^activation loop (\d+) since ([\d.]+)$') AS shown(parts)
+         WHERE a.pid <> pg_backend_pid() AND shown.parts IS NOT NULL
+    LOOP
+        loop_id := overdue.loop_id;
+        seconds := overdue.seconds;
+        struck := false;
+        CONTINUE WHEN seconds < allowed;
+        IF seconds < allowed + 10 THEN
+            PERFORM pg_cancel_backend(overdue.pid);
+        ELSIF pg_terminate_backend(overdue.pid, 1000) THEN
+            struck := true;
+            PERFORM activation._strike(loop_id, CASE overdue.kind WHEN 'detector' THEN 'detect' ELSE 'claim' END,
+                                       format('its own code ran for %s s and could not be cancelled', round(overdue.seconds)));
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 

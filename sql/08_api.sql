@@ -110,8 +110,7 @@ AS $$
 DECLARE
     given record;
 BEGIN
-    FOR given IN SELECT * FROM (VALUES ('retention', retention::text), ('max_per_user', max_per_user::text), ('per', per::text),
-                                       ('max_per_hour', max_per_hour::text), ('condition_timeout', condition_timeout::text),
+    FOR given IN SELECT * FROM (VALUES ('max_per_user', max_per_user::text), ('per', per::text),
                                        ('erase_on_delete', erase_on_delete::text)) AS v(name, value)
                   WHERE v.value IS NOT NULL LOOP
         RAISE EXCEPTION 'setting % is not supported yet', given.name USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
@@ -146,6 +145,18 @@ BEGIN
         RAISE EXCEPTION 'rate is %', rate
             USING ERRCODE = '22023', HINT = 'Give requests a second, from 1 to 10000; one request carries up to 100 emails.';
     END IF;
+    IF max_per_hour < 1 THEN
+        RAISE EXCEPTION 'max_per_hour is %', max_per_hour
+            USING ERRCODE = '22023', HINT = 'Give the emails that a loop may send in an hour, at least 1; to stop a loop, SELECT activation.pause_loop(…).';
+    END IF;
+    IF condition_timeout NOT BETWEEN interval '1 second' AND interval '1 hour' THEN
+        RAISE EXCEPTION 'condition_timeout is %', condition_timeout
+            USING ERRCODE = '22023', HINT = 'Give how long a loop''s own SQL may run at a time, from ''1 second'' to ''1 hour''.';
+    END IF;
+    IF retention NOT BETWEEN interval '1 hour' AND interval '100 years' THEN
+        RAISE EXCEPTION 'retention is %', retention
+            USING ERRCODE = '22023', HINT = 'Give how long messages, attempts and requests are kept, at least ''1 hour'', such as ''90 days''.';
+    END IF;
 
     INSERT INTO activation.setting AS s (singleton) VALUES (true) ON CONFLICT DO NOTHING;
     UPDATE activation.setting AS s
@@ -156,7 +167,10 @@ BEGIN
            webhook_secret = CASE WHEN configure.webhook_secret IS NULL THEN s.webhook_secret ELSE nullif(configure.webhook_secret, '') END,
            public_url = CASE WHEN configure.public_url IS NULL THEN s.public_url ELSE nullif(configure.public_url, '') END,
            timezone = CASE WHEN configure.timezone IS NULL THEN s.timezone ELSE nullif(configure.timezone, '') END,
-           rate = coalesce(configure.rate, s.rate);
+           rate = coalesce(configure.rate, s.rate),
+           max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
+           condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
+           retention = coalesce(configure.retention, s.retention);
     IF coalesce(sender, resend_url, api_key) IS NOT NULL THEN
         -- What a pause came from may have been mended; another provider has another rate.
         DELETE FROM activation.provider;
@@ -164,7 +178,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. The other arguments are not supported yet.';
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). The other arguments are not supported yet.';
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -682,18 +696,46 @@ AS $$
 DECLARE
     l activation.loop := activation._own_loop(name);
 BEGIN
-    IF l.state NOT IN ('paused', 'failing') AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id) THEN
+    IF l.state NOT IN ('paused', 'failing', 'stopped') AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id) THEN
         RAISE EXCEPTION 'loop "%" is not stopped', name
             USING ERRCODE = '55000', DETAIL = format('It is %s.', l.state),
-                  HINT = CASE l.state WHEN 'archived' THEN 'Define it again to bring it back.' ELSE 'Only a paused or failing loop can be resumed.' END;
+                  HINT = CASE l.state WHEN 'archived' THEN 'Define it again to bring it back.' ELSE 'Only a loop that is paused, failing or stopped by the brake can be resumed.' END;
     END IF;
-    UPDATE activation."loop" x SET state = 'active', reason = NULL WHERE x.loop_id = l.loop_id;
+    UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now() WHERE x.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
     PERFORM activation._sweep(l.loop_id, activation._now());
 END
 $$;
 COMMENT ON FUNCTION activation.resume_loop(text) IS
-'Resumes a paused or failing loop: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out.';
+'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. The brake counts anew from now.';
+
+CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m activation.message;
+BEGIN
+    IF verdict IS NULL OR verdict NOT IN ('sent', 'resend') THEN
+        RAISE EXCEPTION 'verdict is %', coalesce(quote_literal(verdict), 'NULL')
+            USING ERRCODE = '22023', HINT = 'Give ''sent'' if it reached Resend, ''resend'' to make and send it anew: the user may then have it twice.';
+    END IF;
+    SELECT x.* INTO m FROM activation.message x WHERE x.message_id = resolve.message_id FOR UPDATE;
+    IF m.message_id IS NULL THEN
+        RAISE EXCEPTION 'message % does not exist', coalesce(message_id::text, 'NULL')
+            USING ERRCODE = '42704', HINT = 'Messages of which nobody knows: SELECT * FROM activation.message_log WHERE status = ''unknown'';';
+    END IF;
+    PERFORM activation._own_loop((SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
+    IF m.state <> 'unknown' THEN
+        RAISE EXCEPTION 'message % is not unknown', message_id
+            USING ERRCODE = '55000', DETAIL = format('It is %s.', m.state),
+                  HINT = 'Only a message of which nobody knows whether it was sent needs a decision.';
+    END IF;
+    PERFORM activation._resolve(message_id, verdict, activation._caller());
+END
+$$;
+COMMENT ON FUNCTION activation.resolve(uuid, text) IS
+'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes and sends it anew: the user may then have it twice. Refused for any other message.';
 
 CREATE FUNCTION activation.archive_loop(name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER

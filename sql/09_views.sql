@@ -70,7 +70,10 @@ BEGIN
                     WHEN a.pid IS NOT NULL THEN 'failing' ELSE 'waiting' END,
                concat_ws('; ', CASE WHEN w.beat_at IS NULL THEN 'has not run yet; pg_cron starts it within a minute'
                                     ELSE format('last heartbeat %s s ago', round(extract(epoch FROM clock_timestamp() - w.beat_at))) END,
-                         'process ' || a.pid, w.note)
+                         'process ' || a.pid,
+                         (SELECT format('runs code of loop %s for %s s', l.name, round(extract(epoch FROM clock_timestamp()) - shown[2]::numeric))
+                            FROM regexp_match(a.application_name, '^activation loop (\d+) since ([\d.]+)$') AS shown
+                            JOIN activation."loop" l ON l.loop_id = shown[1]::integer), w.note)
           FROM (VALUES ('detector'), ('deliverer')) AS k(kind)
           CROSS JOIN LATERAL (
                SELECT g AS slot FROM generate_series(1, CASE k.kind WHEN 'detector' THEN scheduled.detectors ELSE scheduled.deliverers END) g
@@ -87,15 +90,18 @@ BEGIN
                CASE WHEN l.state = 'active' AND NOT activation._function_exists(v.users_function) THEN 'failing'
                     WHEN l.state = 'active' AND (k.loop_id IS NOT NULL OR bad.people > 0) THEN 'failing'
                     WHEN l.state = 'active' THEN 'ok'
-                    WHEN l.state = 'archived' THEN 'stopped'
+                    WHEN l.state IN ('archived', 'stopped') THEN 'stopped'
                     ELSE l.state END,
                concat_ws('; ', format('version %s', l.version), l.reason,
                          CASE WHEN NOT activation._function_exists(v.users_function) THEN 'its compiled functions are gone: define it again' END,
-                         'its condition raised: ' || k.last_error,
+                         CASE WHEN l.state = 'stopped' THEN format('%s messages wait; SELECT activation.resume_loop(%L)', q.waiting, l.name) END,
+                         CASE WHEN k.last_error IS DISTINCT FROM l.reason THEN k.last_error END,
                          CASE WHEN bad.people > 0 THEN format('%s people cannot be evaluated: %s', bad.people, bad.error) END,
                          CASE WHEN f.people > 0 THEN format('%s people not enrolled because the filter raised: %s', f.people, f.error) END)
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
-          LEFT JOIN activation.strike k USING (loop_id)
+          LEFT JOIN LATERAL (SELECT x.* FROM activation.strike x WHERE x.loop_id = l.loop_id ORDER BY x.struck_at DESC LIMIT 1) k ON true
+          CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM activation.message m
+                               WHERE l.state = 'stopped' AND m.loop_id = l.loop_id AND m.state = 'queued') q
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(e.last_error) AS error FROM activation.enrollment e
                                WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL) bad
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error FROM activation.capture_failure c WHERE c.loop_id = l.loop_id) f

@@ -13,10 +13,18 @@ class Cancelled(Exception):
 class Failed(Exception):
     """The statement raised. text: the server's message. code: its SQLSTATE."""
 
+    #: Met others on its way: serialization_failure, deadlock_detected, lock_not_available.
+    PASSING = ("40001", "40P01", "55P03")
+
     def __init__(self, text: str, code: str) -> None:
         super().__init__(text)
         self.text = text
         self.code = code
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same may well succeed a moment later."""
+        return self.code in self.PASSING
 
 
 class Database(Protocol):

@@ -6,19 +6,21 @@ know nothing of the database, and the main thread watches.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 import signal
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from activation import keys
-from activation.database import Cancelled, Database
+from activation.database import Cancelled, Database, Failed
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
 from activation.render import Rendered, Source, built_in, render, variables_of
 from activation.resend import TOTAL_TIMEOUT, Accepted, Resend, Try, is_content
@@ -30,7 +32,6 @@ LEASE = 60
 
 _ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
 _LEASE_SQL = f"interval '{LEASE} seconds'"
-_START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class _Branch:
 
 @dataclass
 class _Mail:
-    """One message that can be sent: its id, what Resend is to get, and how its loop wants failures handled."""
+    """One message that can be sent: its id and loop, what Resend is to get, and how its loop wants failures handled."""
 
     message_id: str
+    loop_id: int
     email: dict[str, Any]
     recovery: str
     solo: bool
@@ -101,10 +103,12 @@ class Deliverer:
         self._host = host
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="activation", initializer=_quiet_thread)
         self._flights: dict[Future[Try], _Flight] = {}
+        self._stuck: dict[Future[Try], _Flight] = {}
         self._branches: dict[tuple[int, int, int, str], _Branch] = {}
         self._sources: dict[tuple[str, int], Source | None] = {}
         self._client: tuple[tuple[str, str], Resend] | None = None
-        self._mark = _START
+        #: How far the queue of each loop was walked, by loop: due time and id of the last message claimed.
+        self._marks: dict[int, tuple[str, str]] = {}
         self._marked_at = 0.0
         self._key_mark = ""
         #: Why nothing is sent at present, for status; None when all is well.
@@ -126,6 +130,13 @@ class Deliverer:
         else:
             time.sleep(seconds)
 
+    def rewind(self) -> bool:
+        """Begins at the start of every queue again; False if it was there. It also happens once a second: a message may
+        become due before one that was already claimed."""
+        moved = bool(self._marks)
+        self._marks, self._marked_at = {}, time.monotonic()
+        return moved
+
     def turn(self, claim: bool = True) -> bool:
         """Records what was answered and, if asked, claims and sends more. Returns whether anything was done."""
         did = self._record_answers()
@@ -136,39 +147,45 @@ class Deliverer:
     # -- record ----------------------------------------
 
     def _record_answers(self) -> bool:
-        answered: list[tuple[_Flight, Try]] = []
-        now = time.monotonic()
-        for future, flight in list(self._flights.items()):
-            if future.done():
-                answered.append((flight, future.result()))
-            elif now - flight.since > TOTAL_TIMEOUT + 5:
-                # The thread is stuck where no timeout reaches; its answer, should one come, is nobody's any more.
-                self._replace_pool()
-                ended = time.time()
-                answered.append(
-                    (
-                        flight,
-                        Try(
-                            Unanswered("no answer in time", name="total_timeout"),
-                            None,
-                            ended - (now - flight.since),
-                            ended,
-                        ),
-                    )
-                )
-            else:
-                continue
-            del self._flights[future]
+        self._give_up_stuck()
+        answered = [(future, flight) for future, flight in self._all_flights() if future.done()]
         if not answered:
             return False
+        tries = [(flight, future.result()) for future, flight in answered]
         try:
-            self._record(answered)
+            self._record(tries)
         except Cancelled:
             # Accepted mail must be written down: obey the cancel afterwards.
             self._db.rollback()
-            self._record(answered)
+            self._record(tries)
             raise
+        except Failed as error:
+            self._db.rollback()
+            if error.passing:
+                return False
+            raise
+        for future, _ in answered:
+            self._flights.pop(future, None)
+            self._stuck.pop(future, None)
         return True
+
+    def _all_flights(self) -> list[tuple[Future[Try], _Flight]]:
+        return [*self._flights.items(), *self._stuck.items()]
+
+    def _give_up_stuck(self) -> None:
+        """A thread may be stuck where no timeout reaches. Its request has no answer in time; should one come after all,
+        it is written down as that of somebody who has lost the lease."""
+        now = time.monotonic()
+        for future, flight in list(self._flights.items()):
+            if now - flight.since > TOTAL_TIMEOUT + 5 and not future.done():
+                self._replace_pool()
+                del self._flights[future]
+                self._stuck[future] = dataclasses.replace(flight, rate_token=0)
+                ended = time.time()
+                none: Future[Try] = Future()
+                error = Unanswered("no answer in time", name="total_timeout")
+                none.set_result(Try(error, None, ended - (now - flight.since), ended))
+                self._flights[none] = flight
 
     def _record(self, tries: list[tuple[_Flight, Try]]) -> None:
         for flight, attempt in tries:
@@ -221,6 +238,7 @@ class Deliverer:
             launches, did = self._claim_in_transaction()
         except BaseException:
             self._db.rollback()
+            self.rewind()
             raise
         self._db.commit()
         for launch in launches:
@@ -228,10 +246,18 @@ class Deliverer:
         return did
 
     def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
-        state = self._db.execute("SELECT * FROM activation._deliver_state($1)", self._host)[0]
+        if time.monotonic() - self._marked_at > 1:
+            self.rewind()
+        state = self._db.execute(
+            f"SELECT * FROM activation._deliver_state($1, {_marks_sql(2)})", self._host, *self._mark_columns()
+        )[0]
         self.note = state["disarmed"]
         self.out_of_tokens = False
-        if self.note or not state["due"]:
+        if self.note:
+            return [], False
+        if state["expired"]:
+            self._db.execute("SELECT activation._expire_requests()")
+        if not state["due"]:
             return [], False
         if state["mode"] == "capture":
             mails, ended, did = self._prepare(state, BATCH * 5)
@@ -290,7 +316,12 @@ class Deliverer:
             mails, ended, claimed = self._prepare(state, BATCH * len(tokens))
             did = did or claimed
             self._finish(ended)
-            for group in _groups(mails)[: len(tokens)]:
+            leaving: Counter[int] = Counter()
+            groups = _groups(mails)
+            if len(groups) > len(tokens):
+                # The rest stays in the queue, before the marks.
+                self.rewind()
+            for group in groups[: len(tokens)]:
                 request_id = str(uuid.uuid4())
                 endpoint = "/emails" if len(group) == 1 else "/emails/batch"
                 emails_of = [mail.email for mail in group]
@@ -309,6 +340,14 @@ class Deliverer:
                     lease,
                 )
                 launch(request_id, endpoint, body, len(group))
+                leaving.update(mail.loop_id for mail in group)
+            if leaving:
+                # Last before the commit: deliverers wait for each other here.
+                db.execute(
+                    "SELECT activation._count_pace($1::text[]::integer[], $2::text[]::integer[])",
+                    [str(loop_id) for loop_id in leaving],
+                    [str(emails) for emails in leaving.values()],
+                )
         unused = [token for token in tokens if token]
         if unused:
             db.execute("SELECT activation._free_tokens($1::integer[], NULL)", unused)
@@ -316,21 +355,16 @@ class Deliverer:
 
     def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
-        if time.monotonic() - self._marked_at > 1:
-            self._mark, self._marked_at = _START, time.monotonic()
         rows = self._db.execute(
             "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, solo, email, user_row,"
-            " template_mark, context"
-            " FROM activation._claim_messages($1::integer, $2::timestamptz, $3::uuid)",
+            f" template_mark, context FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
             wanted,
-            *self._mark,
+            *self._mark_columns(),
         )
         found = [row for row in rows if row["user_row"] is not None]
-        if len(rows) < wanted or not found:
-            self._mark = _START
-        else:
-            last = max(found, key=lambda row: (row["next_attempt_at"], row["message_id"]))
-            self._mark = (last["next_attempt_at"], last["message_id"])
+        for row in found:
+            here = (row["next_attempt_at"], row["message_id"])
+            self._marks[row["loop_id"]] = max(self._marks.get(row["loop_id"], here), here)
         ended = _Ended()
         mails: list[_Mail] = []
         for row in found:
@@ -363,7 +397,7 @@ class Deliverer:
             **({"reply_to": reply_to} if (reply_to := branch.action["reply_to"] or state["reply_to"]) else {}),
             "tags": [{"name": "activation_message", "value": row["message_id"]}],
         }
-        return _Mail(row["message_id"], email, branch.recovery, bool(row["solo"]))
+        return _Mail(row["message_id"], row["loop_id"], email, branch.recovery, bool(row["solo"]))
 
     def _finish(self, ended: _Ended) -> None:
         if ended.ids:
@@ -377,6 +411,10 @@ class Deliverer:
             )
 
     # -- what is kept ----------------------------------------
+
+    def _mark_columns(self) -> tuple[list[str], list[str], list[str]]:
+        marks = self._marks
+        return [str(loop_id) for loop_id in marks], [at for at, _ in marks.values()], [id_ for _, id_ in marks.values()]
 
     def _branch(self, loop_id: int, version: int, step: int, branch: str) -> _Branch:
         key = (loop_id, version, step, branch)
@@ -401,6 +439,11 @@ class Deliverer:
     def _stored_secret(self, name: str) -> str | None:
         found = self._db.execute("SELECT activation._secret($1) AS value", name)[0]["value"]
         return None if found is None else str(found)
+
+
+def _marks_sql(first: int) -> str:
+    """The columns of the marks as parameters, the first of which has this number."""
+    return f"${first}::text[]::integer[], ${first + 1}::text[]::timestamptz[], ${first + 2}::text[]::uuid[]"
 
 
 def find_source(db: Database, template: str, mark: int) -> Source | None:

@@ -26,6 +26,7 @@ class Detector:
     def __init__(self, db: Database, slot: int | None) -> None:
         self._db = db
         self._slot = slot
+        self._struck: set[int] = set()
 
     def round(self) -> bool:
         """One committed round. Returns whether there was anything to do."""
@@ -37,8 +38,10 @@ class Detector:
                 if parts
                 else []
             )
+            self._struck.clear()
             for item in work:
-                self._loop(item)
+                if item["loop_id"] not in self._struck:
+                    self._loop(item)
             more = bool(work)
             if self._slot is None and not more:
                 more = bool(db.execute("SELECT EXISTS (SELECT FROM activation.signal) AS more")[0]["more"])
@@ -70,9 +73,12 @@ class Detector:
                 with self._db.subtransaction():
                     true_keys = self._db.execute(_ASK, *step, ids, one_by_one)[0]["true_keys"]
             except Cancelled:
-                self._strike(item, "its evaluation was cancelled")
+                self._strike(item, "it was cancelled, because it ran too long")
                 return
             except Failed as error:
+                if error.passing:
+                    self._postpone(item, error.text)
+                    return
                 failures.append(error)
                 if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
                     self._strike(item, error.text)
@@ -92,5 +98,10 @@ class Detector:
         elif spared:
             self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
 
+    def _postpone(self, item: dict[str, Any], text: str) -> None:
+        self._struck.add(item["loop_id"])
+        self._db.execute("SELECT activation._detect_postpone($1::integer, $2)", item["loop_id"], text)
+
     def _strike(self, item: dict[str, Any], text: str) -> None:
+        self._struck.add(item["loop_id"])
         self._db.execute("SELECT activation._detect_strike($1::integer, $2)", item["loop_id"], text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from activation.database import Cancelled, Database, Failed
@@ -24,6 +24,9 @@ WARM = 5.0
 
 #: Heartbeats this far apart (seconds).
 BEAT = 2.0
+
+#: How long a worker waits for a lock.
+LOCK_TIMEOUT = "1s"
 
 
 class WorkerDatabase(Database, Protocol):
@@ -64,10 +67,17 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
     # A worker's statements may not be redirected by the session's search_path, nor fail for a stricter isolation level.
     kept = db.execute(
         "SELECT pg_catalog.current_setting('search_path') AS search_path,"
-        " pg_catalog.current_setting('default_transaction_isolation') AS default_transaction_isolation"
+        " pg_catalog.current_setting('default_transaction_isolation') AS default_transaction_isolation,"
+        " pg_catalog.current_setting('lock_timeout') AS lock_timeout,"
+        " pg_catalog.current_setting('application_name') AS application_name"
     )[0]
     _set(db, "search_path", "pg_catalog, pg_temp")
     _set(db, "default_transaction_isolation", "read committed")
+    _set(db, "application_name", f"activation {kind}" if kind == "tick" else f"activation {kind} {slot}")
+    if kind != "tick":
+        # Workers do not wait for each other for long: one may hold a row while it runs an author's endless query, which
+        # another one is to cancel; nor does an author's query wait for the app's migrations.
+        _set(db, "lock_timeout", LOCK_TIMEOUT)
     db.commit()
     got = bool(
         db.execute(
@@ -133,6 +143,35 @@ class _Pulse:
         self._db.commit()
         self._first = self._worked = False
         self._next = time.monotonic() + BEAT
+        self._watch_others()
+
+    def _watch_others(self) -> None:
+        for ended in self._db.execute("SELECT * FROM activation._end_overdue()"):
+            word = "terminated" if ended["struck"] else "cancelled"
+            self._db.warn(
+                f"activation {word} a worker that ran code of loop {ended['loop_id']} for {ended['seconds']:.0f} s"
+            )
+        self._db.commit()
+
+
+def _patiently(db: WorkerDatabase, act: Callable[[], None]) -> None:
+    done = False
+    while not done:
+        with _passing(db):
+            act()
+            done = True
+
+
+@contextlib.contextmanager
+def _passing(db: WorkerDatabase) -> Iterator[None]:
+    """Lets a collision with others pass: what was begun is undone, and done anew in a moment."""
+    try:
+        yield
+    except Failed as error:
+        db.rollback()
+        if not error.passing:
+            raise
+        time.sleep(POLL_IDLE)
 
 
 def detect(db: WorkerDatabase, slot: int) -> None:
@@ -140,16 +179,18 @@ def detect(db: WorkerDatabase, slot: int) -> None:
     with _worker(db, "detector", slot) as wanted:
         if not wanted:
             return
-        _watch_tables(db)
         detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db), 0.0
-        pulse.beat(False, None)
+        # The heartbeat comes first: who is stuck in a first round is found by it.
+        _patiently(db, lambda: pulse.beat(False, None))
+        _patiently(db, lambda: _watch_tables(db))
         while time.monotonic() < end and pulse.go_on:
-            worked = detector.round()
-            pulse.beat(worked, None)
-            if worked:
-                warm_until = time.monotonic() + WARM
-            else:
-                time.sleep(POLL_WARM if time.monotonic() < warm_until else POLL_IDLE)
+            with _passing(db):
+                worked = detector.round()
+                pulse.beat(worked, None)
+                if worked:
+                    warm_until = time.monotonic() + WARM
+                else:
+                    time.sleep(POLL_WARM if time.monotonic() < warm_until else POLL_IDLE)
 
 
 def deliver(db: WorkerDatabase, slot: int) -> None:
@@ -165,14 +206,17 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
             # Once a run, that is once a minute.
             db.warn(f"activation sends nothing: {disarmed}")
         try:
-            pulse.beat(False, None)
+            _patiently(db, lambda: pulse.beat(False, None))
             while (claim := time.monotonic() < end and pulse.go_on) or deliverer.busy:
-                worked = deliverer.turn(claim)
-                pulse.beat(worked, deliverer.note)
-                if worked:
-                    warm_until = time.monotonic() + WARM
-                else:
-                    _watch(db, deliverer, POLL_WARM if deliverer.busy or time.monotonic() < warm_until else POLL_IDLE)
+                with _passing(db):
+                    worked = deliverer.turn(claim)
+                    pulse.beat(worked, deliverer.note)
+                    if worked:
+                        warm_until = time.monotonic() + WARM
+                    else:
+                        _watch(
+                            db, deliverer, POLL_WARM if deliverer.busy or time.monotonic() < warm_until else POLL_IDLE
+                        )
         finally:
             deliverer.close()
 
@@ -200,7 +244,7 @@ def tick(db: WorkerDatabase) -> None:
                     worked = True
                     if deliverer.busy or deliverer.out_of_tokens:
                         _watch(db, deliverer, POLL_WARM)
-                if not worked:
+                if not worked and not deliverer.rewind():
                     break
         finally:
             deliverer.close()

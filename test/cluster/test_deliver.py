@@ -196,12 +196,13 @@ def test_a_url_that_is_none(db: Database, live: Connection, sandbox: Sandbox) ->
 
 @pytest.mark.parametrize(
     ("fault", "repeated", "recorded"),
-    [("stall", 200, ("sent", None)), ("stall_before", 409, ("unanswered", "concurrent_idempotent_requests"))],
+    [("stall", 200, "sent"), ("stall_before", 409, "unanswered")],
 )
 def test_a_worker_whose_lease_has_passed_on(
-    db: Database, live: Connection, sandbox: Sandbox, fault: str, repeated: int, recorded: tuple[str, str | None]
+    db: Database, live: Connection, sandbox: Sandbox, fault: str, repeated: int, recorded: str
 ) -> None:
-    """It comes back with an answer when another has taken over: it records nothing, and the mail exists once."""
+    """It comes back with an answer when another has taken over: it records nothing over that one's, but what it has
+    learnt counts, and the mail exists once."""
     sign_up(live, 1)
     tick(db)
     sandbox.fail(fault, times=1)
@@ -220,12 +221,12 @@ def test_a_worker_whose_lease_has_passed_on(
     db.sql("SELECT activation.stop()")
     assert worker.ended(30) and worker.error is None
     worker.connection.close()
-    attempts = "SELECT outcome, error_name FROM activation.attempt a JOIN activation.message m USING (message_id)"
-    assert db.sql(f"{attempts} WHERE user_id = '2'") == [recorded]
-    tick(db, "3 minutes")
     assert statuses(db) == {"1": "sent", "2": "sent"}
+    attempts = "SELECT outcome FROM activation.attempt a JOIN activation.message m USING (message_id)"
+    assert db.sql(f"{attempts} WHERE user_id = '2' ORDER BY attempt") == [(recorded,), ("sent",)]
+    tick(db, "3 minutes")
     assert received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
-    assert sorted(keys(sandbox).values()) == [1, 2 if repeated == 200 else 3]
+    assert sorted(keys(sandbox).values()) == [1, 2]
 
 
 def test_a_cancel_while_recording_is_obeyed_afterwards(db: Database, live: Connection, sandbox: Sandbox) -> None:

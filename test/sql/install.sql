@@ -19,6 +19,7 @@ SELECT set_eq(
         'activation.pause_loop(text,boolean)',
         'activation.preview(text,text)',
         'activation.query(text,interval,interval,jsonb)',
+        'activation.resolve(uuid,text)',
         'activation.resume()',
         'activation.resume_loop(text)',
         'activation.retry(integer,text,interval,interval)',
