@@ -1,4 +1,6 @@
 -- What the machine owns. signal and wake are written by capture and emptied by the engine; the rest is the engine's alone.
+-- autovacuum comes early to all that is deleted or updated much: tables stay as large as what they keep, however long
+-- they have been in use.
 
 -- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and no more.
 -- loop_id is NULL for "every loop on this source without a filter"; error is set when a filter raised.
@@ -43,7 +45,7 @@ CREATE TABLE activation.enrollment (
     context       jsonb,
     UNIQUE (loop_id, user_id, pass),
     FOREIGN KEY (loop_id, version) REFERENCES activation.loop_version
-) WITH (fillfactor = 80);
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX enrollment_deadline ON activation.enrollment (deadline) WHERE state = 'waiting';
 CREATE INDEX enrollment_retry ON activation.enrollment (retry_at) WHERE retry_at IS NOT NULL;
 -- What a sweep reads: everybody whose condition is still open, also after the deadline (a late activation counts).
@@ -90,6 +92,7 @@ CREATE TABLE activation.capture_failure (
     error   text NOT NULL
 );
 CREATE INDEX capture_failure_user ON activation.capture_failure (user_id);
+CREATE INDEX capture_failure_at ON activation.capture_failure (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.capture_failure', '');
 COMMENT ON TABLE activation.capture_failure IS 'Users whom a loop''s filter raised on; they were not enrolled in that loop.';
 
@@ -112,7 +115,7 @@ CREATE TABLE activation.request (
     lease_until     timestamptz,
     lease_pid       integer,
     lease_start     timestamptz
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 -- A hundred mails from one template compress to little, and lz4 costs a tenth of pglz; a server built without it keeps pglz.
 DO $$
 BEGIN
@@ -148,11 +151,11 @@ CREATE TABLE activation.message (
     last_error      text,
     finished_at     timestamptz,
     UNIQUE (enrollment_id, step, branch)
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 -- By loop first, so that what waits in a loop that is paused costs the others nothing.
 CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, message_id) WHERE state = 'queued';
 -- For housekeeping. Sent mail is not in it: that is found through its request.
-CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL AND state <> 'unknown';
 CREATE INDEX message_user ON activation.message (user_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. solo: to be sent alone, because a batch with it was refused.';
@@ -168,7 +171,7 @@ CREATE TABLE activation.attempt (
     error_name  text,
     error       text,
     retry_at    timestamptz
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX attempt_message ON activation.attempt (message_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.attempt', '');
 COMMENT ON TABLE activation.attempt IS 'Every try of every message: when, what came of it, and when the next one is due.';

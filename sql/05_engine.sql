@@ -619,7 +619,7 @@ AS $$
                     greatest(1000, (SELECT 10 * avg(h.emails) FROM (
                         SELECT sum(p.emails) AS emails FROM activation.pace p
                          WHERE p.loop_id = _hourly_limit.loop_id AND p.at > now - interval '28 days' AND p.at <= now - interval '1 hour'
-                         GROUP BY date_trunc('hour', p.at)) h))::bigint)
+                         GROUP BY date_bin('1 hour', p.at, 'epoch')) h))::bigint)
 $$;
 
 CREATE FUNCTION activation._sent_within_the_hour(loop_id integer, now timestamptz) RETURNS bigint
@@ -1091,4 +1091,50 @@ AS $$
      WHERE cardinality(coalesce(alive.slots, '{}')) = 0
         OR alive.slots[1 + p.part % cardinality(alive.slots)] = _my_parts.slot
         OR NOT _my_parts.slot = ANY (alive.slots)
+$$;
+
+-- ---- housekeeping ---------------------------------------------------------------------------------------------------------
+
+-- Removes a little of what is older than `retention`: requests and the messages they carried, messages that ended without
+-- one, their attempts, failures of filters; and sums up what the brake counts. Messages that are unknown stay, somebody is
+-- to decide; enrollments stay, a user is enrolled once. Returns whether there is more; one worker at a time.
+CREATE FUNCTION activation._housekeep() RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    oldest timestamptz := now - (activation._setting()).retention;
+    requests uuid[];
+    messages uuid[];
+    ended uuid[];
+    failures tid[];
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('housekeeping')) THEN
+        RETURN false;
+    END IF;
+    requests := ARRAY(SELECT r.request_id FROM activation.request r
+                       WHERE r.state = 'done' AND r.created_at < oldest ORDER BY r.created_at LIMIT 20);
+    messages := ARRAY(SELECT m.message_id
+                        FROM activation.request r, unnest(r.members) AS u(message_id)
+                       CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.message_id OFFSET 0) m
+                       WHERE r.request_id = ANY (requests) AND m.request_id = r.request_id AND m.state NOT IN ('queued', 'sending', 'unknown'));
+    ended := ARRAY(SELECT m.message_id FROM activation.message m
+                    WHERE m.finished_at < oldest AND m.finished_at IS NOT NULL AND m.state <> 'unknown' ORDER BY m.finished_at LIMIT 1000);
+    failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < oldest ORDER BY c.at LIMIT 1000);
+    DELETE FROM activation.attempt a WHERE a.message_id = ANY (messages || ended);
+    DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
+    DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
+    DELETE FROM activation.capture_failure c WHERE c.ctid = ANY (failures);
+
+    DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
+    WITH fine AS (
+        DELETE FROM activation.pace p WHERE p.at < now - interval '3 hours' AND p.at <> date_bin('1 hour', p.at, 'epoch') RETURNING *
+    )
+    INSERT INTO activation.pace AS p (loop_id, at, emails)
+    SELECT f.loop_id, date_bin('1 hour', f.at, 'epoch'), sum(f.emails) FROM fine f GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails;
+    RETURN requests <> '{}' OR ended <> '{}' OR failures <> '{}';
+END
 $$;

@@ -112,3 +112,16 @@ END
 $$;
 COMMENT ON FUNCTION activation.stop() IS
 'Stops the engine: removes its pg_cron jobs; running workers end within seconds. Signups are still recorded, and enrolled when it is started again.';
+
+-- Two jobs a minute leave a row each in pg_cron's own log; a week of them is kept.
+CREATE FUNCTION activation._prune_job_runs() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('cron.job_run_details') IS NOT NULL THEN
+        DELETE FROM cron.job_run_details d
+         WHERE d.database = current_database() AND d.command ~ '^CALL activation\.(detect|deliver)\(' AND d.start_time < now() - interval '7 days';
+    END IF;
+END
+$$;

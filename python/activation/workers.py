@@ -25,6 +25,10 @@ WARM = 5.0
 #: Heartbeats this far apart (seconds).
 BEAT = 2.0
 
+#: Looks for what is old after so many seconds of a run, and then this far apart (seconds).
+FIRST_HOUSEKEEPING = 5.0
+HOUSEKEEPING = 30.0
+
 #: How long a worker waits for a lock.
 LOCK_TIMEOUT = "1s"
 
@@ -154,6 +158,29 @@ class _Pulse:
         self._db.commit()
 
 
+class _Housekeeping:
+    """Looks once a minute for what is to be removed, and removes it little by little, at leisure while there is work."""
+
+    def __init__(self, db: WorkerDatabase) -> None:
+        self._db = db
+        self._next = time.monotonic() + FIRST_HOUSEKEEPING
+
+    def turn(self, idle: bool) -> None:
+        if time.monotonic() < self._next:
+            return
+        more = self.some()
+        if not more:
+            self._db.execute("SELECT activation._prune_job_runs()")
+            self._db.commit()
+        self._next = time.monotonic() + (HOUSEKEEPING if not more else 0 if idle else 1)
+
+    def some(self) -> bool:
+        """Removes a little; whether there is more."""
+        more = bool(self._db.execute("SELECT activation._housekeep() AS more")[0]["more"])
+        self._db.commit()
+        return more
+
+
 def _patiently(db: WorkerDatabase, act: Callable[[], None]) -> None:
     done = False
     while not done:
@@ -180,6 +207,7 @@ def detect(db: WorkerDatabase, slot: int) -> None:
         if not wanted:
             return
         detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db), 0.0
+        housekeeping = _Housekeeping(db)
         # The heartbeat comes first: who is stuck in a first round is found by it.
         _patiently(db, lambda: pulse.beat(False, None))
         _patiently(db, lambda: _watch_tables(db))
@@ -187,6 +215,7 @@ def detect(db: WorkerDatabase, slot: int) -> None:
             with _passing(db):
                 worked = detector.round()
                 pulse.beat(worked, None)
+                housekeeping.turn(not worked)
                 if worked:
                     warm_until = time.monotonic() + WARM
                 else:
@@ -246,5 +275,8 @@ def tick(db: WorkerDatabase) -> None:
                         _watch(db, deliverer, POLL_WARM)
                 if not worked and not deliverer.rewind():
                     break
+            housekeeping = _Housekeeping(db)
+            while housekeeping.some():
+                pass
         finally:
             deliverer.close()
