@@ -73,9 +73,12 @@ demo:
 bench:
 	@scripts/with-env python bench/run.py $(ARGS)
 
+bench-rate:
+	@scripts/with-env python bench/rate.py $(ARGS)
+
 clean: clean-environment
 clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate clean-environment

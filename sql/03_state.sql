@@ -216,9 +216,11 @@ CREATE TABLE activation.provider (
     paused_key   text,
     learnt_rate  numeric,
     min_rtt      double precision,
+    last_min_rtt double precision,
+    rtt_since    timestamptz,
     answered     boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds; not dumped.';
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trips in seconds (since rtt_since, and in the ten seconds before); not dumped.';
 
 CREATE TABLE activation.token (
     n            integer PRIMARY KEY,

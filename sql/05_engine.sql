@@ -505,60 +505,81 @@ LANGUAGE sql STABLE
 RETURN lease_token IS NULL OR lease_until < activation._now()
     OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = lease_pid AND a.backend_start = lease_start);
 
--- Takes up to `wanted` tokens: permissions for one request each. Without a known rate there is no limit, but until the
--- first answer has come, one request at a time. A token taken is free again when the answer came, when its holder is gone,
--- or a lease later.
-CREATE FUNCTION activation._take_tokens(wanted integer, lease interval) RETURNS integer[]
+-- Locks up to `wanted` tokens, permissions for one request each, that are free now or within `ahead`: n, and the time
+-- before which its request must not leave. They are taken by _take_tokens() in the same transaction, or stay as they are.
+-- Without a known rate there is no limit (n is 0), but until the first answer has come, one request at a time.
+-- A token whose holder is gone is free a second later: its request may have been sent up to the last moment.
+CREATE FUNCTION activation._lock_tokens(wanted integer, ahead interval) RETURNS TABLE (n integer, free_at timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 DECLARE
     now timestamptz := clock_timestamp();
-    p activation.provider;
-    allowed numeric := (activation._setting()).rate;
+    allowed numeric := activation._rate();
     size integer;
-    taken integer[];
 BEGIN
-    SELECT * INTO p FROM activation.provider;
-    allowed := CASE WHEN NOT coalesce(p.answered, false) THEN 1 ELSE coalesce(allowed, p.learnt_rate) END;
     IF allowed IS NULL THEN
-        RETURN array_fill(0, ARRAY[wanted]);
+        RETURN QUERY SELECT 0, now FROM generate_series(1, wanted);
+        RETURN;
     END IF;
     size := greatest(floor(allowed), 1);
     IF (SELECT count(*) FROM activation.token t) <> size THEN
         INSERT INTO activation.token (n, free_at) SELECT g, now FROM generate_series(1, size) g ON CONFLICT DO NOTHING;
         DELETE FROM activation.token t WHERE t.n > size;
     END IF;
-    WITH free AS (
-        SELECT t.n FROM activation.token t
-         WHERE t.free_at <= now
-            OR t.holder_pid IS NOT NULL
-               AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start)
-         ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED
-    ), updated AS (
-        UPDATE activation.token t SET free_at = now + lease, holder_pid = me.pid, holder_start = me.backend_start
-          FROM free, (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
-         WHERE t.n = free.n RETURNING t.n
-    )
-    SELECT array_agg(u.n) INTO taken FROM updated u;
-    RETURN coalesce(taken, '{}');
+    UPDATE activation.token t SET free_at = now + interval '1 second', holder_pid = NULL, holder_start = NULL
+     WHERE t.holder_pid IS NOT NULL
+       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start);
+    RETURN QUERY
+    SELECT t.n, t.free_at FROM activation.token t
+     WHERE t.free_at <= now + ahead ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED;
 END
 $$;
 
--- Gives tokens back: at once when they were not used, else so that the server's one-second window cannot see one more
--- request than it allows, whatever its phase: one second after the answer, less the shortest round trip, plus some ms.
-CREATE FUNCTION activation._free_tokens(tokens integer[], rtt double precision) RETURNS void
+-- How many requests may be made in a second: what the provider names or configure() set, the lower of both; NULL without
+-- a limit. Before the first answer, when neither is known, one.
+CREATE FUNCTION activation._rate() RETURNS numeric
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p activation.provider;
+BEGIN
+    SELECT * INTO p FROM activation.provider;
+    RETURN CASE WHEN coalesce(p.answered, false) THEN least((activation._setting()).rate, p.learnt_rate)
+                ELSE least((activation._setting()).rate, 1) END;
+END
+$$;
+
+CREATE FUNCTION activation._take_tokens(tokens integer[], lease interval) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.token t SET free_at = clock_timestamp() + lease, holder_pid = me.pid, holder_start = me.backend_start
+      FROM (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
+     WHERE t.n = ANY (tokens)
+$$;
+
+-- Gives a token back after its request was answered, so that no second of the provider's can see one request more than it
+-- allows, whatever the phase of its seconds: it counted this one at `finished_at` less the shortest way back at the latest,
+-- and will see the next one the shortest way there after it leaves at the earliest; together that is the shortest round trip.
+-- Two milliseconds are for clocks and timers.
+CREATE FUNCTION activation._free_token(token integer, finished_at timestamptz, rtt double precision) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    shortest double precision := coalesce((SELECT p.min_rtt FROM activation.provider p), 0);
+    p activation.provider;
+    rate numeric := activation._rate();
+    -- Seconds between two requests with the same token: one, unless the rate is a fraction.
+    period double precision := coalesce(greatest(floor(rate), 1) / rate, 1);
 BEGIN
+    SELECT * INTO p FROM activation.provider;
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
-           free_at = CASE WHEN rtt IS NULL THEN clock_timestamp()
-                          ELSE clock_timestamp() + make_interval(secs => greatest(0, 1.0 - least(rtt, shortest)) + 0.005) END
-     WHERE t.n = ANY (tokens);
+           free_at = finished_at + make_interval(secs => greatest(0, period - coalesce(least(rtt, p.min_rtt, p.last_min_rtt), 0)) + 0.002)
+     WHERE t.n = token;
 END
 $$;
 
@@ -945,14 +966,13 @@ BEGIN
                last_error = CASE message_state WHEN 'sent' THEN NULL ELSE concat_ws(': ', _record.error_name, _record.error) END,
                finished_at = CASE WHEN message_state IN ('failed', 'unknown') THEN now END
           FROM unnest(r.members, resend_ids) AS u(message_id, resend_id)
-         WHERE m.message_id = u.message_id
+         WHERE m.message_id = ANY (r.members) AND m.message_id = u.message_id
            AND (mine AND m.request_id = r.request_id AND m.state = 'sending'
                 OR outcome = 'sent' AND m.state IN ('sending', 'queued', 'failed', 'unknown') AND coalesce(m.request_id, r.request_id) = r.request_id)
         RETURNING m.message_id, m.attempts
     ), late AS (
         UPDATE activation.message m SET attempts = m.attempts + 1
-          FROM unnest(r.members) AS u(message_id)
-         WHERE m.message_id = u.message_id AND NOT mine AND NOT EXISTS (SELECT FROM tried t WHERE t.message_id = u.message_id)
+         WHERE m.message_id = ANY (r.members) AND NOT mine AND NOT EXISTS (SELECT FROM tried t WHERE t.message_id = m.message_id)
         RETURNING m.message_id, m.attempts
     )
     INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome, http_status, error_name, error, retry_at)
@@ -983,33 +1003,33 @@ AS $$
      WHERE m.message_id = id
 $$;
 
--- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause. A pause has
--- no end in itself, unless it is until midnight (00:00 UTC, when a daily quota begins anew): it ends with resume(), with a change of the settings it came from, or when
--- the key is another (key_mark tells keys apart and is no key).
-CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, until_midnight boolean, key_mark text) RETURNS void
+-- What an answer taught about the provider: the rate it names, the shortest round trip of late (of this ten seconds and the
+-- ten before: a way that has become longer is noticed), and whether to pause, for how long. A pause without an end ends
+-- with resume(), with a change of the settings it came from, or when the key is another (key_mark tells keys apart and is
+-- no key).
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_until timestamptz, key_mark text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    now timestamptz := activation._now();
-    until timestamptz := CASE WHEN pause_reason IS NULL THEN NULL
-                              WHEN until_midnight THEN (date_trunc('day', now AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC'
-                              ELSE 'infinity' END;
+    stretch timestamptz := date_bin('10 seconds', clock_timestamp(), 'epoch');
 BEGIN
-    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, answered)
-    VALUES (until, _learn.pause_reason, CASE WHEN until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, true)
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, rtt_since, answered)
+    VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, stretch, true)
     ON CONFLICT (singleton) DO UPDATE
-       SET paused_until = CASE WHEN excluded.paused_until IS NULL THEN p.paused_until
-                               ELSE greatest(excluded.paused_until, p.paused_until) END,
-           pause_reason = coalesce(excluded.pause_reason, p.pause_reason),
-           paused_key = coalesce(excluded.paused_key, p.paused_key),
+       SET (paused_until, pause_reason, paused_key) = (SELECT x.until, x.reason, x.key FROM (
+               VALUES (excluded.paused_until, excluded.pause_reason, excluded.paused_key), (p.paused_until, p.pause_reason, p.paused_key)) AS x(until, reason, key)
+             ORDER BY x.until DESC NULLS LAST LIMIT 1),
            learnt_rate = coalesce(excluded.learnt_rate, p.learnt_rate),
-           min_rtt = least(excluded.min_rtt, p.min_rtt),
+           last_min_rtt = CASE WHEN p.rtt_since = stretch THEN p.last_min_rtt
+                               WHEN p.rtt_since = stretch - interval '10 seconds' THEN p.min_rtt END,
+           min_rtt = CASE WHEN p.rtt_since = stretch THEN least(excluded.min_rtt, p.min_rtt) ELSE excluded.min_rtt END,
+           rtt_since = stretch,
            answered = true
      WHERE NOT p.answered OR excluded.pause_reason IS NOT NULL
         OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
         OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)
-        OR excluded.min_rtt < p.min_rtt OR p.min_rtt IS NULL;
+        OR excluded.min_rtt < p.min_rtt OR p.min_rtt IS NULL OR p.rtt_since IS DISTINCT FROM stretch;
 END
 $$;
 

@@ -52,7 +52,7 @@ BEGIN
         CASE WHEN p.paused_until > now THEN format('%s; until %s', p.pause_reason,
             CASE WHEN p.paused_until = 'infinity' THEN 'activation.resume() or new settings' ELSE to_char(p.paused_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') END) END,
         CASE WHEN state = 'paused' THEN format('%s messages wait', queued) END,
-        CASE WHEN state = 'ok' THEN format('%s, %s', s.resend_url, coalesce(coalesce(s.rate, p.learnt_rate) || ' requests a second', 'no rate named yet')) END);
+        CASE WHEN state = 'ok' THEN format('%s, %s', s.resend_url, coalesce(least(s.rate, p.learnt_rate) || ' requests a second', 'no rate named yet')) END);
     RETURN NEXT;
 
     SELECT count(*) INTO signals FROM activation.signal;

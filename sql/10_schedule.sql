@@ -1,5 +1,17 @@
 -- Jobs of pg_cron. The only part that says `cron.`: the extension works without it, through tick().
 
+-- Where the jobs connect to. pg_cron connects like any client; Debian's pg_hba.conf asks for a password on localhost, its
+-- default, and none on the socket.
+CREATE FUNCTION activation._cron_node() RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN c.host = 'localhost' AND s.directory <> '' AND NOT coalesce(current_setting('cron.use_background_workers', true), 'off')::boolean
+                THEN s.directory ELSE c.host END
+      FROM coalesce(current_setting('cron.host', true), 'localhost') AS c(host),
+           btrim(split_part(current_setting('unix_socket_directories'), ',', 1), ' "') AS s(directory)
+$$;
+
 -- What the jobs run on, or an error with the way out. pg_cron lives in one database of a server.
 CREATE FUNCTION activation._require_cron() RETURNS void
 LANGUAGE plpgsql STABLE
@@ -20,9 +32,13 @@ BEGIN
     IF home IS NOT NULL AND home <> current_database() THEN
         RAISE EXCEPTION 'pg_cron lives in database %, not here in %', quote_ident(home), quote_ident(current_database())
             USING ERRCODE = '55000',
-                  HINT = format('In %1$s, run SELECT cron.schedule_in_database(''activation-detect-1'', ''* * * * *'', ''CALL activation.detect(slot => 1)'', %2$L); '
-                                'and SELECT cron.schedule_in_database(''activation-deliver-1'', ''* * * * *'', ''CALL activation.deliver(slot => 1)'', %2$L);',
-                                quote_ident(home), current_database());
+                  -- Names of their own: cron.schedule_in_database() under the name of a job of another database changes that job
+                  -- and leaves it there. Through the socket for the reason that start() has.
+                  HINT = format('In %1$s, run SELECT cron.schedule_in_database(%3$L, ''* * * * *'', ''CALL activation.detect(slot => 1)'', %2$L); '
+                                'SELECT cron.schedule_in_database(%4$L, ''* * * * *'', ''CALL activation.deliver(slot => 1)'', %2$L); '
+                                'UPDATE cron.job SET nodename = %5$L WHERE jobname IN (%3$L, %4$L);',
+                                quote_ident(home), current_database(), 'activation-detect-1 in ' || current_database(),
+                                'activation-deliver-1 in ' || current_database(), activation._cron_node());
     END IF;
     RAISE EXCEPTION 'pg_cron is not installed in this database'
         USING ERRCODE = '55000',
@@ -43,7 +59,6 @@ DECLARE
     most integer;
     others bigint;
     wanted record;
-    socket text := btrim(split_part(current_setting('unix_socket_directories'), ',', 1), ' "');
     job bigint;
 BEGIN
     IF detectors IS NULL OR detectors NOT BETWEEN 1 AND 8 OR deliverers IS NULL OR deliverers NOT BETWEEN 1 AND 8 THEN
@@ -74,10 +89,7 @@ BEGIN
     LOOP
         SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *',
                              format('CALL activation.%s(slot => %s)', wanted.verb, wanted.slot)) INTO job;
-        IF NOT background AND socket <> '' AND coalesce(current_setting('cron.host', true), 'localhost') = 'localhost' THEN
-            -- pg_cron connects like any client; Debian's pg_hba.conf asks for a password on localhost and none on the socket.
-            UPDATE cron.job j SET nodename = socket WHERE j.jobid = job;
-        END IF;
+        UPDATE cron.job j SET nodename = activation._cron_node() WHERE j.jobid = job AND j.nodename <> activation._cron_node();
     END LOOP;
 
     -- A worker that started before now and is no longer wanted goes; the others go on.
@@ -99,10 +111,17 @@ CREATE FUNCTION activation.stop() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    home text := current_setting('cron.database_name', true);
 BEGIN
     IF to_regclass('cron.job') IS NOT NULL THEN
         PERFORM cron.unschedule(j.jobid) FROM cron.job j
           WHERE j.jobname ~ '^activation-(detect|deliver)-[0-9]+$' AND j.database = current_database();
+    END IF;
+    IF home <> current_database() THEN
+        RAISE NOTICE 'pg_cron lives in database %; jobs that were made there for % go on', quote_ident(home), quote_ident(current_database())
+            USING HINT = format('In %s, run SELECT cron.unschedule(jobid) FROM cron.job WHERE database = %L AND command LIKE ''CALL activation.%%'';',
+                                quote_ident(home), current_database());
     END IF;
     INSERT INTO activation.schedule AS s (watching, detectors, deliverers, stopped_at)
     VALUES (false, 0, 0, clock_timestamp())

@@ -25,10 +25,15 @@ from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError
 from activation.render import Rendered, Source, built_in, render, variables_of
 from activation.resend import TOTAL_TIMEOUT, Accepted, Resend, Try, is_content
 
-#: Requests in flight at once, emails a request, and how long a request belongs to its worker (seconds).
-THREADS = 8
+#: Requests in flight at once, how many of them one claim makes, emails a request, and how long a request belongs to its
+#: worker (seconds).
+THREADS = 32
+CLAIM = 8
 BATCH = 100
 LEASE = 60
+
+#: A request is made this long before its token is free (seconds): longer than a poll and a claim take.
+AHEAD = 0.05
 
 _ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
 _LEASE_SQL = f"interval '{LEASE} seconds'"
@@ -212,17 +217,17 @@ class Deliverer:
             answered = error is None or error.status is not None
             if answered or isinstance(error, Paused):
                 self._db.execute(
-                    "SELECT activation._learn($1::numeric, $2::double precision, $3, $4::boolean, $5)",
+                    f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4)",
                     attempt.rate,
                     attempt.rtt if answered else None,
                     error.text if isinstance(error, Paused) else None,
-                    isinstance(error, Paused) and error.until_midnight,
                     self._key_mark,
                 )
             if flight.rate_token:
                 self._db.execute(
-                    "SELECT activation._free_tokens($1::integer[], $2::double precision)",
-                    [flight.rate_token],
+                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision), $3::double precision)",
+                    flight.rate_token,
+                    attempt.finished_at,
                     attempt.rtt,
                 )
         self._db.commit()
@@ -283,24 +288,28 @@ class Deliverer:
 
     def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
         db = self._db
-        tokens: list[int] = list(
-            db.execute(
-                f"SELECT activation._take_tokens($1::integer, {_LEASE_SQL}) AS tokens", THREADS - len(self._flights)
-            )[0]["tokens"]
+        tokens = db.execute(
+            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
+            f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
+            min(CLAIM, THREADS - len(self._flights)),
         )
         self.out_of_tokens = not tokens
         if not tokens:
             return [], False
+        taken: list[int] = []
         client = self._client_for(state["resend_url"], api_key)
         lease = str(uuid.uuid4())
         launches: list[Callable[[], None]] = []
 
         def launch(request_id: str, endpoint: str, body: str, emails: int) -> None:
-            flight = _Flight(request_id, lease, tokens.pop(), endpoint == "/emails/batch", 0.0)
+            token = tokens.pop(0)
+            taken.append(token["n"])
+            flight = _Flight(request_id, lease, token["n"], endpoint == "/emails/batch", 0.0)
 
             def go() -> None:
                 flight.since = time.monotonic()
-                self._flights[self._pool.submit(client.send, endpoint, body, request_id, emails)] = flight
+                sent = self._pool.submit(client.send, endpoint, body, request_id, emails, token["free_at"])
+                self._flights[sent] = flight
 
             launches.append(go)
 
@@ -348,9 +357,8 @@ class Deliverer:
                     [str(loop_id) for loop_id in leaving],
                     [str(emails) for emails in leaving.values()],
                 )
-        unused = [token for token in tokens if token]
-        if unused:
-            db.execute("SELECT activation._free_tokens($1::integer[], NULL)", unused)
+        if any(taken):
+            db.execute(f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL})", [str(n) for n in taken])
         return launches, did
 
     def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
@@ -439,6 +447,17 @@ class Deliverer:
     def _stored_secret(self, name: str) -> str | None:
         found = self._db.execute("SELECT activation._secret($1) AS value", name)[0]["value"]
         return None if found is None else str(found)
+
+
+def _pause_sql(error: DeliveryError | None) -> str:
+    """Until when the provider is to be left alone after this, as an SQL expression."""
+    if not isinstance(error, Paused):
+        return "NULL"
+    if error.until_midnight:
+        return "(date_trunc('day', activation._now() AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC'"
+    if error.pause is not None:
+        return f"activation._now() + interval '{error.pause:.3f} seconds'"
+    return "'infinity'"
 
 
 def _marks_sql(first: int) -> str:

@@ -70,7 +70,8 @@ class Erred(Transient):
 
 
 class Paused(Refused):
-    """Certainly not accepted, and nothing will be until somebody acts or, with until_midnight, until 00:00 UTC."""
+    """Certainly not accepted, and nothing will be for a while: for retry_after seconds, with until_midnight until 00:00 UTC
+    (when a daily quota begins anew), with neither until somebody acts."""
 
     def __init__(
         self,
@@ -78,9 +79,11 @@ class Paused(Refused):
         *,
         status: int | None = None,
         name: str | None = None,
+        retry_after: float | None = None,
         until_midnight: bool = False,
     ) -> None:
-        super().__init__(text, status=status, name=name, retry_after=0.0)
+        super().__init__(text, status=status, name=name, retry_after=0.0 if retry_after is None else retry_after)
+        self.pause = retry_after
         self.until_midnight = until_midnight
 
 

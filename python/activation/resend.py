@@ -105,11 +105,13 @@ class Resend:
             self._local.session = session
         return session
 
-    def send(self, endpoint: str, body: str, key: str, emails: int) -> Try:
+    def send(self, endpoint: str, body: str, key: str, emails: int, not_before: float = 0.0) -> Try:
         """POSTs a stored body. endpoint: /emails or /emails/batch. key: the idempotency key. emails: how many it holds.
+        not_before: when it may leave (seconds since the epoch).
 
         Never raises for anything the network or the provider does: that is the outcome.
         """
+        time.sleep(max(0.0, not_before - time.time()))
         started = time.time()
         deadline = time.monotonic() + TOTAL_TIMEOUT
         rate: float | None = None
@@ -182,7 +184,7 @@ def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int
     text = _clean(str(error["message"]), 1000) if error.get("message") else _excerpt(body, status)
     wait = _retry_after(headers)
     if name == "rate_limit_exceeded":
-        raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+        raise Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if name == "daily_quota_exceeded":
         raise Paused(text, status=status, name=name, until_midnight=True)
     if name == "monthly_quota_exceeded":
@@ -197,7 +199,7 @@ def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int
         # A 403 validation_error is about the account (an unverified domain), not about one mail.
         raise Paused(text, status=status, name=name)
     if status == 429:
-        raise Refused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+        raise Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if status == 408:
         raise Unanswered(text, status=status, name=name)
     raise Terminal(text, status=status, name=name)

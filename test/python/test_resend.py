@@ -44,14 +44,14 @@ TABLE: list[tuple[int, str, type[DeliveryError]]] = [
     (422, "invalid_from_address", Terminal),
     (422, "invalid_access", Paused),
     (422, "invalid_region", Paused),
-    (429, "rate_limit_exceeded", Refused),
+    (429, "rate_limit_exceeded", Paused),
     (429, "daily_quota_exceeded", Paused),
     (429, "monthly_quota_exceeded", Paused),
     (500, "application_error", Erred),
     (500, "internal_server_error", Erred),
     (503, "service_unavailable", Erred),
     # Not in the table: judged by the status.
-    (429, "something_new", Refused),
+    (429, "something_new", Paused),
     (422, "something_new", Terminal),
     (502, "something_new", Erred),
 ]

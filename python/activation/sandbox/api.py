@@ -55,6 +55,10 @@ class _Handling:
         self._request = request
         self._entry = entry
         self._fault: Fault | None = None
+        settings = state.settings
+        latency = (settings.latency_ms + random.uniform(0, settings.jitter_ms)) / 1000
+        self._way_there = latency * settings.way_there
+        self._way_back = latency - self._way_there
         self._delayed = False
 
     def answer(self) -> Answer:
@@ -66,6 +70,7 @@ class _Handling:
                 return Answer(text_response("error code: 1010", 403), None, self._entry)
             route = self._route()
             self._check_api_key()
+            self._travel()
             rate_headers = self._state.count_against_rate()
             response = route()
         except ApiError as error:
@@ -196,17 +201,21 @@ class _Handling:
             emails, has_more = self._state.newer(int(limit), before)
         return json_response({"object": "list", "has_more": has_more, "data": [email.as_resend() for email in emails]})
 
+    def _travel(self) -> None:
+        """The part of the latency before the request counts against the rate."""
+        if self._way_there > 0:
+            time.sleep(self._way_there)
+
     def _delay(self) -> None:
-        """The network's latency, once a request: while the key is in flight, if there is one."""
+        """The rest of the latency, once a request: while the key is in flight, if there is one."""
         if self._delayed:
             return
         self._delayed = True
-        settings = self._state.settings
-        wait = settings.latency_ms + random.uniform(0, settings.jitter_ms)
+        wait = self._way_back
         if self._fault is not None and self._fault.kind == "latency":
-            wait += self._fault.ms
+            wait += self._fault.ms / 1000
         if wait > 0:
-            time.sleep(wait / 1000)
+            time.sleep(wait)
 
 
 def _is_good_agent(agent: str) -> bool:

@@ -139,11 +139,15 @@ class Settings:
     """What can be set when the sandbox is made and changed while it runs."""
 
     rate: int | None = None
-    """Requests allowed per second of the wall clock; None: no limit, and no ratelimit headers."""
+    """Requests allowed per second; None: no limit, and no ratelimit headers."""
+    sliding: bool = False
+    """Whether a second is any second, or one of the wall clock."""
     latency_ms: float = 0
     """How long every request to the API takes before it is accepted."""
     jitter_ms: float = 0
     """Up to this much more, at random."""
+    way_there: float = 0
+    """Which part of it passes before the request counts against the rate, from 0 to 1."""
     api_keys: list[str] | None = None
     """The keys that are known, others are answered 403 invalid_api_key; None: every key will do."""
     suspended_keys: list[str] = field(default_factory=list)
@@ -182,8 +186,10 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a positive integer or null",
         lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v > 0),
     ),
+    "sliding": ("true or false", lambda v: isinstance(v, bool)),
     "latency_ms": ("a number of milliseconds", is_number),
     "jitter_ms": ("a number of milliseconds", is_number),
+    "way_there": ("a number from 0 to 1", lambda v: is_number(v) and v <= 1),
     "api_keys": ("a list of strings or null", lambda v: v is None or _is_strings(v)),
     "suspended_keys": ("a list of strings", _is_strings),
     "key_seconds": ("a number of seconds", is_number),

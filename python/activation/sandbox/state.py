@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,8 +41,7 @@ class State:
         self._places: dict[str, int] = {}
         self._keys: dict[Slot, _KeyRecord] = {}
         self._releases = 0
-        self._window = 0
-        self._window_requests = 0
+        self._counted: deque[float] = deque()
 
     def begin(self, entry: LogEntry) -> None:
         """Log a request that has arrived."""
@@ -57,22 +57,24 @@ class State:
             self.changed.notify_all()
 
     def count_against_rate(self) -> dict[str, str]:
-        """Count a request; its rate headers, or 429 when this second of the wall clock is used up."""
+        """Count a request; its rate headers, or 429 when this second, or the last one, is used up."""
         with self.changed:
             limit = self.settings.rate
             if limit is None:
                 return {}
-            second = int(time.time())
-            if second != self._window:
-                self._window, self._window_requests = second, 0
-            self._window_requests += 1
+            now = time.time()
+            begin = now - 1 if self.settings.sliding else float(int(now))
+            while self._counted and self._counted[0] < begin:
+                self._counted.popleft()
+            self._counted.append(now)
+            used = len(self._counted)
             headers = {
                 "ratelimit-limit": str(limit),
-                "ratelimit-remaining": str(max(0, limit - self._window_requests)),
+                "ratelimit-remaining": str(max(0, limit - used)),
                 "ratelimit-reset": "1",
                 "ratelimit-policy": f"{limit};w=1",
             }
-            if self._window_requests > limit:
+            if used > limit:
                 message = f"Too many requests. You can only make {limit} requests per second."
                 raise ApiError(429, "rate_limit_exceeded", message, {**headers, "retry-after": "1"})
             return headers
