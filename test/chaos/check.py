@@ -1,7 +1,8 @@
-"""Three sources, compared: the app's tables, the engine's tables, and the sandbox's log. Every row found is a violation."""
+"""Three sources, compared: the app's tables, the engine's, and the sandbox's log. Every row found is a violation."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,14 +11,14 @@ from harness import Cluster, Connection
 from ledger import Ledger
 from world import RETRIES, World
 
-#: Between the moment a claim looks at a nudge and the creation of its request lie rendering and, at worst, a wait for a lock.
-#: Only who had acted so many seconds before the request certainly acted before the claim.
+#: Between the moment a claim looks at a nudge and the creation of its request lie rendering and, at worst, a wait for a
+#: lock. Only who had acted so many seconds before the request certainly acted before the claim.
 CLAIM = 3
 
 #: What the other two sources know, as tables beside the engine's.
 _SOURCES = """
     CREATE SCHEMA chaos;
-    CREATE TABLE chaos.email (email_id text, message_id text, key text, recipient text);
+    CREATE TABLE chaos.email (email_id text, message_id uuid, key text, recipient text);
     CREATE INDEX ON chaos.email (message_id);
     CREATE TABLE chaos.acted (user_id text PRIMARY KEY, at timestamptz);
     CREATE TABLE chaos.ledger (user_id bigint PRIMARY KEY, committed boolean);
@@ -25,10 +26,16 @@ _SOURCES = """
         SELECT u.id::text AS user_id, l.loop_id, l.name,
                EXISTS (SELECT FROM actions a WHERE a.user_id = u.id AND (l.name = 'first' OR a.what = 'paid')) AS acted
           FROM users u JOIN activation.loop l ON l.name = 'first' OR u.plan = 'paid';
-    CREATE VIEW chaos.ended AS
-        SELECT *, m.state IN ('sent', 'delivered', 'bounced', 'complained', 'failed', 'cancelled', 'unknown') AS final
+    CREATE VIEW chaos.message AS
+        SELECT m.*, m.state NOT IN ('queued', 'sending') AS final,
+               EXISTS (SELECT FROM chaos.email x WHERE x.message_id = m.message_id) AS accepted,
+               (SELECT count(*) FROM activation.attempt a WHERE a.message_id = m.message_id
+                   AND a.request_id = m.request_id AND a.outcome = 'erred') AS errors,
+               (SELECT count(*) FROM activation.attempt a WHERE a.message_id = m.message_id
+                   AND a.request_id = m.request_id AND a.outcome <> 'erred') AS other_tries,
+               EXISTS (SELECT FROM activation.attempt a
+                        WHERE a.message_id = m.message_id AND a.outcome = 'terminal') AS refused
           FROM activation.message m;
-    ANALYZE;
 """
 
 #: Each query finds what must not be: whose it is, which message, and what is wrong.
@@ -54,30 +61,28 @@ INVARIANTS = {
     "activated users without their message in a final state": """
         SELECT e.user_id, m.message_id, format('enrollment is %s, message %s', e.state, coalesce(m.state, 'not there'))
           FROM activation.enrollment e
-          LEFT JOIN chaos.ended m ON m.enrollment_id = e.enrollment_id
+          LEFT JOIN chaos.message m ON m.enrollment_id = e.enrollment_id
                AND m.branch = CASE e.state WHEN 'completed' THEN 'action' ELSE 'otherwise' END
          WHERE (e.state IN ('completed', 'timed_out') AND NOT coalesce(m.final, false))
             OR (e.state = 'waiting' AND e.deadline < now())
     """,
     "messages accepted twice": """
-        SELECT m.user_id, m.message_id, format('accepted %s times, under the keys %s', count(*), string_agg(DISTINCT x.key, ', '))
-          FROM chaos.email x JOIN activation.message m ON m.message_id::text = x.message_id
+        SELECT m.user_id, m.message_id, format('%s times, keys %s', count(*), string_agg(DISTINCT x.key, ', '))
+          FROM chaos.email x JOIN activation.message m USING (message_id)
          GROUP BY 1, 2 HAVING count(*) > 1
     """,
     "emails at the sandbox without a message": """
-        SELECT m.user_id, m.message_id, format('email %s to %s', x.email_id, x.recipient)
-          FROM chaos.email x LEFT JOIN activation.message m ON m.message_id::text = x.message_id
-         WHERE m.message_id IS NULL OR x.recipient <> format('u%s@acme.dev', m.user_id)
+        SELECT m.user_id, x.message_id, format('email %s to %s', x.email_id, x.recipient)
+          FROM chaos.email x LEFT JOIN activation.message m USING (message_id)
+         WHERE NOT EXISTS (SELECT FROM users u WHERE u.id::text = m.user_id AND u.email = x.recipient)
     """,
     "users mailed a nudge after they had acted before the claim": f"""
         SELECT m.user_id, m.message_id, format('acted at %s, request made at %s', a.at, r.created_at)
-          FROM chaos.email x JOIN activation.message m ON m.message_id::text = x.message_id
-          JOIN activation.request r ON r.request_id = m.request_id JOIN chaos.acted a ON a.user_id = m.user_id
-         WHERE m.branch = 'otherwise' AND a.at < r.created_at - interval '{CLAIM} seconds'
+          FROM chaos.message m JOIN activation.request r USING (request_id) JOIN chaos.acted a USING (user_id)
+         WHERE m.branch = 'otherwise' AND m.accepted AND a.at < r.created_at - interval '{CLAIM} seconds'
     """,
     "messages stuck": """
-        SELECT m.user_id, m.message_id, format('%s: %s', m.state, m.last_error) FROM activation.message m
-         WHERE m.state IN ('queued', 'sending')
+        SELECT m.user_id, m.message_id, format('%s: %s', m.state, m.last_error) FROM chaos.message m WHERE NOT m.final
     """,
     "attempts beyond the policy": f"""
         SELECT m.user_id, m.message_id, format('%s tries of one request were answered by an error', count(*))
@@ -85,28 +90,29 @@ INVARIANTS = {
          WHERE a.outcome = 'erred' GROUP BY 1, 2, a.request_id HAVING count(*) > {RETRIES} + 1
     """,
     "messages sent that were never accepted": """
-        SELECT m.user_id, m.message_id, 'recorded as sent with id ' || m.resend_id FROM activation.message m
-         WHERE m.state = 'sent' AND NOT EXISTS (SELECT FROM chaos.email x WHERE x.message_id = m.message_id::text AND x.email_id = m.resend_id)
+        SELECT m.user_id, m.message_id, 'recorded as sent with id ' || m.resend_id FROM chaos.message m
+         WHERE m.state = 'sent'
+           AND NOT EXISTS (SELECT FROM chaos.email x WHERE x.message_id = m.message_id AND x.email_id = m.resend_id)
     """,
-    # An error answered to each of the tries is what the provider says; a server that accepts and then says so is believed.
+    # A provider that accepts, and answers each of the tries with an error, is believed.
     "messages accepted that are neither sent nor unknown": """
-        SELECT m.user_id, m.message_id, format('accepted, and is %s: %s', m.state, m.last_error) FROM activation.message m
-         WHERE m.state NOT IN ('sent', 'unknown') AND EXISTS (SELECT FROM chaos.email x WHERE x.message_id = m.message_id::text)
-           AND NOT (m.state = 'failed' AND NOT EXISTS (SELECT FROM activation.attempt a WHERE a.message_id = m.message_id
-                                                          AND a.request_id = m.request_id AND a.outcome <> 'erred'))
+        SELECT m.user_id, m.message_id, format('accepted, and is %s: %s', m.state, m.last_error) FROM chaos.message m
+         WHERE m.accepted AND m.state NOT IN ('sent', 'unknown') AND NOT (m.state = 'failed' AND m.other_tries = 0)
     """,
     "messages unknown, failed or cancelled without a reason": f"""
-        SELECT m.user_id, m.message_id, format('%s: %s', m.state, m.last_error) FROM activation.message m
-         WHERE (m.state = 'unknown' AND NOT EXISTS (SELECT FROM activation.request r WHERE r.request_id = m.request_id AND r.unclear > 0))
-            OR (m.state = 'failed' AND NOT EXISTS (SELECT FROM activation.attempt a WHERE a.message_id = m.message_id AND a.outcome = 'terminal')
-                AND (SELECT count(*) FROM activation.attempt a WHERE a.message_id = m.message_id
-                        AND a.request_id = m.request_id AND a.outcome = 'erred') <= {RETRIES})
-            OR (m.state = 'cancelled' AND NOT (m.branch = 'otherwise' AND EXISTS (
-                SELECT FROM actions a WHERE a.user_id::text = m.user_id)))
-            OR m.state NOT IN ('queued', 'sending', 'sent', 'unknown', 'failed', 'cancelled')
+        SELECT m.user_id, m.message_id, format('%s: %s', m.state, m.last_error)
+          FROM chaos.message m LEFT JOIN activation.request r USING (request_id)
+         WHERE CASE m.state
+               WHEN 'queued' THEN false WHEN 'sending' THEN false WHEN 'sent' THEN false
+               WHEN 'unknown' THEN coalesce(r.unclear, 0) = 0
+               WHEN 'failed' THEN NOT m.refused AND m.errors <= {RETRIES}
+               WHEN 'cancelled' THEN m.branch = 'action'
+                    OR NOT EXISTS (SELECT FROM actions a WHERE a.user_id::text = m.user_id)
+               ELSE true END
     """,
     "users whose commit the server forgot or made up": """
-        SELECT l.user_id::text, NULL::uuid, CASE WHEN l.committed THEN 'committed, and not there' ELSE 'rolled back, and there' END
+        SELECT l.user_id::text, NULL::uuid,
+               CASE WHEN l.committed THEN 'committed, and gone' ELSE 'rolled back, and there' END
           FROM chaos.ledger l WHERE l.committed <> EXISTS (SELECT FROM users u WHERE u.id = l.user_id)
     """,
 }
@@ -149,13 +155,20 @@ def work_left(cluster: Cluster) -> dict[str, int]:
         return {column.name: int(value) for column, value in zip(cursor.description, row, strict=True) if value}
 
 
-def expire(cluster: Cluster) -> int:
-    """Lets a day pass for the requests that nobody can know the outcome of; how many messages became unknown."""
+def expire(cluster: Cluster) -> None:
+    """Lets a day pass for the requests that nobody can know the outcome of: their messages become unknown."""
     with cluster.connect() as session:
         if session.execute("SELECT FROM activation.request WHERE state = 'open'").rowcount:
-            session.execute("SELECT set_config('activation.now', (clock_timestamp() + interval '24 hours')::text, false)")
+            session.execute(
+                "SELECT set_config('activation.now', (clock_timestamp() + interval '24 hours')::text, false)"
+            )
             session.execute("CALL activation.tick()")
-        return session.execute("SELECT FROM activation.message WHERE state = 'unknown'").rowcount
+
+
+def states(cluster: Cluster) -> Counter[str]:
+    """How many messages ended how."""
+    with cluster.connect() as session:
+        return Counter(dict(session.execute("SELECT state, count(*) FROM activation.message GROUP BY 1").fetchall()))
 
 
 def load(session: Connection, world: World) -> None:
@@ -184,9 +197,11 @@ def offences(world: World, quiet: dict[str, int], stormy: list[tuple[float, floa
         for name, query in INVARIANTS.items():
             for user, message, detail in session.execute(query.encode()).fetchall():
                 found.append(Offence(name, user, message and str(message), detail))
-    for entry in world.sandbox.log:
-        if entry.status == 429 and entry.fault is None:
-            found.append(Offence(OVER_THE_RATE, None, None, f"at {entry.at:.3f}"))
+    found += [
+        Offence(OVER_THE_RATE, None, None, f"at {entry.at:.3f}")
+        for entry in world.sandbox.log
+        if entry.status == 429 and entry.fault is None
+    ]
     found += complaints(world.ledger, stormy)
     found += [Offence(NOT_QUIET, None, None, f"{count} {what}") for what, count in quiet.items()]
     return found

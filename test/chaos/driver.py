@@ -24,15 +24,18 @@ TABLES = """
     CREATE INDEX ON actions (user_id);
 """
 
-_SIGN_UP = """
+#: The address of user i. Resend refuses mail to example.com, and with it the whole batch.
+ADDRESS = "concat('u', i, CASE WHEN mod(i, 200) = 0 THEN '@example.com' ELSE '@acme.dev' END)"
+
+_SIGN_UP = f"""
     INSERT INTO users (id, email, name, plan)
-    SELECT i, format('u%%s@acme.dev', i), 'U' || i, CASE WHEN i %% 4 = 0 THEN 'paid' ELSE 'free' END
+    SELECT i, {ADDRESS}, 'U' || i, CASE WHEN mod(i, 4) = 0 THEN 'paid' ELSE 'free' END
       FROM unnest(%s::bigint[]) AS i
 """
 
 
 def sign_up(app: Connection, ids: list[int]) -> None:
-    """Every fourth has the paid plan."""
+    """Every fourth has the paid plan, every two hundredth an address that is refused."""
     app.execute(_SIGN_UP, [ids])
 
 

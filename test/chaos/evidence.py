@@ -1,4 +1,4 @@
-"""What is kept of a seed that failed, so that it can be understood: whom it concerns, what happened to them, and all data."""
+"""What is kept of a seed that failed: whom it concerns, what happened to them, and all data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def _story(result: Result, world: World) -> list[str]:
             offences = [offence for offence in result.offences if offence.invariant == name]
             story.append(f"{name}: {len(offences)}")
             for offence in offences[:SHOWN]:
-                story.append(f"  user {offence.user_id}, message {offence.message_id}: {offence.detail}")
+                whose = f"user {offence.user_id}, message {offence.message_id}: " if offence.user_id else ""
+                story.append(f"  {whose}{offence.detail}")
                 if offence.user_id is not None:
                     for row in session.execute("SELECT * FROM activation.why(%s)", [offence.user_id]).fetchall():
                         story.append("    " + " | ".join(str(value) for value in row))

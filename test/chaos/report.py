@@ -32,12 +32,15 @@ def text(results: Sequence[Result]) -> str:
     """The whole report, in Markdown."""
     faults: Counter[str] = sum((result.faults for result in results), Counter())
     violations = Counter(offence.invariant for result in results for offence in result.offences)
+    states: Counter[str] = sum((result.states for result in results), Counter())
     remarks: Counter[str] = sum((result.remarks for result in results), Counter())
+    ends = ", ".join(f"{state} {count:,}" for state, count in states.most_common())
     lines = [
         "# Chaos",
         "",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} cores, {_memory()}, {platform.system()}"
-        f" {platform.release()}, {_postgres()}, Python {platform.python_version()}, activation {activation.__version__}, fsync on.",
+        f" {platform.release()}, {_postgres()}, Python {platform.python_version()},"
+        f" activation {activation.__version__}, fsync on.",
         "",
         f"{len(results)} seeds, {sum(r.seconds for r in results) / 60:g} minutes, {sum(faults.values()):,} faults,"
         f" {sum(r.users for r in results):,} users, {sum(r.emails for r in results):,} emails.",
@@ -57,11 +60,12 @@ def text(results: Sequence[Result]) -> str:
         "|---|---:|",
         *(f"| {name.replace('_', ' ')} | {faults[name]:,} |" for name in sorted(faults)),
         "",
-        "| seed | workers | rate | minutes | faults | users | emails | unknown | violations | longest recovery | quiet after |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| seed | workers | rate | minutes | faults | users | emails | violations | longest recovery | quiet after |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(_row(result) for result in results),
         "",
-        f"{sum(r.unknown for r in results):,} messages ended as unknown: an error after tries of which nobody knows.",
+        f"Messages ended as {ends}. failed: an address that is refused, or every try answered by an error. unknown: such"
+        " errors after tries without an answer. cancelled: nudges of those who had acted meanwhile.",
     ]
     if remarks:
         lines += ["", "Besides:", "", *(f"- {what}: {count:,} times" for what, count in remarks.most_common())]
@@ -88,7 +92,6 @@ def _row(result: Result) -> str:
         sum(result.faults.values()),
         f"{result.users:,}",
         f"{result.emails:,}",
-        result.unknown,
         len(result.offences),
         f"{recovery:.1f} s",
         f"{result.quiet_after:.1f} s",

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """The chaos suite: `make chaos SEED=7 MINUTES=3`, or `make chaos SEEDS=1-20 MINUTES=3` for the report."""
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Result:
     rate: int
     users: int = 0
     emails: int = 0
-    unknown: int = 0
+    states: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     offences: list[Offence] = field(default_factory=list)
     recoveries: list[tuple[float, str]] = field(default_factory=list)
@@ -91,7 +92,7 @@ def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
         result.quiet_after = time.monotonic() - peace
         on_call.stop()
         engine.stop()
-        result.unknown = check.expire(world.cluster)
+        check.expire(world.cluster)
         _count(result, world, adversary.log, left)
         result.remarks = engine.errors + on_call.did
         if result.offences:
@@ -118,13 +119,14 @@ def _count(result: Result, world: World, log: list[Record], left: dict[str, int]
     result.faults = Counter(record.name for record in done)
     result.users = len(world.ledger.committed)
     result.emails = len(world.sandbox.emails)
+    result.states = check.states(world.cluster)
     result.offences = check.offences(world, left, stormy)
     result.recoveries = recoveries(world, done)
 
 
 def recoveries(world: World, log: list[Record]) -> list[tuple[float, str]]:
-    """For each heavy fault, how long after its end both were seen to go on: somebody was enrolled, and an email that was
-    accepted was recorded. People sign up all the time, so there is always work due."""
+    """For each heavy fault, how long after its end both went on: somebody was enrolled, and an accepted email was
+    recorded. People sign up all the time, so there is always work due."""
     found = []
     heavy = [record for record in log if record.name in HEAVY or record.name == "stalled_deliverer"]
     with world.cluster.connect() as session:
@@ -147,7 +149,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="1", help="a number, a range 1-20, or a list 3,5,8")
     parser.add_argument("--minutes", type=float, default=1)
-    parser.add_argument("--cron", default="", help="the seeds that run under pg_cron; by default every fifth of several")
+    parser.add_argument(
+        "--cron", default="", help="the seeds that run under pg_cron; by default every fifth of several"
+    )
     arguments = parser.parse_args()
     seeds = _seeds(arguments.seeds)
     cron = set(_seeds(arguments.cron)) if arguments.cron else {s for s in seeds[4::5]}

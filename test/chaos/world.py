@@ -35,7 +35,7 @@ _DEFINE = """
 
 
 class World:
-    """Everything that the adversary can do something to. cron: workers are pg_cron's. long: a fault may take a minute."""
+    """What the adversary can do something to. cron: workers are pg_cron's. long: a fault may take a minute."""
 
     def __init__(self, *, cron: bool, long: bool, rate: int) -> None:
         self.long = long
