@@ -5,9 +5,10 @@
 # make uninstall
 # make test          T=path runs a part of the tests
 # make lint, demo, bench
-# make clean         also removes what test, lint, demo and bench have built outside the checkout
+# make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
+# make clean         also removes what these have built outside the checkout
 #
-# test, lint, demo and bench install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+# test, lint, demo, bench and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
 
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
@@ -76,9 +77,15 @@ bench:
 bench-rate:
 	@scripts/with-env python bench/rate.py $(ARGS)
 
+# A run of several seeds is the report.
+chaos:
+	@scripts/with-env python test/chaos/run.py --seeds '$(or $(SEEDS),$(SEED),1)' --minutes '$(or $(MINUTES),1)' $(ARGS) \
+	  $(if $(SEEDS),> bench/CHAOS.md.new; status=$$?; cat bench/CHAOS.md.new; \
+	  [ ! -s bench/CHAOS.md.new ] || mv bench/CHAOS.md.new bench/CHAOS.md; rm -f bench/CHAOS.md.new; exit $$status)
+
 clean: clean-environment
 clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate chaos clean-environment

@@ -1,0 +1,177 @@
+# ruff: noqa: E402
+"""The chaos suite: `make chaos SEED=7 MINUTES=3`, or `make chaos SEEDS=1-20 MINUTES=3` for the report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "cluster"), str(HERE.parents[1] / "python")]
+
+import psycopg
+
+import check
+import evidence
+import report
+from adversary import Adversary
+from check import Offence
+from driver import Client
+from engine import Engine, PgCron, Supervisor
+from faults import HEAVY, Record
+from world import OnCall, World
+
+CLIENTS = 4
+
+#: After a crash, so long may the app still find the server away (seconds).
+STORM = 20
+
+#: How long the engine may take to finish once all is healthy (seconds).
+PATIENCE = 180
+
+
+@dataclass
+class Result:
+    """What came of one seed."""
+
+    seed: int
+    cron: bool
+    seconds: float
+    rate: int
+    users: int = 0
+    emails: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    offences: list[Offence] = field(default_factory=list)
+    recoveries: list[tuple[float, str]] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)
+    quiet_after: float = 0
+    kept: Path | None = None
+
+
+def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
+    """One seed: chaos for so long, then peace, then the count."""
+    rng = Random(f"{seed} world")
+    rate = rng.choice([10, 25, 50])
+    result = Result(seed, cron, seconds, rate)
+    world = World(cron=cron, long=seconds >= 120, rate=rate)
+    try:
+        engine: Engine = PgCron(world.cluster) if cron else Supervisor(world.cluster)
+        clients = [
+            Client(number, world.cluster, world.ledger, Random(f"{seed} client {number}")) for number in range(CLIENTS)
+        ]
+        adversary, on_call = Adversary(world, seed, cron=cron), OnCall(world)
+        engine.start()
+        on_call.start()
+        for client in clients:
+            client.start()
+        if cron:
+            _wait(lambda: len(world.workers()) == 4, 90)
+        adversary.start()
+        time.sleep(seconds)
+        adversary.stop()
+        for client in clients:
+            client.stop()
+        peace = time.monotonic()
+        left: dict[str, int] = {"not looked": 1}
+
+        def quiet() -> bool:
+            nonlocal left
+            with contextlib.suppress(psycopg.Error):
+                left = check.work_left(world.cluster)
+            return not left
+
+        _wait(quiet, PATIENCE)
+        result.quiet_after = time.monotonic() - peace
+        on_call.stop()
+        engine.stop()
+        check.expire(world.cluster)
+        _count(result, world, adversary.log, left)
+        result.remarks = engine.errors + on_call.did
+        if result.offences:
+            result.kept = evidence.keep(result, world, adversary.log)
+        if adversary.broken:
+            raise adversary.broken
+    finally:
+        world.destroy()
+    return result
+
+
+def _wait(predicate: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not predicate():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _count(result: Result, world: World, log: list[Record], left: dict[str, int]) -> None:
+    done = [record for record in log if record.applied]
+    stormy = [(r.began - 0.1, r.ended + STORM) for r in log if r.name in ("kill_worker", "stop_server")]
+    result.faults = Counter(record.name for record in done)
+    result.users = len(world.ledger.committed)
+    result.emails = len(world.sandbox.emails)
+    result.states = check.states(world.cluster)
+    result.offences = check.offences(world, left, stormy)
+    result.recoveries = recoveries(world, done)
+
+
+def recoveries(world: World, log: list[Record]) -> list[tuple[float, str]]:
+    """For each heavy fault, how long after its end both went on: somebody was enrolled, and an accepted email was
+    recorded. People sign up all the time, so there is always work due."""
+    found = []
+    heavy = [record for record in log if record.name in HEAVY or record.name == "stalled_deliverer"]
+    with world.cluster.connect() as session:
+        for record in heavy:
+            row = session.execute(
+                """
+                SELECT extract(epoch FROM greatest(
+                    (SELECT min(created_at) FROM activation.enrollment WHERE created_at > to_timestamp(%(ended)s)),
+                    (SELECT min(finished_at) FROM activation.attempt
+                      WHERE outcome = 'sent' AND finished_at > to_timestamp(%(ended)s))))
+                """,
+                {"ended": record.ended},
+            ).fetchone()
+            if row and row[0] is not None:
+                found.append((float(row[0]) - record.ended, record.name))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="1", help="a number, a range 1-20, or a list 3,5,8")
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument(
+        "--cron", default="", help="the seeds that run under pg_cron; by default every fifth of several"
+    )
+    arguments = parser.parse_args()
+    seeds = _seeds(arguments.seeds)
+    cron = set(_seeds(arguments.cron)) if arguments.cron else {s for s in seeds[4::5]}
+    results = []
+    for seed in seeds:
+        print(f"seed {seed}{' under pg_cron' if seed in cron else ''} …", file=sys.stderr, flush=True)
+        result = run_seed(seed, arguments.minutes * 60, cron=seed in cron)
+        print(report.line(result), file=sys.stderr, flush=True)
+        results.append(result)
+    print(report.text(results))
+    return 1 if any(result.offences for result in results) else 0
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
