@@ -38,7 +38,8 @@ SCHEMA = """
         $$BEGIN INSERT INTO bare_queue (key) SELECT id::text FROM new_rows; RETURN NULL; END$$;
     CREATE TRIGGER bare AFTER INSERT ON bare REFERENCING NEW TABLE AS new_rows
         FOR EACH STATEMENT EXECUTE FUNCTION bare_capture();
-    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', api_key => 'env:RESEND_API_KEY', max_per_hour => 10000000);
+    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', api_key => 'env:RESEND_API_KEY',
+                                max_per_hour => 10000000);
     SELECT activation.define_loop('first_project',
         trigger => activation.on_insert('users'),
         condition => activation.query($$SELECT * FROM user_actions

@@ -216,11 +216,11 @@ CREATE TABLE activation.provider (
     paused_key   text,
     learnt_rate  numeric,
     min_rtt      double precision,
-    last_min_rtt double precision,
+    stretch_rtt  double precision,
     rtt_since    timestamptz,
-    answered     boolean NOT NULL DEFAULT false
+    answers      integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trips in seconds (since rtt_since, and in the ten seconds before); not dumped.';
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), how many answers there were (up to 20); not dumped.';
 
 CREATE TABLE activation.token (
     n            integer PRIMARY KEY,

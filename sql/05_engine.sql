@@ -547,7 +547,7 @@ DECLARE
     p activation.provider;
 BEGIN
     SELECT * INTO p FROM activation.provider;
-    RETURN CASE WHEN coalesce(p.answered, false) THEN least((activation._setting()).rate, p.learnt_rate)
+    RETURN CASE WHEN p.answers > 0 THEN least((activation._setting()).rate, p.learnt_rate)
                 ELSE least((activation._setting()).rate, 1) END;
 END
 $$;
@@ -564,7 +564,7 @@ $$;
 -- Gives a token back after its request was answered, so that no second of the provider's can see one request more than it
 -- allows, whatever the phase of its seconds: it counted this one at `finished_at` less the shortest way back at the latest,
 -- and will see the next one the shortest way there after it leaves at the earliest; together that is the shortest round trip.
--- Two milliseconds are for clocks and timers.
+-- Two milliseconds are for clocks and timers; until there were 20 answers, the shortest may be shorter than any seen.
 CREATE FUNCTION activation._free_token(token integer, finished_at timestamptz, rtt double precision) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -578,7 +578,7 @@ BEGIN
     SELECT * INTO p FROM activation.provider;
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
-           free_at = finished_at + make_interval(secs => greatest(0, period - coalesce(least(rtt, p.min_rtt, p.last_min_rtt), 0)) + 0.002)
+           free_at = finished_at + make_interval(secs => greatest(0, period - greatest(coalesce(least(rtt, p.min_rtt), 0) - CASE WHEN p.answers < 20 THEN 0.1 ELSE 0 END, 0)) + 0.002)
      WHERE t.n = token;
 END
 $$;
@@ -1003,8 +1003,9 @@ AS $$
      WHERE m.message_id = id
 $$;
 
--- What an answer taught about the provider: the rate it names, the shortest round trip of late (of this ten seconds and the
--- ten before: a way that has become longer is noticed), and whether to pause, for how long. A pause without an end ends
+-- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause, for how long.
+-- A way that has become longer is noticed, but slowly (a quarter and 10 ms each 10 seconds): a network that held everything
+-- up for a moment has not become longer. A pause without an end ends
 -- with resume(), with a change of the settings it came from, or when the key is another (key_mark tells keys apart and is
 -- no key).
 CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_until timestamptz, key_mark text) RETURNS void
@@ -1014,22 +1015,24 @@ AS $$
 DECLARE
     stretch timestamptz := date_bin('10 seconds', clock_timestamp(), 'epoch');
 BEGIN
-    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, rtt_since, answered)
-    VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, stretch, true)
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, stretch_rtt, rtt_since, answers)
+    VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, _learn.rtt,
+            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, 1)
     ON CONFLICT (singleton) DO UPDATE
        SET (paused_until, pause_reason, paused_key) = (SELECT x.until, x.reason, x.key FROM (
                VALUES (excluded.paused_until, excluded.pause_reason, excluded.paused_key), (p.paused_until, p.pause_reason, p.paused_key)) AS x(until, reason, key)
              ORDER BY x.until DESC NULLS LAST LIMIT 1),
            learnt_rate = coalesce(excluded.learnt_rate, p.learnt_rate),
-           last_min_rtt = CASE WHEN p.rtt_since = stretch THEN p.last_min_rtt
-                               WHEN p.rtt_since = stretch - interval '10 seconds' THEN p.min_rtt END,
-           min_rtt = CASE WHEN p.rtt_since = stretch THEN least(excluded.min_rtt, p.min_rtt) ELSE excluded.min_rtt END,
-           rtt_since = stretch,
-           answered = true
-     WHERE NOT p.answered OR excluded.pause_reason IS NOT NULL
+           min_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.min_rtt)
+                          ELSE least(excluded.min_rtt, p.stretch_rtt, p.min_rtt * 1.25 + 0.01) END,
+           stretch_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.stretch_rtt)
+                              ELSE excluded.min_rtt END,
+           rtt_since = coalesce(excluded.rtt_since, p.rtt_since),
+           answers = least(p.answers + 1, 20)
+     WHERE p.answers < 20 OR excluded.pause_reason IS NOT NULL
         OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
         OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)
-        OR excluded.min_rtt < p.min_rtt OR p.min_rtt IS NULL OR p.rtt_since IS DISTINCT FROM stretch;
+        OR excluded.min_rtt < p.stretch_rtt OR p.min_rtt IS NULL OR p.rtt_since IS DISTINCT FROM excluded.rtt_since;
 END
 $$;
 

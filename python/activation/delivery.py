@@ -32,6 +32,9 @@ CLAIM = 8
 BATCH = 100
 LEASE = 60
 
+#: So long without a moment in which all that the provider allows was used, and status says so (seconds).
+BEHIND = 5.0
+
 #: A request is made this long before its token is free (seconds): longer than a poll and a claim take.
 AHEAD = 0.05
 
@@ -120,6 +123,8 @@ class Deliverer:
         self.note: str | None = None
         #: Whether what is due only waits for the rate.
         self.out_of_tokens = False
+        #: Since when this deliverer, and not the rate, has been what limits it.
+        self._behind_since: float | None = None
 
     @property
     def busy(self) -> bool:
@@ -147,6 +152,8 @@ class Deliverer:
         did = self._record_answers()
         if claim and len(self._flights) < THREADS:
             did = self._claim() or did
+        if self._behind_since is not None and time.monotonic() - self._behind_since > BEHIND:
+            self.note = "the provider allows more than one deliverer can do: SELECT activation.start(deliverers => …)"
         return did
 
     # -- record ----------------------------------------
@@ -225,7 +232,8 @@ class Deliverer:
                 )
             if flight.rate_token:
                 self._db.execute(
-                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision), $3::double precision)",
+                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
+                    " $3::double precision)",
                     flight.rate_token,
                     attempt.finished_at,
                     attempt.rtt,
@@ -263,6 +271,7 @@ class Deliverer:
         if state["expired"]:
             self._db.execute("SELECT activation._expire_requests()")
         if not state["due"]:
+            self._behind_since = None
             return [], False
         if state["mode"] == "capture":
             mails, ended, did = self._prepare(state, BATCH * 5)
@@ -294,7 +303,9 @@ class Deliverer:
             min(CLAIM, THREADS - len(self._flights)),
         )
         self.out_of_tokens = not tokens
+        offered, limited = len(tokens), any(token["n"] for token in tokens)
         if not tokens:
+            self._behind_since = None
             return [], False
         taken: list[int] = []
         client = self._client_for(state["resend_url"], api_key)
@@ -357,6 +368,10 @@ class Deliverer:
                     [str(loop_id) for loop_id in leaving],
                     [str(emails) for emails in leaving.values()],
                 )
+        if not limited or len(taken) < offered:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = time.monotonic()
         if any(taken):
             db.execute(f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL})", [str(n) for n in taken])
         return launches, did

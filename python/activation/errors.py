@@ -70,8 +70,8 @@ class Erred(Transient):
 
 
 class Paused(Refused):
-    """Certainly not accepted, and nothing will be for a while: for retry_after seconds, with until_midnight until 00:00 UTC
-    (when a daily quota begins anew), with neither until somebody acts."""
+    """Certainly not accepted, and nothing will be for a while: for retry_after seconds, with until_midnight until 00:00
+    UTC (when a daily quota begins anew), with neither until somebody acts."""
 
     def __init__(
         self,

@@ -159,7 +159,7 @@ class _Pulse:
 
 
 class _Housekeeping:
-    """Looks once a minute for what is to be removed, and removes it little by little, at leisure while there is work."""
+    """Looks now and then for what is to be removed, and removes it little by little, at leisure while there is work."""
 
     def __init__(self, db: WorkerDatabase) -> None:
         self._db = db

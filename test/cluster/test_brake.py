@@ -25,8 +25,8 @@ def many(db: Database, app: Connection, count: int) -> None:
     """People who have acted, and whose messages nobody has claimed."""
     app.execute("SELECT activation.configure(api_key => 'env:NOT_THERE')")
     app.execute(
-        "WITH u AS (INSERT INTO users (email) SELECT 'u' || g || '@acme.dev' FROM generate_series(1, %s) g RETURNING id)"
-        " INSERT INTO actions (user_id) SELECT id FROM u",
+        "WITH u AS (INSERT INTO users (email) SELECT 'u' || g || '@acme.dev' FROM generate_series(1, %s) g"
+        " RETURNING id) INSERT INTO actions (user_id) SELECT id FROM u",
         [count],
     )
     tick(db)
@@ -91,9 +91,9 @@ def test_another_loop_goes_on(db: Database, live: Connection, sandbox: Sandbox) 
 
 def test_several_deliverers_count_together(db: Database, live: Connection, sandbox: Sandbox) -> None:
     live.execute("SELECT activation.configure(max_per_hour => 700)")
-    db.sql("INSERT INTO activation.provider (answered) VALUES (true)")
+    db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     many(db, live, 2000)
-    db.sql("INSERT INTO activation.provider (answered) VALUES (true)")
+    db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     workers = [Worker(db, slot) for slot in (1, 2, 3)]
     sandbox.wait_for(lambda s: len(s.emails) >= 700, 20)
     db.sql("SELECT activation.stop()")

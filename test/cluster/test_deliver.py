@@ -11,7 +11,7 @@ import pytest
 from activation.sandbox import Sandbox
 from harness import Connection, Database, wait_until
 from loops import tick
-from mail import Worker, one_by_one, promise, received, sign_up, status, statuses, tick_at
+from mail import Worker, promise, received, sign_up, status, statuses, tick_at
 
 DEFINE = """SELECT activation.define_loop(%s, trigger => activation.on_insert('users'),
     action => activation.email('activation_nudge'), recovery => activation.retry(%s))"""
@@ -19,10 +19,6 @@ DEFINE = """SELECT activation.define_loop(%s, trigger => activation.on_insert('u
 
 def keys(sandbox: Sandbox) -> Counter[str | None]:
     return Counter(entry.idempotency_key for entry in sandbox.log)
-
-
-def most_in_a_second(sandbox: Sandbox) -> int:
-    return max(Counter(int(entry.at) for entry in sandbox.log).values())
 
 
 def test_what_a_request_looks_like(db: Database, live: Connection, sandbox: Sandbox) -> None:
@@ -107,49 +103,6 @@ def test_many_of_a_loop_that_fails(db: Database, live: Connection, sandbox: Sand
     }
 
 
-def test_two_deliverers_share_the_rate(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """Neither sends what the other does, and together they keep to what the provider allows."""
-    sandbox.configure(rate=5, latency_ms=30)
-    promise(db, live, *range(1, 21))
-    one_by_one(db)
-    workers = [Worker(db, slot) for slot in (1, 2)]
-    sandbox.wait_for(lambda s: len(s.emails) == 20, 60)
-    db.sql("SELECT activation.stop()")
-    assert all(worker.ended(30) for worker in workers)
-    for worker in workers:
-        worker.connection.close()
-    assert {entry.status for entry in sandbox.log} == {200} and len(sandbox.log) == 20
-    assert most_in_a_second(sandbox) <= 5
-    assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 21)}
-    assert Counter(statuses(db).values()) == {"sent": 20}
-
-
-def test_a_rate_that_is_set(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """For a provider that names none."""
-    live.execute("SELECT activation.configure(rate => 3)")
-    promise(db, live, *range(1, 8))
-    one_by_one(db)
-    tick(db)
-    assert most_in_a_second(sandbox) <= 3 and len(sandbox.log) == 7
-    assert "3 requests a second" in status(db, "provider")[1]
-
-
-def test_a_rate_that_falls(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """What was refused for it goes again; no try is spent, and the new limit is kept to."""
-    sandbox.configure(rate=50)
-    sign_up(live, 1)
-    tick(db)
-    sandbox.configure(rate=2)
-    promise(db, live, *range(2, 8))
-    one_by_one(db)
-    for minute in range(6):
-        tick(db, f"{minute} minutes")
-    assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 8)}
-    assert db.value("SELECT count(*) FROM activation.attempt WHERE outcome NOT IN ('sent', 'refused')") == 0
-    assert db.value("SELECT count(*) FROM activation.token") == 2
-    assert "2 requests a second" in status(db, "provider")[1]
-
-
 def test_a_day_s_quota(db: Database, live: Connection, sandbox: Sandbox) -> None:
     """Nothing goes before 00:00 UTC, and all of it after, with nobody doing anything."""
     db.sql("SET timezone = 'Asia/Tokyo'")
@@ -208,7 +161,7 @@ def test_a_worker_whose_lease_has_passed_on(
     sandbox.fail(fault, times=1)
     promise(db, live, 2)
     # As after a first answer; until then there is one request at a time.
-    db.sql("INSERT INTO activation.provider (answered) VALUES (true)")
+    db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     worker = Worker(db)
     sandbox.wait_for(lambda s: s.held == 1)
     tick(db, "50 seconds")

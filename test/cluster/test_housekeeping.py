@@ -36,8 +36,8 @@ def rows(db: Database) -> tuple[Any, ...]:
 def test_what_is_sent_is_kept_for_as_long_as_was_said(db: Database, live: Connection, sandbox: Sandbox) -> None:
     live.execute("SELECT activation.configure(retention => '2 days')")
     live.execute(
-        "WITH u AS (INSERT INTO users (email) SELECT 'u' || g || '@acme.dev' FROM generate_series(1, 2500) g RETURNING id)"
-        " INSERT INTO actions (user_id) SELECT id FROM u"
+        "WITH u AS (INSERT INTO users (email) SELECT 'u' || g || '@acme.dev' FROM generate_series(1, 2500) g"
+        " RETURNING id) INSERT INTO actions (user_id) SELECT id FROM u"
     )
     live.execute("SELECT activation.configure(max_per_hour => 100000)")
     tick(db)
@@ -97,8 +97,8 @@ def test_a_batch_of_which_one_is_to_be_sent_again(db: Database, live: Connection
 def test_what_the_brake_counts(db: Database, live: Connection) -> None:
     """Five minutes become hours, hours go after four weeks; the sum of what stays is the same."""
     db.sql(
-        "INSERT INTO activation.pace (loop_id, at, emails) SELECT 1, date_bin('5 minutes', now() - g * interval '5 minutes', 'epoch'), 1"
-        " FROM generate_series(0, 600) g"
+        "INSERT INTO activation.pace (loop_id, at, emails)"
+        " SELECT 1, date_bin('5 minutes', now() - g * interval '5 minutes', 'epoch'), 1 FROM generate_series(0, 600) g"
     )
     db.sql("INSERT INTO activation.pace (loop_id, at, emails) VALUES (1, now() - interval '29 days', 7)")
     tick(db)

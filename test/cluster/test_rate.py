@@ -1,0 +1,191 @@
+"""The provider's rate: learnt, kept to, shared, and used in full."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from activation.sandbox import Sandbox
+from harness import Connection, Database, wait_until
+from loops import tick
+from mail import Worker, go_live, one_by_one, promise, received, sign_up, status, statuses
+
+
+@pytest.fixture
+def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
+    connection = db.connect()
+    go_live(connection, sandbox)
+    yield connection
+    connection.close()
+
+
+def most_in_a_second(sandbox: Sandbox) -> int:
+    return max(Counter(int(entry.at) for entry in sandbox.log).values())
+
+
+def test_two_deliverers_share_the_rate(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """Neither sends what the other does, and together they keep to what the provider allows."""
+    sandbox.configure(rate=5, latency_ms=30)
+    promise(db, live, *range(1, 21))
+    one_by_one(db)
+    workers = [Worker(db, slot) for slot in (1, 2)]
+    sandbox.wait_for(lambda s: len(s.emails) == 20, 60)
+    db.sql("SELECT activation.stop()")
+    assert all(worker.ended(30) for worker in workers)
+    for worker in workers:
+        worker.connection.close()
+    assert {entry.status for entry in sandbox.log} == {200} and len(sandbox.log) == 20
+    assert most_in_a_second(sandbox) <= 5
+    assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 21)}
+    assert Counter(statuses(db).values()) == {"sent": 20}
+
+
+def test_a_rate_that_is_set(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """For a provider that names none."""
+    live.execute("SELECT activation.configure(rate => 3)")
+    promise(db, live, *range(1, 8))
+    one_by_one(db)
+    tick(db)
+    assert most_in_a_second(sandbox) <= 3 and len(sandbox.log) == 7
+    assert "3 requests a second" in status(db, "provider")[1]
+
+
+def test_a_rate_that_falls(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """What was refused for it goes again; no try is spent, and the new limit is kept to."""
+    sandbox.configure(rate=50)
+    sign_up(live, 1)
+    tick(db)
+    sandbox.configure(rate=2)
+    promise(db, live, *range(2, 8))
+    one_by_one(db)
+    for minute in range(6):
+        tick(db, f"{minute} minutes")
+    assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 8)}
+    assert db.value("SELECT count(*) FROM activation.attempt WHERE outcome NOT IN ('sent', 'refused')") == 0
+    assert db.value("SELECT count(*) FROM activation.token") == 2
+    assert "2 requests a second" in status(db, "provider")[1]
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("way_there", [0.0, 1.0])
+def test_any_second_of_the_providers(
+    db: Database, live: Connection, sandbox: Sandbox, sliding: bool, way_there: float
+) -> None:
+    """However it counts, and wherever the time goes that a request takes, it never sees one too many."""
+    sandbox.configure(rate=5, latency_ms=20, jitter_ms=100, sliding=sliding, way_there=way_there)
+    promise(db, live, *range(1, 26))
+    one_by_one(db)
+    tick(db)
+    assert Counter(entry.status for entry in sandbox.log) == {200: 25}
+    spent = sandbox.log[-1].at - sandbox.log[0].at
+    # Five at once, and twenty more in four rounds of a second and what a way may take longer than the shortest.
+    assert 3.5 <= spent <= 7
+
+
+def test_the_lower_of_both(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """A limit of one's own leaves the rest to others; the provider's is kept to in any case."""
+    sandbox.configure(rate=4)
+    live.execute("SELECT activation.configure(rate => 2)")
+    sign_up(live, 1)
+    tick(db)
+    assert "2 requests a second" in status(db, "provider")[1]
+    live.execute("SELECT activation.configure(rate => 50)")
+    promise(db, live, *range(2, 14))
+    one_by_one(db)
+    tick(db)
+    assert "4 requests a second" in status(db, "provider")[1]
+    assert {entry.status for entry in sandbox.log} == {200} and most_in_a_second(sandbox) <= 4
+
+
+def test_a_fraction(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    live.execute("SELECT activation.configure(rate => 0.5)")
+    promise(db, live, 1, 2)
+    one_by_one(db)
+    tick(db)
+    first, second = sandbox.log
+    assert 1.9 <= second.at - first.at <= 5
+
+
+def test_too_many_is_a_pause_for_all(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """Others use the same limit: until retry-after nothing is tried, then all goes on; no try is spent."""
+    promise(db, live, 1, 2, 3)
+    one_by_one(db)
+    sandbox.fail("status", status=429, name="rate_limit_exceeded", headers={"retry-after": "20"})
+    tick(db)
+    assert len(sandbox.log) == 1 and set(statuses(db).values()) == {"queued"}
+    state, detail = status(db, "provider")
+    assert state == "paused" and "3 messages wait" in detail
+    tick(db, "10 seconds")
+    assert len(sandbox.log) == 1
+    tick(db, "25 seconds")
+    assert set(statuses(db).values()) == {"sent"} and len(sandbox.log) == 4
+    assert db.value("SELECT max(errors) FROM activation.request") == 0
+
+
+def test_the_token_of_who_is_gone(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """Its request may have left at the last moment, so that it counts for another second."""
+    sandbox.configure(rate=1)
+    sign_up(live, 1)
+    tick(db)
+    promise(db, live, 2)
+    sandbox.fail("stall", times=1)
+    worker = Worker(db)
+    sandbox.wait_for(lambda s: s.held == 1)
+    assert db.value("SELECT holder_pid FROM activation.token") == worker.pid
+    db.sql("SELECT pg_terminate_backend(%s)", worker.pid)
+    assert worker.ended(10)
+    gone = db.value("SELECT extract(epoch FROM clock_timestamp())")
+    worker.connection.close()
+    sandbox.release()
+    tick(db)
+    assert sandbox.log[-1].at >= float(gone) + 0.9
+    assert statuses(db) == {"1": "sent", "2": "sent"} and received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
+    assert {entry.status for entry in sandbox.log if entry.status} == {200}
+
+
+def test_a_way_that_becomes_longer(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """It is believed by and by: a network that held all up for a moment lets a short way follow a long one."""
+    shortest = "SELECT min_rtt FROM activation.provider"
+    sandbox.configure(rate=50)
+    sign_up(live, 1)
+    tick(db)
+    first = db.value(shortest)
+    sandbox.configure(latency_ms=500)
+    for user in range(2, 16):
+        before = db.value(shortest)
+        db.sql("UPDATE activation.provider SET rtt_since = rtt_since - interval '10 seconds'")
+        sign_up(live, user)
+        tick(db)
+        assert db.value(shortest) <= before * 1.25 + 0.0101
+    assert first < 0.3 and 0.49 < db.value(shortest) < 0.6
+    sandbox.configure(latency_ms=0)
+    sign_up(live, 99)
+    tick(db)
+    assert db.value(shortest) < 0.3
+
+
+def notes(db: Database) -> str:
+    return " ".join(
+        detail for (detail,) in db.sql("SELECT detail FROM activation.status WHERE component ~ 'deliverer'")
+    )
+
+
+def test_more_is_allowed_than_one_can_do(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    """Status says so, and that it needs more deliverers; not while the rate is what limits it."""
+    sandbox.configure(rate=500, latency_ms=1000)
+    sign_up(live, 1)
+    tick(db)
+    promise(db, live, *range(2, 600))
+    one_by_one(db)
+    # As after a first answer.
+    db.sql("INSERT INTO activation.provider (answers, learnt_rate) VALUES (1, 500)")
+    worker = Worker(db)
+    try:
+        wait_until(lambda: "activation.start(deliverers => …)" in notes(db), 20)
+    finally:
+        sandbox.configure(latency_ms=0)
+        db.sql("SELECT activation.stop()")
+        assert worker.ended(30)
+        worker.connection.close()
