@@ -109,25 +109,6 @@ def test_no_answer_spends_no_try(db: Database, live: Connection, sandbox: Sandbo
     assert statuses(db) == {"1": "sent"} and received(sandbox) == {"u1@acme.dev": 1}
 
 
-def test_refused_for_its_content(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """Trying again would be refused again."""
-    sandbox.fail("status", status=422, name="validation_error", message="Invalid `to` field.")
-    sign_up(live, 1)
-    tick(db)
-    tick(db, "1 day")
-    assert statuses(db) == {"1": "failed"} and "Invalid `to` field." in last_error(db, 1)
-    assert len(sandbox.log) == 1 and received(sandbox) == {}
-
-
-def test_a_key_used_with_another_body(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """What became of that one cannot be known from here."""
-    sandbox.fail("status", status=409, name="invalid_idempotent_request", message="modified")
-    sign_up(live, 1)
-    tick(db)
-    tick(db, "2 days")
-    assert statuses(db) == {"1": "unknown"} and len(sandbox.log) == 1 and received(sandbox) == {}
-
-
 def test_the_bad_ones_among_many(db: Database, live: Connection, sandbox: Sandbox) -> None:
     """A batch of 100 with two that the provider refuses: 98 are sent, once each, whatever the rate."""
     sandbox.configure(rate=100)

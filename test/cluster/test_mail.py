@@ -217,33 +217,6 @@ def test_the_rate_is_learnt(db: Database, live: Connection, sandbox: Sandbox) ->
     assert "5 requests a second" in status(db, "provider")[1]
 
 
-@pytest.mark.parametrize(
-    ("http_status", "name", "until"),
-    [
-        (401, "restricted_api_key", "resume"),
-        (403, "invalid_api_key", "resume"),
-        (403, "validation_error", "resume"),
-        (429, "monthly_quota_exceeded", "resume"),
-        (429, "daily_quota_exceeded", "00:00 UTC"),
-    ],
-)
-def test_a_pause(db: Database, live: Connection, sandbox: Sandbox, http_status: int, name: str, until: str) -> None:
-    """The account, not the mail, is at fault: everything waits, shown by status, and no try is spent."""
-    sandbox.fail("status", status=http_status, name=name, message="not now", times=None)
-    sign_up(live, 1)
-    tick(db)
-    sign_up(live, 2)
-    tick(db, "5 minutes")
-    state, detail = status(db, "provider")
-    assert state == "paused" and "not now" in detail and until in detail and "2 messages wait" in detail
-    assert len(sandbox.log) == 1
-    sandbox.clear_faults()
-    live.execute("SELECT activation.resume()")
-    tick(db, "10 minutes")
-    assert statuses(db) == {"1": "sent", "2": "sent"}
-    assert received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
-
-
 def test_another_key_ends_a_pause(db: Database, live: Connection, sandbox: Sandbox, tmp_path: Any) -> None:
     tmp_path.chmod(0o755)
     key = tmp_path / "key"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -205,6 +206,67 @@ def test_no_proxy_and_no_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(outcome_at(sandbox.url)) is Paused
         assert type(outcome_at(sandbox.url)) is Accepted
         assert elsewhere.log == []
+
+
+@contextmanager
+def raw_server(answer: bytes, *, reset: bool = False) -> Iterator[str]:
+    """A server that reads a request, answers with these bytes and closes; reset: with RST in the place of FIN."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        while b'"subject"' not in connection.recv(65536):
+            pass
+        connection.sendall(answer)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reset", "expected"),
+    [
+        (b"", False, Unanswered),
+        (b"", True, Unanswered),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", True, Unanswered),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", False, Unanswered),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", False, Unanswered),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope", False, Unanswered),
+        (b"\x00\x01\x02 what\r\n\r\n", False, Unanswered),
+        (b'HTTP/1.1 200 OK\r\n\xff\xfe: x\r\ncontent-length: 10\r\n\r\n{"id":"a"}', False, Accepted),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"id":"a"}', False, Accepted),
+        (b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{"id":"a"}', False, Accepted),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2000000\r\n\r\n" + b" " * 2_000_000, False, Unanswered),
+    ],
+    ids=range(11),
+)
+def test_answers_that_are_not_quite_http(answer: bytes, reset: bool, expected: type) -> None:
+    """Perhaps accepted, in every case in which the ids are not there."""
+    with raw_server(answer, reset=reset) as url:
+        assert type(outcome_at(url)) is expected
+
+
+def test_nobody_accepts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full backlog drops the handshake: certainly not accepted."""
+    monkeypatch.setattr(resend, "CONNECT_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as waiting:
+        for _ in range(8):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        outcome = outcome_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert isinstance(outcome, Refused) and outcome.name == "connect_timeout"
+
+
+def test_plain_http_behind_https() -> None:
+    with Sandbox() as sandbox:
+        outcome = outcome_at(sandbox.url.replace("http:", "https:"))
+        assert isinstance(outcome, Unanswered | Refused) and sandbox.emails == []
 
 
 @contextmanager
