@@ -220,7 +220,7 @@ CREATE TABLE activation.provider (
     rtt_since    timestamptz,
     answers      integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), how many answers there were (up to 20); not dumped.';
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), how many answers there were (up to 10); not dumped.';
 
 CREATE TABLE activation.token (
     n            integer PRIMARY KEY,

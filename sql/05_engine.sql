@@ -564,7 +564,8 @@ $$;
 -- Gives a token back after its request was answered, so that no second of the provider's can see one request more than it
 -- allows, whatever the phase of its seconds: it counted this one at `finished_at` less the shortest way back at the latest,
 -- and will see the next one the shortest way there after it leaves at the earliest; together that is the shortest round trip.
--- Two milliseconds are for clocks and timers; until there were 20 answers, the shortest may be shorter than any seen.
+-- Two milliseconds are for clocks and timers; among the first ten answers there may have been no short one, so up to 100 ms
+-- are added for them.
 CREATE FUNCTION activation._free_token(token integer, finished_at timestamptz, rtt double precision) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -578,7 +579,7 @@ BEGIN
     SELECT * INTO p FROM activation.provider;
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
-           free_at = finished_at + make_interval(secs => greatest(0, period - greatest(coalesce(least(rtt, p.min_rtt), 0) - CASE WHEN p.answers < 20 THEN 0.1 ELSE 0 END, 0)) + 0.002)
+           free_at = finished_at + make_interval(secs => greatest(0, period - greatest(coalesce(least(rtt, p.min_rtt), 0) - 0.01 * (10 - p.answers), 0)) + 0.002)
      WHERE t.n = token;
 END
 $$;
@@ -1028,8 +1029,8 @@ BEGIN
            stretch_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.stretch_rtt)
                               ELSE excluded.min_rtt END,
            rtt_since = coalesce(excluded.rtt_since, p.rtt_since),
-           answers = least(p.answers + 1, 20)
-     WHERE p.answers < 20 OR excluded.pause_reason IS NOT NULL
+           answers = least(p.answers + 1, 10)
+     WHERE p.answers < 10 OR excluded.pause_reason IS NOT NULL
         OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
         OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)
         OR excluded.min_rtt < p.stretch_rtt OR p.min_rtt IS NULL OR p.rtt_since IS DISTINCT FROM excluded.rtt_since;
