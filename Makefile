@@ -77,6 +77,9 @@ bench:
 bench-rate:
 	@scripts/with-env python bench/rate.py $(ARGS)
 
+bench-history:
+	@scripts/with-env python bench/history.py $(ARGS)
+
 # A run of several seeds is the report.
 chaos:
 	@scripts/with-env python test/chaos/run.py --seeds '$(or $(SEEDS),$(SEED),1)' --minutes '$(or $(MINUTES),1)' $(ARGS) \
@@ -88,4 +91,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate chaos clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate bench-history chaos clean-environment

@@ -218,9 +218,10 @@ CREATE TABLE activation.provider (
     min_rtt      double precision,
     stretch_rtt  double precision,
     rtt_since    timestamptz,
+    careful_until timestamptz,
     answers      integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), how many answers there were (up to 10); not dumped.';
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), until when tokens return carefully, how many answers there were (up to 10); not dumped.';
 
 CREATE TABLE activation.token (
     n            integer PRIMARY KEY,

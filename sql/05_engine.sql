@@ -561,25 +561,30 @@ AS $$
      WHERE t.n = ANY (tokens)
 $$;
 
--- Gives a token back after its request was answered, so that no second of the provider's can see one request more than it
--- allows, whatever the phase of its seconds: it counted this one at `finished_at` less the shortest way back at the latest,
--- and will see the next one the shortest way there after it leaves at the earliest; together that is the shortest round trip.
--- Two milliseconds are for clocks and timers; among the first ten answers there may have been no short one, so up to 100 ms
--- are added for them.
-CREATE FUNCTION activation._free_token(token integer, finished_at timestamptz, rtt double precision) RETURNS void
+-- Gives a token back after its request was answered, so that no second of the provider's sees one request too many. A
+-- provider counts a request when it arrives, and most of a round trip is what it does afterwards: a second after this one
+-- left, the next one may leave (20 ms are for ways there that are not alike). That is not so for a request that had to make
+-- its connection first, nor, as a 429 shows, for every provider: then it counts as having arrived at the last moment, the
+-- shortest way back before its answer came, and the next one as arriving the shortest way there after it leaves; together
+-- that is the shortest round trip. Among the first ten answers there may have been no short one, so up to 100 ms are added.
+CREATE FUNCTION activation._free_token(token integer, started_at timestamptz, finished_at timestamptz, fresh boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     p activation.provider;
     rate numeric := activation._rate();
-    -- Seconds between two requests with the same token: one, unless the rate is a fraction.
-    period double precision := coalesce(greatest(floor(rate), 1) / rate, 1);
+    -- Between two requests with the same token: a second, unless the rate is a fraction.
+    period interval := make_interval(secs => coalesce(greatest(floor(rate), 1) / rate, 1));
+    shortest double precision;
 BEGIN
     SELECT * INTO p FROM activation.provider;
+    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - started_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0);
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
-           free_at = finished_at + make_interval(secs => greatest(0, period - greatest(coalesce(least(rtt, p.min_rtt), 0) - 0.01 * (10 - p.answers), 0)) + 0.002)
+           free_at = CASE WHEN fresh OR p.careful_until > clock_timestamp()
+                          THEN finished_at + greatest(period - make_interval(secs => shortest), interval '0') + interval '2 milliseconds'
+                          ELSE started_at + period + interval '20 milliseconds' END
      WHERE t.n = token;
 END
 $$;
@@ -1005,20 +1010,22 @@ AS $$
 $$;
 
 -- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause, for how long.
+-- too_many: the provider counted more requests than it allows, so tokens return more carefully for an hour.
 -- A way that has become longer is noticed, but slowly (a quarter and 10 ms each 10 seconds): a network that held everything
 -- up for a moment has not become longer. A pause without an end ends
 -- with resume(), with a change of the settings it came from, or when the key is another (key_mark tells keys apart and is
 -- no key).
-CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_until timestamptz, key_mark text) RETURNS void
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_until timestamptz, key_mark text,
+                                  too_many boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     stretch timestamptz := date_bin('10 seconds', clock_timestamp(), 'epoch');
 BEGIN
-    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, stretch_rtt, rtt_since, answers)
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, stretch_rtt, rtt_since, careful_until, answers)
     VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, _learn.rtt,
-            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, 1)
+            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, CASE WHEN too_many THEN clock_timestamp() + interval '1 hour' END, 1)
     ON CONFLICT (singleton) DO UPDATE
        SET (paused_until, pause_reason, paused_key) = (SELECT x.until, x.reason, x.key FROM (
                VALUES (excluded.paused_until, excluded.pause_reason, excluded.paused_key), (p.paused_until, p.pause_reason, p.paused_key)) AS x(until, reason, key)
@@ -1029,6 +1036,7 @@ BEGIN
            stretch_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.stretch_rtt)
                               ELSE excluded.min_rtt END,
            rtt_since = coalesce(excluded.rtt_since, p.rtt_since),
+           careful_until = coalesce(excluded.careful_until, p.careful_until),
            answers = least(p.answers + 1, 10)
      WHERE p.answers < 10 OR excluded.pause_reason IS NOT NULL
         OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)

@@ -96,6 +96,20 @@ class _Flight:
     rate_token: int
     batch: bool
     since: float
+    learnt: bool = False
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What came of a request."""
+
+    future: Future[Try]
+    flight: _Flight
+    attempt: Try
+
+    @property
+    def error(self) -> DeliveryError | None:
+        return self.attempt.outcome if isinstance(self.attempt.outcome, DeliveryError) else None
 
 
 def _quiet_thread() -> None:
@@ -148,41 +162,48 @@ class Deliverer:
         return moved
 
     def turn(self, claim: bool = True) -> bool:
-        """Records what was answered and, if asked, claims and sends more. Returns whether anything was done."""
-        did = self._record_answers()
-        if claim and len(self._flights) < THREADS:
-            did = self._claim() or did
+        """Records what was answered and, if asked, claims and sends more. Returns whether anything was done.
+
+        What answers give back to the rate is used before they are written down: that can wait, a second of the
+        provider's cannot.
+        """
+        self._give_up_stuck()
+        answered = self._answered()
+        try:
+            did = self._claim(answered) if claim and len(self._flights) - len(answered) < THREADS else False
+        except Cancelled:
+            # Accepted mail must be written down: obey the cancel afterwards.
+            self._record_answers(answered)
+            raise
+        did = self._record_answers(answered) or did
         if self._behind_since is not None and time.monotonic() - self._behind_since > BEHIND:
             self.note = "the provider allows more than one deliverer can do: SELECT activation.start(deliverers => …)"
         return did
 
     # -- record ----------------------------------------
 
-    def _record_answers(self) -> bool:
-        self._give_up_stuck()
-        answered = [(future, flight) for future, flight in self._all_flights() if future.done()]
+    def _answered(self) -> list[_Answer]:
+        flights = [*self._flights.items(), *self._stuck.items()]
+        return [_Answer(future, flight, future.result()) for future, flight in flights if future.done()]
+
+    def _record_answers(self, answered: list[_Answer]) -> bool:
         if not answered:
             return False
-        tries = [(flight, future.result()) for future, flight in answered]
         try:
-            self._record(tries)
+            self._record(answered)
         except Cancelled:
-            # Accepted mail must be written down: obey the cancel afterwards.
             self._db.rollback()
-            self._record(tries)
+            self._record(answered)
             raise
         except Failed as error:
             self._db.rollback()
             if error.passing:
                 return False
             raise
-        for future, _ in answered:
-            self._flights.pop(future, None)
-            self._stuck.pop(future, None)
+        for answer in answered:
+            self._flights.pop(answer.future, None)
+            self._stuck.pop(answer.future, None)
         return True
-
-    def _all_flights(self) -> list[tuple[Future[Try], _Flight]]:
-        return [*self._flights.items(), *self._stuck.items()]
 
     def _give_up_stuck(self) -> None:
         """A thread may be stuck where no timeout reaches. Its request has no answer in time; should one come after all,
@@ -196,13 +217,13 @@ class Deliverer:
                 ended = time.time()
                 none: Future[Try] = Future()
                 error = Unanswered("no answer in time", name="total_timeout")
-                none.set_result(Try(error, None, ended - (now - flight.since), ended))
+                none.set_result(Try(error, None, ended - (now - flight.since), ended, True))
                 self._flights[none] = flight
 
-    def _record(self, tries: list[tuple[_Flight, Try]]) -> None:
-        for flight, attempt in tries:
-            outcome = attempt.outcome
-            error = outcome if isinstance(outcome, DeliveryError) else None
+    def _record(self, answered: list[_Answer]) -> None:
+        self._learn(answered)
+        for answer in answered:
+            flight, attempt, error = answer.flight, answer.attempt, answer.error
             word = "sent" if error is None else error.outcome
             if error is not None and flight.batch and is_content(error):
                 word = "split"
@@ -213,7 +234,7 @@ class Deliverer:
                 flight.request_id,
                 flight.token,
                 word,
-                outcome.ids if isinstance(outcome, Accepted) else [],
+                attempt.outcome.ids if isinstance(attempt.outcome, Accepted) else [],
                 error.status if error else 200,
                 error.name if error else None,
                 error.text if error else None,
@@ -221,24 +242,39 @@ class Deliverer:
                 attempt.started_at,
                 attempt.finished_at,
             )
-            answered = error is None or error.status is not None
-            if answered or isinstance(error, Paused):
+        self._db.commit()
+        self._learnt(answered)
+
+    def _learn(self, answered: list[_Answer]) -> None:
+        """What the answers say about the provider, and their tokens; once for each, see _learnt()."""
+        for answer in answered:
+            if answer.flight.learnt:
+                continue
+            attempt, error = answer.attempt, answer.error
+            heard = error is None or error.status is not None
+            if heard or isinstance(error, Paused):
                 self._db.execute(
-                    f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4)",
+                    f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
                     attempt.rate,
-                    attempt.rtt if answered else None,
+                    attempt.rtt if heard else None,
                     error.text if isinstance(error, Paused) else None,
                     self._key_mark,
+                    isinstance(error, Paused) and error.status == 429 and error.pause is not None,
                 )
-            if flight.rate_token:
+            if answer.flight.rate_token:
                 self._db.execute(
                     "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
-                    " $3::double precision)",
-                    flight.rate_token,
+                    " to_timestamp($3::double precision), $4)",
+                    answer.flight.rate_token,
+                    attempt.started_at,
                     attempt.finished_at,
-                    attempt.rtt,
+                    attempt.fresh,
                 )
-        self._db.commit()
+
+    def _learnt(self, answered: list[_Answer]) -> None:
+        """That has been committed."""
+        for answer in answered:
+            answer.flight.learnt = True
 
     def _replace_pool(self) -> None:
         self._pool.shutdown(wait=False)
@@ -246,14 +282,16 @@ class Deliverer:
 
     # -- claim ----------------------------------------
 
-    def _claim(self) -> bool:
+    def _claim(self, answered: list[_Answer]) -> bool:
         try:
+            self._learn(answered)
             launches, did = self._claim_in_transaction()
         except BaseException:
             self._db.rollback()
             self.rewind()
             raise
         self._db.commit()
+        self._learnt(answered)
         for launch in launches:
             launch()
         return did
@@ -300,7 +338,7 @@ class Deliverer:
         tokens = db.execute(
             "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
             f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
-            min(CLAIM, THREADS - len(self._flights)),
+            max(1, min(CLAIM, THREADS - len(self._flights))),
         )
         self.out_of_tokens = not tokens
         offered, limited = len(tokens), any(token["n"] for token in tokens)

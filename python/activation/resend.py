@@ -18,6 +18,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 import activation
@@ -68,12 +70,14 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Try:
-    """One try: what came of it, the rate the server named (requests a second), how long it took (seconds)."""
+    """One try: what came of it, the rate the server named (requests a second), when it left and ended (seconds since the
+    epoch), and whether on a fresh connection."""
 
     outcome: Accepted | DeliveryError
     rate: float | None
     started_at: float
     finished_at: float
+    fresh: bool
 
     @property
     def rtt(self) -> float:
@@ -112,12 +116,14 @@ class Resend:
         Never raises for anything the network or the provider does: that is the outcome.
         """
         time.sleep(max(0.0, not_before - time.time()))
+        session = self._session()
+        before = _connections(session)
         started = time.time()
         deadline = time.monotonic() + TOTAL_TIMEOUT
         rate: float | None = None
         outcome: Accepted | DeliveryError
         try:
-            with self._session().post(
+            with session.post(
                 self._base_url + endpoint,
                 data=body.encode(),
                 headers={"Idempotency-Key": key},
@@ -131,7 +137,19 @@ class Resend:
             outcome = error
         except requests.RequestException as error:
             outcome = _network(error)
-        return Try(outcome, rate, started, time.time())
+        return Try(outcome, rate, started, time.time(), _connections(session) != before)
+
+
+def _connections(session: requests.Session) -> int:
+    """How many connections a session has made so far."""
+    adapters = [adapter for adapter in session.adapters.values() if isinstance(adapter, HTTPAdapter)]
+    pools = [pool for adapter in adapters for pool in _pools(adapter)]
+    return sum(pool.num_connections for pool in pools)
+
+
+def _pools(adapter: HTTPAdapter) -> list[HTTPConnectionPool]:
+    kept = adapter.poolmanager.pools
+    return [pool for key in kept.keys() if (pool := kept.get(key)) is not None]
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
