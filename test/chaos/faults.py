@@ -178,8 +178,8 @@ def slow_provider(world: World, rng: Random, record: Record) -> None:
 
 
 #: What a status can mean: who is to blame differs, and so does what the engine does. None blames the content: people
-#: with an address that is always refused see to that, while a fault would also meet the repetition of what was accepted,
-#: and a provider that keeps idempotency keys does not contradict itself.
+#: whose address is always refused see to that. A fault would also meet the repetition of what was accepted, and a
+#: provider that keeps idempotency keys does not contradict itself.
 STATUSES: list[dict[str, Any]] = [
     {"status": 500},
     {"status": 503},

@@ -64,8 +64,8 @@ def text(results: Sequence[Result]) -> str:
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(_row(result) for result in results),
         "",
-        f"Messages ended as {ends}. failed: an address that is refused, or every try answered by an error. unknown: such"
-        " errors after tries without an answer. cancelled: nudges of those who had acted meanwhile.",
+        f"Messages ended as {ends}. failed: an address that is refused, or every try answered by an error. unknown:"
+        " such errors after tries without an answer. cancelled: nudges of those who had acted meanwhile.",
     ]
     if remarks:
         lines += ["", "Besides:", "", *(f"- {what}: {count:,} times" for what, count in remarks.most_common())]

@@ -59,7 +59,7 @@ class Result:
 def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
     """One seed: chaos for so long, then peace, then the count."""
     rng = Random(f"{seed} world")
-    rate = rng.choice([10, 25, 50])
+    rate = rng.choice([10, 20, 50])
     result = Result(seed, cron, seconds, rate)
     world = World(cron=cron, long=seconds >= 120, rate=rate)
     try:
