@@ -74,7 +74,7 @@ class Adversary:
         rng = Random(f"{self._seed} light")
         names = sequence(rng, list(faults.LIGHT))
         number = 1000
-        while not self._stopped.wait(rng.uniform(0.3, 1.3)):
+        while not self._stopped.wait(rng.uniform(0.8, 2.2) if self._world.long else rng.uniform(0.3, 1.3)):
             number += 1
             name = next(names)
             self._pool.submit(self._apply, faults.LIGHT[name], name, number)

@@ -117,6 +117,7 @@ INVARIANTS = {
     """,
 }
 
+OVERRULED = "requests recorded over the worker who held them"
 OVER_THE_RATE = "requests over the rate"
 APP_ERRORS = "statements of the app that failed for no fault of the server"
 OPERATOR_ERRORS = "orders of an operator that failed for no fault of the server"
@@ -202,6 +203,7 @@ def offences(world: World, quiet: dict[str, int], stormy: list[tuple[float, floa
         for entry in world.sandbox.log
         if entry.status == 429 and entry.fault is None
     ]
+    found += [Offence(OVERRULED, None, None, request) for request in world.observed]
     found += complaints(world.ledger, stormy)
     found += [Offence(NOT_QUIET, None, None, f"{count} {what}") for what, count in quiet.items()]
     return found
@@ -221,4 +223,4 @@ def complaints(ledger: Ledger, stormy: list[tuple[float, float]]) -> list[Offenc
     ]
 
 
-NAMES = [*INVARIANTS, OVER_THE_RATE, APP_ERRORS, OPERATOR_ERRORS, NOT_QUIET]
+NAMES = [*INVARIANTS, OVERRULED, OVER_THE_RATE, APP_ERRORS, OPERATOR_ERRORS, NOT_QUIET]

@@ -25,7 +25,7 @@ TABLES = """
 """
 
 #: The address of user i. Resend refuses mail to example.com, and with it the whole batch.
-ADDRESS = "concat('u', i, CASE WHEN mod(i, 200) = 0 THEN '@example.com' ELSE '@acme.dev' END)"
+ADDRESS = "concat('u', i, CASE WHEN mod(i, 2000) = 0 THEN '@example.com' ELSE '@acme.dev' END)"
 
 _SIGN_UP = f"""
     INSERT INTO users (id, email, name, plan)
@@ -35,7 +35,7 @@ _SIGN_UP = f"""
 
 
 def sign_up(app: Connection, ids: list[int]) -> None:
-    """Every fourth has the paid plan, every two hundredth an address that is refused."""
+    """Every fourth has the paid plan, every two thousandth an address that is refused."""
     app.execute(_SIGN_UP, [ids])
 
 

@@ -43,7 +43,7 @@ class Supervisor:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._cluster.sql("SELECT pg_terminate_backend(pid) FROM activation.worker")
+        _end_workers(self._cluster)
         for thread in self._threads:
             thread.join(30)
 
@@ -70,5 +70,11 @@ class PgCron:
         self._cluster.sql("SELECT activation.start(detectors => %s, deliverers => %s)", DETECTORS, DELIVERERS)
 
     def stop(self) -> None:
-        self._cluster.sql("SELECT activation.stop()")
-        self._cluster.sql("SELECT pg_terminate_backend(pid) FROM activation.worker")
+        with self._cluster.connect() as session:
+            session.execute("SELECT activation.stop()")
+        _end_workers(self._cluster)
+
+
+def _end_workers(cluster: Cluster) -> None:
+    with cluster.connect() as session:
+        session.execute("SELECT pg_terminate_backend(pid) FROM activation.worker")

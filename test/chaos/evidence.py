@@ -43,7 +43,8 @@ def _line(record: Record) -> str:
 
 
 def _story(result: Result, world: World) -> list[str]:
-    story = [f"Seed {result.seed}: {len(result.offences)} violations."]
+    story = [f"Seed {result.seed}: {len(result.offences)} violations. The longest recoveries:"]
+    story += [f"  {seconds:.1f} s after {name}" for seconds, name in sorted(result.recoveries, reverse=True)[:SHOWN]]
     names = dict.fromkeys(offence.invariant for offence in result.offences)
     with world.cluster.connect() as session:
         for name in names:

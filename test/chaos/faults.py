@@ -99,45 +99,80 @@ def _volley(world: World, rng: Random, function: str) -> str:
 
 
 def stalled_deliverer(world: World, rng: Random, record: Record) -> None:
-    """A deliverer stands still until another one has taken its request over, and wakes up with an answer of its own."""
+    """A deliverer stands still until another one has taken its request over, and then wakes up to an answer of its own:
+    an error, which it may not write down over the one who holds the request now."""
+    status = rng.choice([429, 500])
+    record.detail = f"status {status}"
     world.network.freeze()
     try:
-        pid, request = _in_flight(world)
+        pid, request, seconds = _in_flight(world)
         with world.halted(pid):
-            # One of the two who try meets it.
-            status = rng.choice([429, 500])
-            world.sandbox.fail("status", status=status, headers={"retry-after": "1"} if status == 429 else {})
+            world.sandbox.clear_faults()
+            world.sandbox.fail("status", status=status, times=16)
             world.network.thaw()
-            end = time.monotonic() + 75
-            taken = "SELECT EXISTS (SELECT FROM activation.request WHERE request_id = %s AND lease_pid = %s)"
-            while time.monotonic() < end and _ask(world, taken, request, pid):
-                time.sleep(0.01)
-            world.sandbox.configure(latency_ms=1000)
-        record.detail = f"status {status}"
-        time.sleep(1.5)
+            time.sleep(min(1, seconds))
+            world.sandbox.clear_faults()
+            time.sleep(max(0, seconds - 3))
+            world.sandbox.configure(latency_ms=1500)
+            holder = _taken_over(world, request, pid)
+        # The one who took it over waits for its answer all this time.
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            if _lost_to_another(world, request, holder):
+                world.observed.append(f"request {request}")
+                return
+            time.sleep(0.02)
     finally:
         world.network.thaw()
         world.sandbox.configure(latency_ms=0)
 
 
-def _in_flight(world: World) -> tuple[int, Any]:
+def _in_flight(world: World) -> tuple[int, Any, float]:
+    """A request on its way: whose it is, and for how many seconds."""
     end = time.monotonic() + 3
     while time.monotonic() < end:
-        with world.cluster.connect() as session:
-            row = session.execute(
-                "SELECT lease_pid, request_id FROM activation.request WHERE state = 'open'"
-                " AND lease_until > now() + interval '50 seconds' AND endpoint = '/emails/batch' LIMIT 1"
-            ).fetchone()
+        row = _ask(
+            world,
+            "SELECT lease_pid, request_id, extract(epoch FROM lease_until - now()) FROM activation.request"
+            " WHERE state = 'open' AND lease_until > now() + interval '50 seconds' LIMIT 1",
+        )
         if row:
-            return row[0], row[1]
+            return row[0], row[1], float(row[2])
         time.sleep(0.02)
     raise NotNow("no request is in flight")
 
 
-def _ask(world: World, query: str, *values: object) -> Any:
+def _taken_over(world: World, request: object, pid: int) -> object:
+    """The lease of the one who took a request over."""
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        row = _ask(
+            world,
+            "SELECT lease_token FROM activation.request WHERE request_id = %s AND state = 'open' AND lease_pid <> %s",
+            request,
+            pid,
+        )
+        if row:
+            return row[0]
+        time.sleep(0.01)
+    raise NotNow("nobody took the request over")
+
+
+def _lost_to_another(world: World, request: object, holder: object) -> bool:
+    """Whether the holder of a request has lost it, though it was not accepted and its try is not over."""
+    row = _ask(
+        world,
+        "SELECT 1 FROM activation.request r WHERE r.request_id = %s AND r.lease_token IS DISTINCT FROM %s"
+        " AND NOT EXISTS (SELECT FROM activation.message m WHERE m.message_id = ANY (r.members) AND m.state = 'sent')",
+        request,
+        holder,
+    )
+    return row is not None
+
+
+def _ask(world: World, query: str, *values: object) -> tuple[Any, ...] | None:
     with world.cluster.connect() as session:
-        row = session.execute(query.encode(), values).fetchone()
-        return row and row[0]
+        return session.execute(query.encode(), values).fetchone()
 
 
 # -- the provider and the network to it ----------------------------------------
@@ -178,8 +213,8 @@ def slow_provider(world: World, rng: Random, record: Record) -> None:
 
 
 #: What a status can mean: who is to blame differs, and so does what the engine does. None blames the content: people
-#: with an address that is always refused see to that, while a fault would also meet the repetition of what was accepted,
-#: and a provider that keeps idempotency keys does not contradict itself.
+#: whose address is always refused see to that. A fault would also meet the repetition of what was accepted, and a
+#: provider that keeps idempotency keys does not contradict itself.
 STATUSES: list[dict[str, Any]] = [
     {"status": 500},
     {"status": 503},
@@ -196,7 +231,7 @@ def provider_fault(kind: str) -> Fault:
     """One of the sandbox's own faults, for the next requests."""
 
     def apply(world: World, rng: Random, record: Record) -> None:
-        options: dict[str, Any] = {"times": rng.randint(1, 4)}
+        options: dict[str, Any] = {"times": rng.randint(1, 3)}
         if kind == "status":
             options |= rng.choice(STATUSES)
             if options["status"] == 403 or options.get("name") == "daily_quota_exceeded":

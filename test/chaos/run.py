@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 import time
 from collections import Counter
@@ -59,7 +60,7 @@ class Result:
 def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
     """One seed: chaos for so long, then peace, then the count."""
     rng = Random(f"{seed} world")
-    rate = rng.choice([10, 25, 50])
+    rate = rng.choice([10, 20, 50])
     result = Result(seed, cron, seconds, rate)
     world = World(cron=cron, long=seconds >= 120, rate=rate)
     try:
@@ -95,7 +96,7 @@ def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
         check.expire(world.cluster)
         _count(result, world, adversary.log, left)
         result.remarks = engine.errors + on_call.did
-        if result.offences:
+        if result.offences or any(seconds > report.TARGETS[cron] for seconds, _ in result.recoveries):
             result.kept = evidence.keep(result, world, adversary.log)
         if adversary.broken:
             raise adversary.broken
@@ -125,8 +126,8 @@ def _count(result: Result, world: World, log: list[Record], left: dict[str, int]
 
 
 def recoveries(world: World, log: list[Record]) -> list[tuple[float, str]]:
-    """For each heavy fault, how long after its end both went on: somebody was enrolled, and an accepted email was
-    recorded. People sign up all the time, so there is always work due."""
+    """For each heavy fault, how long after its end both went on: somebody was enrolled, and a request was sent (and not
+    refused for its key). People sign up all the time, so there is always work due."""
     found = []
     heavy = [record for record in log if record.name in HEAVY or record.name == "stalled_deliverer"]
     with world.cluster.connect() as session:
@@ -135,13 +136,13 @@ def recoveries(world: World, log: list[Record]) -> list[tuple[float, str]]:
                 """
                 SELECT extract(epoch FROM greatest(
                     (SELECT min(created_at) FROM activation.enrollment WHERE created_at > to_timestamp(%(ended)s)),
-                    (SELECT min(finished_at) FROM activation.attempt
-                      WHERE outcome = 'sent' AND finished_at > to_timestamp(%(ended)s))))
+                    (SELECT min(started_at) FROM activation.attempt
+                      WHERE started_at > to_timestamp(%(ended)s) AND http_status IS DISTINCT FROM 403)))
                 """,
                 {"ended": record.ended},
             ).fetchone()
             if row and row[0] is not None:
-                found.append((float(row[0]) - record.ended, record.name))
+                found.append((float(row[0]) - record.ended, f"{record.name} at {record.ended:.3f}"))
     return found
 
 
@@ -153,6 +154,8 @@ def main() -> int:
         "--cron", default="", help="the seeds that run under pg_cron; by default every fifth of several"
     )
     arguments = parser.parse_args()
+    # A server is ended on the way out, which is not the way of an unhandled signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seeds = _seeds(arguments.seeds)
     cron = set(_seeds(arguments.cron)) if arguments.cron else {s for s in seeds[4::5]}
     results = []

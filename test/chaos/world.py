@@ -40,6 +40,8 @@ class World:
     def __init__(self, *, cron: bool, long: bool, rate: int) -> None:
         self.long = long
         self.ledger = Ledger()
+        #: Requests that a worker lost to one who had no right to them.
+        self.observed: list[str] = []
         self.sandbox = Sandbox(rate=rate, api_keys=[GOOD_KEY])
         self.sandbox.start()
         self.network = Network("127.0.0.1", int(self.sandbox.url.rpartition(":")[2]))
