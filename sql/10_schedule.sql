@@ -89,7 +89,9 @@ BEGIN
     LOOP
         SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *',
                              format('CALL activation.%s(slot => %s)', wanted.verb, wanted.slot)) INTO job;
-        UPDATE cron.job j SET nodename = activation._cron_node() WHERE j.jobid = job AND j.nodename <> activation._cron_node();
+        -- A job keeps the address of the server that made it: after a failover this one may have another.
+        UPDATE cron.job j SET nodename = activation._cron_node(), nodeport = current_setting('port')::integer
+         WHERE j.jobid = job AND (j.nodename, j.nodeport) IS DISTINCT FROM (activation._cron_node(), current_setting('port')::integer);
     END LOOP;
 
     -- A worker that started before now and is no longer wanted goes; the others go on.

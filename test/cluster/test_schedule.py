@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
-import harness
 from activation.sandbox import Sandbox
 from harness import Cluster, Database, wait_until
-from loops import tick
-from mail import go_live, promise, received, sign_up, statuses
 
 HBA = """
 local all all peer map=tests
@@ -212,34 +208,6 @@ def test_a_statement_timeout_ends_a_run_early(db: Database, call: str) -> None:
     with db.connect() as connection:
         connection.execute(f"CALL activation.{call}")
         assert connection.execute("SHOW statement_timeout").fetchone() == ("3s",)
-
-
-def test_a_standby(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On it workers do nothing and status can be read; promoted, it sends if `hosts` covers it, and nothing is lost."""
-    environment = {"RESEND_API_KEY": "re_test"}
-    sandbox.clear()
-    with Cluster(environment=environment) as primary:
-        app = primary.connect()
-        go_live(app, sandbox)
-        app.execute("SELECT activation.set_mode('live', hosts => ARRAY['%'])")
-        promise(primary, app, 1)
-        sign_up(app, 2, acts=False)
-        app.close()
-        primary.run("pg_basebackup", "-D", str(tmp_path / "data"), "-R", "-X", "stream", "-c", "fast")
-        monkeypatch.setattr(harness, "_template", lambda: tmp_path / "data")
-        with Cluster(environment=environment) as standby:
-            assert standby.value("SELECT pg_is_in_recovery()")
-            with standby.connect() as connection:
-                for call in ("detect()", "deliver()", "tick()"):
-                    connection.execute(f"CALL activation.{call}")
-            assert dict(standby.sql("SELECT component, state FROM activation.status"))["mode"] == "live"
-            assert statuses(standby) == {"1": "queued"}
-            primary.stop("immediate")
-            assert standby.value("SELECT pg_promote()")
-            standby.sql("INSERT INTO actions (user_id) VALUES (2)")
-            tick(standby)
-            assert statuses(standby) == {"1": "sent", "2": "sent"}
-            assert received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
 
 
 def test_a_session_is_left_as_it_was(db: Database) -> None:
