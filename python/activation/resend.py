@@ -70,8 +70,8 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Try:
-    """One try: what came of it, the rate the server named (requests a second), when it left and ended (seconds since the
-    epoch), and whether on a fresh connection."""
+    """One try: what came of it, the rate the server named (requests a second), when it left and ended (seconds since
+    the epoch), and whether on a fresh connection."""
 
     outcome: Accepted | DeliveryError
     rate: float | None
@@ -149,7 +149,8 @@ def _connections(session: requests.Session) -> int:
 
 def _pools(adapter: HTTPAdapter) -> list[HTTPConnectionPool]:
     kept = adapter.poolmanager.pools
-    return [pool for key in kept.keys() if (pool := kept.get(key)) is not None]
+    # It refuses to be iterated over: it might change meanwhile. This session is one thread's.
+    return [pool for key in kept.keys() if (pool := kept.get(key)) is not None]  # noqa: SIM118
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
