@@ -336,12 +336,13 @@ class Deliverer:
     def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
         db = self._db
         tokens = db.execute(
-            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
+            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at, unheld"
             f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
             max(1, min(CLAIM, THREADS - len(self._flights))),
         )
         self.out_of_tokens = not tokens
         offered, limited = len(tokens), any(token["n"] for token in tokens)
+        unheld = any(token["unheld"] for token in tokens)
         if not tokens:
             self._behind_since = None
             return [], False
@@ -353,7 +354,8 @@ class Deliverer:
         def launch(request_id: str, endpoint: str, body: str, emails: int) -> None:
             token = tokens.pop(0)
             taken.append(token["n"])
-            flight = _Flight(request_id, lease, token["n"], endpoint == "/emails/batch", 0.0)
+            held = 0 if token["unheld"] else token["n"]
+            flight = _Flight(request_id, lease, held, endpoint == "/emails/batch", 0.0)
 
             def go() -> None:
                 flight.since = time.monotonic()
@@ -411,7 +413,11 @@ class Deliverer:
         elif self._behind_since is None:
             self._behind_since = time.monotonic()
         if any(taken):
-            db.execute(f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL})", [str(n) for n in taken])
+            db.execute(
+                f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL}, $2)",
+                [str(n) for n in taken],
+                unheld,
+            )
         return launches, did
 
     def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
