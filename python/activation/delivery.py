@@ -36,7 +36,7 @@ LEASE = 60
 BEHIND = 5.0
 
 #: A request is made this long before its token is free (seconds): longer than a poll and a claim take.
-AHEAD = 0.05
+AHEAD = 0.2
 
 _ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
 _LEASE_SQL = f"interval '{LEASE} seconds'"
