@@ -56,7 +56,7 @@ class Supervisor:
                 pass
             except psycopg.Error as error:
                 self.errors[f"{procedure}: {error.sqlstate} {error.diag.message_primary}"] += 1
-            self._stopped.wait(0.05)
+            self._stopped.wait(0.1)
 
 
 class PgCron:
