@@ -198,15 +198,18 @@ def offences(world: World, quiet: dict[str, int], stormy: list[tuple[float, floa
         for name, query in INVARIANTS.items():
             for user, message, detail in session.execute(query.encode()).fetchall():
                 found.append(Offence(name, user, message and str(message), detail))
-    found += [
-        Offence(OVER_THE_RATE, None, None, f"at {entry.at:.3f}")
-        for entry in world.sandbox.log
-        if entry.status == 429 and entry.fault is None
-    ]
+    found += [Offence(OVER_THE_RATE, None, None, f"at {at:.3f}") for at in over_the_rate(world, bunched=False)]
     found += [Offence(OVERRULED, None, None, request) for request in world.observed]
     found += complaints(world.ledger, stormy)
     found += [Offence(NOT_QUIET, None, None, f"{count} {what}") for what, count in quiet.items()]
     return found
+
+
+def over_the_rate(world: World, *, bunched: bool) -> list[float]:
+    """When a request came that was one too many. bunched: those that came with what the network had held back and
+    delivered within a second, which no sender can prevent; otherwise the others."""
+    over = [entry.at for entry in world.sandbox.log if entry.status == 429 and entry.fault is None]
+    return [at for at in over if bunched == any(thaw <= at <= thaw + 1 for thaw in world.network.thaws)]
 
 
 def complaints(ledger: Ledger, stormy: list[tuple[float, float]]) -> list[Offence]:

@@ -85,7 +85,7 @@ class Client:
         except psycopg.Error as error:
             self._ledger.complain(self._who, error)
             if lost_connection(error):
-                time.sleep(0.05)
+                time.sleep(0.2)
 
     def _one(self, app: Connection) -> None:
         if self._actions and self._actions[0][0] <= time.time():

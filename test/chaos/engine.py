@@ -10,6 +10,7 @@ from typing import Protocol
 import psycopg
 
 from harness import Cluster
+from ledger import lost_connection
 
 DETECTORS = 2
 DELIVERERS = 2
@@ -52,11 +53,12 @@ class Supervisor:
             try:
                 with self._cluster.connect() as session:
                     session.execute(f"CALL activation.{procedure}(slot => {slot})")
-            except (psycopg.OperationalError, psycopg.errors.QueryCanceled):
+            except psycopg.errors.QueryCanceled:
                 pass
             except psycopg.Error as error:
-                self.errors[f"{procedure}: {error.sqlstate} {error.diag.message_primary}"] += 1
-            self._stopped.wait(0.05)
+                if not lost_connection(error):
+                    self.errors[f"{procedure}() raised {error.sqlstate}: {error.diag.message_primary}"] += 1
+            self._stopped.wait(0.1)
 
 
 class PgCron:

@@ -105,8 +105,12 @@ def stalled_deliverer(world: World, rng: Random, record: Record) -> None:
     record.detail = f"status {status}"
     world.network.freeze()
     try:
+        # What was answered is written down by then.
+        time.sleep(0.5)
         pid, request, seconds = _in_flight(world)
         with world.halted(pid):
+            if _ask(world, "SELECT lease_pid FROM activation.request WHERE request_id = %s", request) != (pid,):
+                raise NotNow("the request was over")
             world.sandbox.clear_faults()
             world.sandbox.fail("status", status=status, times=16)
             world.network.thaw()

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 
 
 class Network:
@@ -19,6 +20,8 @@ class Network:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
+        #: When it let go of what it had held back.
+        self.thaws: list[float] = []
 
     @property
     def url(self) -> str:
@@ -47,6 +50,8 @@ class Network:
 
     def thaw(self) -> None:
         """Pass on again, also what was sent meanwhile."""
+        if not self._flows.is_set():
+            self.thaws.append(time.time())
         self._flows.set()
 
     def cut(self) -> None:

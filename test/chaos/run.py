@@ -96,6 +96,8 @@ def run_seed(seed: int, seconds: float, *, cron: bool = False) -> Result:
         check.expire(world.cluster)
         _count(result, world, adversary.log, left)
         result.remarks = engine.errors + on_call.did
+        bunched = len(check.over_the_rate(world, bunched=True))
+        result.remarks += Counter({"a request came too soon because the network had held others back": bunched})
         if result.offences or any(seconds > report.TARGETS[cron] for seconds, _ in result.recoveries):
             result.kept = evidence.keep(result, world, adversary.log)
         if adversary.broken:
