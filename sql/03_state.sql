@@ -141,7 +141,7 @@ CREATE TABLE activation.message (
                                                    'cancelled', 'suppressed', 'held_out', 'captured', 'unknown')),
     created_at      timestamptz NOT NULL,
     next_attempt_at timestamptz NOT NULL,
-    solo            boolean NOT NULL DEFAULT false,
+    batch_limit     smallint CHECK (batch_limit > 0),
     attempts        integer NOT NULL DEFAULT 0,
     request_id      uuid,
     recipient       text,
@@ -158,7 +158,7 @@ CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, mess
 CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL AND state <> 'unknown';
 CREATE INDEX message_user ON activation.message (user_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
-COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. solo: to be sent alone, because a batch with it was refused.';
+COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. batch_limit: how many emails may share a request with it, when one that it shared was refused; each time half as many.';
 
 CREATE TABLE activation.attempt (
     message_id  uuid NOT NULL,

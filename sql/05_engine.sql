@@ -578,7 +578,8 @@ $$;
 -- left, the next one may leave. That is not so for a request that had to make
 -- its connection first, nor, as a 429 shows, for every provider: then it counts as having arrived at the last moment, the
 -- shortest way back before its answer came, and the next one as arriving the shortest way there after it leaves; together
--- that is the shortest round trip. Among the first ten answers there may have been no short one, so up to 100 ms are added.
+-- that is the shortest round trip, of which half is believed: a shorter one may still come. Among the first ten answers
+-- there may have been no short one, so up to 100 ms are added.
 CREATE FUNCTION activation._free_token(token integer, started_at timestamptz, finished_at timestamptz, fresh boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -589,7 +590,7 @@ DECLARE
     shortest double precision;
 BEGIN
     SELECT * INTO p FROM activation.provider;
-    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - started_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0);
+    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - started_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0) / 2;
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
            free_at = CASE WHEN fresh OR p.careful_until > clock_timestamp()
@@ -686,7 +687,7 @@ $$;
 -- marks: the low-water mark of each loop's queue, so that dead entries before it are not walked again.
 CREATE FUNCTION activation._claim_messages(wanted integer, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
-               solo boolean, user_id text, email text, user_row text, template_mark integer, context text)
+               batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -764,7 +765,10 @@ BEGIN
                  WHERE m.message_id = ANY (owned.ids);
                 CONTINUE;
             WHEN others OR assert_failure THEN
-                UPDATE activation.message m SET next_attempt_at = now + interval '30 seconds', last_error = SQLERRM
+                -- Who only met somebody else's lock comes again soon.
+                UPDATE activation.message m
+                   SET next_attempt_at = now + CASE WHEN SQLSTATE IN ('40001', '40P01', '55P03') THEN interval '3 seconds' ELSE interval '30 seconds' END,
+                       last_error = SQLERRM
                  WHERE m.message_id = ANY (owned.ids);
                 CONTINUE;
         END;
@@ -790,7 +794,7 @@ BEGIN
                SET state = 'cancelled', finished_at = now, last_error = 'the user no longer exists'
              WHERE m.message_id = ANY (kept) AND NOT EXISTS (SELECT FROM found f WHERE f.key = m.user_id)
         )
-        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.solo, m.user_id,
+        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
                f.email, f.user_row, e.template_mark, e.context::text
           FROM activation.message m JOIN found f ON f.key = m.user_id
           JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
@@ -801,7 +805,7 @@ BEGIN
     END LOOP;
     IF returned < cardinality(claimed) THEN
         RETURN QUERY
-        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.solo, m.user_id,
+        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
                NULL::text, NULL::text, NULL::integer, NULL::text
           FROM activation.message m
          WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
@@ -974,7 +978,7 @@ BEGIN
         UPDATE activation.message m
            SET attempts = m.attempts + 1,
                state = message_state,
-               solo = m.solo OR outcome = 'split',
+               batch_limit = CASE outcome WHEN 'split' THEN (cardinality(r.members) + 1) / 2 ELSE m.batch_limit END,
                next_attempt_at = CASE message_state WHEN 'queued' THEN again ELSE m.next_attempt_at END,
                request_id = CASE message_state WHEN 'queued' THEN NULL ELSE r.request_id END,
                sent_at = CASE message_state WHEN 'sent' THEN now END,
@@ -1035,7 +1039,7 @@ DECLARE
 BEGIN
     INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, stretch_rtt, rtt_since, careful_until, answers)
     VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, _learn.rtt,
-            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, CASE WHEN too_many THEN clock_timestamp() + interval '1 hour' END, 1)
+            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, CASE WHEN too_many THEN clock_timestamp() + interval '1 hour' END, (_learn.rtt IS NOT NULL)::integer)
     ON CONFLICT (singleton) DO UPDATE
        SET (paused_until, pause_reason, paused_key) = (SELECT x.until, x.reason, x.key FROM (
                VALUES (excluded.paused_until, excluded.pause_reason, excluded.paused_key), (p.paused_until, p.pause_reason, p.paused_key)) AS x(until, reason, key)
@@ -1047,7 +1051,7 @@ BEGIN
                               ELSE excluded.min_rtt END,
            rtt_since = coalesce(excluded.rtt_since, p.rtt_since),
            careful_until = coalesce(excluded.careful_until, p.careful_until),
-           answers = least(p.answers + 1, 10)
+           answers = least(p.answers + excluded.answers, 10)
      WHERE p.answers < 10 OR excluded.pause_reason IS NOT NULL
         OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
         OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)

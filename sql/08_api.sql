@@ -171,9 +171,12 @@ BEGIN
            max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
            condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
            retention = coalesce(configure.retention, s.retention);
-    IF coalesce(sender, resend_url, api_key) IS NOT NULL THEN
-        -- What a pause came from may have been mended; another provider has another rate.
+    IF resend_url IS NOT NULL THEN
+        -- Another provider has another rate.
         DELETE FROM activation.provider;
+    ELSIF coalesce(sender, api_key) IS NOT NULL THEN
+        -- What a pause came from may have been mended.
+        PERFORM activation._end_pause();
     END IF;
 END
 $$;
@@ -195,7 +198,7 @@ BEGIN
         INSERT INTO activation.secret AS s (name, value) VALUES (set_secret.name, set_secret.value)
         ON CONFLICT ON CONSTRAINT secret_pkey DO UPDATE SET value = excluded.value;
     END IF;
-    DELETE FROM activation.provider;
+    PERFORM activation._end_pause();
 END
 $$;
 COMMENT ON FUNCTION activation.set_secret(text, text) IS

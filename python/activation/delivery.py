@@ -53,13 +53,14 @@ class _Branch:
 
 @dataclass
 class _Mail:
-    """One message that can be sent: its id and loop, what Resend is to get, and how its loop wants failures handled."""
+    """One message that can be sent: its id and loop, what Resend is to get, how its loop wants failures handled, and
+    how many emails its request may carry."""
 
     message_id: str
     loop_id: int
     email: dict[str, Any]
     recovery: str
-    solo: bool
+    batch_limit: int
 
 
 @dataclass
@@ -143,6 +144,11 @@ class Deliverer:
     @property
     def busy(self) -> bool:
         return bool(self._flights)
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest of the requests in flight left; now, if there is none. A monotonic time in seconds."""
+        return min((flight.since for flight in self._flights.values()), default=time.monotonic())
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -251,7 +257,8 @@ class Deliverer:
             if answer.flight.learnt:
                 continue
             attempt, error = answer.attempt, answer.error
-            heard = error is None or error.status is not None
+            # An error that names no rate comes from somewhere before the API, and says nothing about it.
+            heard = error is None or attempt.rate is not None
             if heard or isinstance(error, Paused):
                 self._db.execute(
                     f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
@@ -423,8 +430,8 @@ class Deliverer:
     def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
         rows = self._db.execute(
-            "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, solo, email, user_row,"
-            f" template_mark, context FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
+            "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, batch_limit, email,"
+            f" user_row, template_mark, context FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
             wanted,
             *self._mark_columns(),
         )
@@ -464,7 +471,7 @@ class Deliverer:
             **({"reply_to": reply_to} if (reply_to := branch.action["reply_to"] or state["reply_to"]) else {}),
             "tags": [{"name": "activation_message", "value": row["message_id"]}],
         }
-        return _Mail(row["message_id"], row["loop_id"], email, branch.recovery, bool(row["solo"]))
+        return _Mail(row["message_id"], row["loop_id"], email, branch.recovery, row["batch_limit"] or BATCH)
 
     def _finish(self, ended: _Ended) -> None:
         if ended.ids:
@@ -545,15 +552,14 @@ def rendered_mail(
 
 
 def _groups(mails: list[_Mail]) -> list[list[_Mail]]:
-    """Mails that may share a request: handled alike after a failure, at most a batch, those to be sent alone alone."""
+    """Mails that may share a request: handled alike after a failure, and no more than the limit of each of them."""
     groups: list[list[_Mail]] = []
-    open_groups: dict[str, list[_Mail]] = {}
+    open_groups: dict[tuple[str, int], list[_Mail]] = {}
     for mail in mails:
-        group = open_groups.get(mail.recovery)
-        if mail.solo or group is None or len(group) >= BATCH:
-            group = []
+        alike = (mail.recovery, mail.batch_limit)
+        group = open_groups.get(alike)
+        if group is None or len(group) >= mail.batch_limit:
+            group = open_groups[alike] = []
             groups.append(group)
-            if not mail.solo:
-                open_groups[mail.recovery] = group
         group.append(mail)
     return groups

@@ -29,6 +29,11 @@ BEAT = 2.0
 FIRST_HOUSEKEEPING = 5.0
 HOUSEKEEPING = 30.0
 
+#: A deliverer whose run is over claims nothing more and waits for its answers, unless one takes longer than DRAIN: then
+#: it goes on claiming until that one has come, LATE at most (seconds).
+DRAIN = 2.0
+LATE = 40.0
+
 #: How long a worker waits for a lock.
 LOCK_TIMEOUT = "1s"
 
@@ -223,7 +228,8 @@ def detect(db: WorkerDatabase, slot: int) -> None:
 
 
 def deliver(db: WorkerDatabase, slot: int) -> None:
-    """One run of a deliverer: turns until a second past the next full minute, then until nothing is in flight."""
+    """One run of a deliverer: turns until a second past the next full minute, then until nothing is in flight. Other
+    mail does not wait for an answer that is slow to come."""
     from activation.delivery import Deliverer
 
     with _worker(db, "deliverer", slot) as wanted:
@@ -236,9 +242,10 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
             db.warn(f"activation sends nothing: {disarmed}")
         try:
             _patiently(db, lambda: pulse.beat(False, None))
-            while (claim := time.monotonic() < end and pulse.go_on) or deliverer.busy:
+            while (in_time := pulse.go_on and time.monotonic() < end) or deliverer.busy:
+                late = end < time.monotonic() < end + LATE and deliverer.waits_since < time.monotonic() - DRAIN
                 with _passing(db):
-                    worked = deliverer.turn(claim)
+                    worked = deliverer.turn(in_time or (late and pulse.go_on))
                     pulse.beat(worked, deliverer.note)
                     if worked:
                         warm_until = time.monotonic() + WARM

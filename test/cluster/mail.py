@@ -40,7 +40,7 @@ def tick_at(db: Database, instant: str) -> None:
 
 def one_by_one(db: Database) -> None:
     """Each message that is queued goes in a request of its own."""
-    db.sql("UPDATE activation.message SET solo = true WHERE state = 'queued'")
+    db.sql("UPDATE activation.message SET batch_limit = 1 WHERE state = 'queued'")
 
 
 def statuses(db: Database) -> dict[str, str]:

@@ -93,7 +93,6 @@ def test_several_deliverers_count_together(db: Database, live: Connection, sandb
     live.execute("SELECT activation.configure(max_per_hour => 700)")
     db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     many(db, live, 2000)
-    db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     workers = [Worker(db, slot) for slot in (1, 2, 3)]
     sandbox.wait_for(lambda s: len(s.emails) >= 700, 20)
     db.sql("SELECT activation.stop()")

@@ -160,8 +160,6 @@ def test_a_worker_whose_lease_has_passed_on(
     tick(db)
     sandbox.fail(fault, times=1)
     promise(db, live, 2)
-    # As after a first answer; until then there is one request at a time.
-    db.sql("INSERT INTO activation.provider (answers) VALUES (1)")
     worker = Worker(db)
     sandbox.wait_for(lambda s: s.held == 1)
     tick(db, "50 seconds")

@@ -110,7 +110,7 @@ def test_no_answer_spends_no_try(db: Database, live: Connection, sandbox: Sandbo
 
 
 def test_the_bad_ones_among_many(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """A batch of 100 with two that the provider refuses: 98 are sent, once each, whatever the rate."""
+    """A batch of 100 with two that the provider refuses: 98 are sent, once each, in a few requests."""
     sandbox.configure(rate=100)
     live.execute("INSERT INTO users (id, email) SELECT g, 'u' || g || '@acme.dev' FROM generate_series(1, 100) g")
     live.execute("UPDATE users SET email = 'blocked@example.com' WHERE id IN (7, 70)")
@@ -119,7 +119,8 @@ def test_the_bad_ones_among_many(db: Database, live: Connection, sandbox: Sandbo
     assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 101) if user not in (7, 70)}
     assert {user for user, state in statuses(db).items() if state == "failed"} == {"7", "70"}
     assert db.value("SELECT count(*) FROM activation.message_log WHERE status = 'sent'") == 98
-    assert [entry.status for entry in sandbox.log if entry.path == "/emails/batch"] == [422]
+    # Halves of 100, 50, 25, 13, 7, 4 and 2: at most two of each that hold a bad one, and their other halves.
+    assert len(sandbox.log) <= 1 + 2 * 2 * 7
 
 
 ODD_ANSWERS = [

@@ -232,7 +232,7 @@ def test_another_key_ends_a_pause(db: Database, live: Connection, sandbox: Sandb
 
 
 def test_a_bad_email_in_a_batch(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """A batch refused for its content is sent one by one; only the bad one fails."""
+    """A batch refused for its content is halved until the bad one is alone; only that one fails."""
     sign_up(live, 1, 2, 3)
     live.execute("UPDATE users SET email = 'blocked@example.com' WHERE id = 2")
     tick(db)

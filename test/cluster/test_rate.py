@@ -183,8 +183,6 @@ def test_more_is_allowed_than_one_can_do(db: Database, live: Connection, sandbox
     tick(db)
     promise(db, live, *range(2, 600))
     one_by_one(db)
-    # As after a first answer.
-    db.sql("INSERT INTO activation.provider (answers, learnt_rate) VALUES (1, 500)")
     worker = Worker(db)
     try:
         wait_until(lambda: "activation.start(deliverers => …)" in notes(db), 20)
