@@ -62,7 +62,7 @@ def status(db: Database, component: str) -> tuple[str, str]:
 
 
 class Worker:
-    """A deliverer in a session of its own."""
+    """A deliverer in a session of its own, one run after the other until stop() or an error ends it."""
 
     def __init__(self, db: Database, slot: int = 1) -> None:
         self.connection = db.connect()
@@ -73,8 +73,11 @@ class Worker:
         self._thread.start()
 
     def _run(self) -> None:
+        stopped = "SELECT EXISTS (SELECT FROM activation.schedule WHERE stopped_at > %s)"
         try:
-            self.connection.execute("CALL activation.deliver(%s)", [self._slot])
+            started = self.connection.execute("SELECT clock_timestamp()").fetchone()
+            while self.connection.execute(stopped, started).fetchone() == (False,):
+                self.connection.execute("CALL activation.deliver(%s)", [self._slot])
         except psycopg.Error as error:
             self.error = error
 
