@@ -14,7 +14,8 @@ EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
 
 # In the order in which they may use each other.
-PARTS = 01_schema 02_definition 03_state 04_capture 05_engine 06_python 07_compile 08_api 09_views 10_schedule 11_privileges
+PARTS = 01_schema 02_definition 03_state 04_capture 05_detect 06_rate 07_deliver 08_workers 09_python 10_compile \
+  11_builders 12_settings 13_templates 14_loops 15_views 16_schedule 17_privileges
 BUILT = extension/$(EXTENSION)--$(EXTVERSION).sql
 DATA = $(wildcard extension/$(EXTENSION)--*--*.sql)
 DATA_built = $(BUILT)

@@ -14,17 +14,18 @@
 -- Who moves it:
 --   capture (04)   statement triggers on the app's tables, generated for each table. They write signal and wake, and
 --                  nothing else; they never run Python, never do I/O, and never make the app's statement fail.
---   engine  (05)   the only other writer of state. `_detect_take` turns signals into enrollments and collects who is to
---                  be evaluated, `_detect_ask` asks the condition, `_detect_decide` draws the consequence,
---                  `_claim_messages` and `_store` make requests of messages, `_record` writes down what came of them.
---   python  (06)   the only plpython3u code: `detect` and `deliver` are the loops that call the engine's functions,
+--   engine  (05-08) the only other writer of state. `_detect_take` turns signals into enrollments and collects who is to
+--                  be evaluated, `_detect_ask` asks the condition, `_detect_decide` draws the consequence (05);
+--                  `_claim_messages` and `_store` make requests of messages, `_record` writes down what came of them
+--                  (07), at the provider's rate (06), watched by each other (08).
+--   python  (09)   the only plpython3u code: `detect` and `deliver` are the loops that call the engine's functions,
 --                  commit, and talk HTTP while no transaction is open.
---   compile (07)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with
+--   compile (10)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with
 --                  the rights of the loop's owner, never with those of a worker.
---   api     (08)   the verbs that people call, and their validation.
---   views   (09)   what people look at.
---   schedule (10)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
---   privileges (11) nothing is PUBLIC's.
+--   verbs   (11-14) what people call, and their validation.
+--   views   (15)   what people look at.
+--   schedule (16)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
+--   privileges (17) nothing is PUBLIC's.
 --
 -- One order of calls, downwards: a part uses only the parts above it.
 --

@@ -1,4 +1,4 @@
--- What people declare. Written by the public verbs of 08_api alone.
+-- What people declare. Written by the public verbs alone.
 
 CREATE TABLE activation.setting (
     singleton         boolean PRIMARY KEY DEFAULT true CHECK (singleton),

@@ -1,0 +1,395 @@
+-- Detection: signals and wakes in, enrollments and messages out. Each function here and in the next three parts is one
+-- transaction's worth of work; the loops that call them and commit are in Python.
+
+-- ---- the black box -----------------------------------------------------------------------------------------------------
+
+-- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
+-- checked before every call), read-only, and in a subtransaction that is always rolled back: nothing but the returned
+-- texts leaves it, no deferred trigger, no cursor, no setting. The engine itself never plans an author's text. one_by_one:
+-- look up each key by an index where there is one, so that no row of another user is computed with.
+CREATE FUNCTION activation._safe_eval(function_name name, owner name, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer text[];
+    evaluated boolean := false;
+    box record;
+BEGIN
+    SELECT p.oid, p.prosecdef, pg_get_userbyid(p.proowner) AS owner INTO box
+      FROM pg_proc p
+     WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
+       AND p.proargtypes = ARRAY['text[]'::regtype]::oidvector;
+    IF box.oid IS NULL THEN
+        RAISE EXCEPTION 'compiled function % is missing', quote_ident(function_name)
+            USING ERRCODE = 'ACT02', HINT = 'Define the loop again.';
+    END IF;
+    IF NOT box.prosecdef OR box.owner <> _safe_eval.owner THEN
+        RAISE EXCEPTION 'compiled function % no longer runs with the rights of %', quote_ident(function_name), quote_ident(_safe_eval.owner)
+            USING ERRCODE = 'ACT02',
+                  DETAIL = format('Its owner is %s.', quote_ident(box.owner)),
+                  HINT = 'Define the loop again.';
+    END IF;
+    BEGIN
+        PERFORM set_config('transaction_read_only', 'on', true);
+        IF one_by_one THEN
+            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
+        END IF;
+        EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
+        evaluated := true;
+        RAISE EXCEPTION USING ERRCODE = 'ACT00';
+    EXCEPTION WHEN SQLSTATE 'ACT00' THEN
+        IF NOT evaluated THEN
+            RAISE EXCEPTION 'the loop''s own code raised SQLSTATE ACT00' USING ERRCODE = 'ACT03';
+        END IF;
+    END;
+    RETURN answer;
+END
+$$;
+
+-- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
+-- for as long as the session lives; both turned milliseconds into seconds. For the same reason people are looked up one by
+-- one (LATERAL … OFFSET 0) where the planner could begin at the other end.
+
+-- ---- detect -------------------------------------------------------------------------------------------------------------
+
+-- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
+CREATE FUNCTION activation._lock_parts(parts integer[], wait boolean) RETURNS integer[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part integer;
+    taken integer[] := '{}'::integer[];
+BEGIN
+    FOREACH part IN ARRAY parts LOOP
+        IF wait THEN
+            PERFORM pg_advisory_xact_lock(hashtext('activation part'), part);
+            taken := taken || part;
+        ELSIF pg_try_advisory_xact_lock(hashtext('activation part'), part) THEN
+            taken := taken || part;
+        END IF;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+
+-- Asks for a sweep of every step with a condition (of one loop, or of all): everybody whose condition is open is asked again.
+CREATE FUNCTION activation._sweep(loop_id integer, due_at timestamptz) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+    SELECT s.loop_id, s.version, s.step, p.part, _sweep.due_at
+      FROM activation.step s JOIN activation."loop" l USING (loop_id), unnest(activation._all_parts()) AS p(part)
+     WHERE (_sweep.loop_id IS NULL OR s.loop_id = _sweep.loop_id)
+       AND s.evaluate_function IS NOT NULL AND l.state <> 'archived'
+     ORDER BY 1, 2, 3, 4
+    ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, mark = 0
+$$;
+
+-- The marker row of wake is gone after a crash or a promotion, and with it the wakes: sweep once, put it back.
+-- The table is emptied first, so that the marker stands on its first page and is found at once.
+CREATE FUNCTION activation._mend_wake(now timestamptz) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
+       OR NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('wake')) THEN
+        RETURN false;
+    END IF;
+    DELETE FROM activation.wake;
+    INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
+    PERFORM activation._sweep(NULL, now);
+    RETURN true;
+END
+$$;
+
+-- Turns signals into enrollments and gathers who is to be evaluated now: the newly enrolled, the woken, those at their
+-- deadline, those to be tried again after an error, and a stretch of each sweep that is due. Runs under the locks of the
+-- parts it is given, in one transaction with the evaluation: an action committed before the enrollment is seen by its
+-- first evaluation, and a later one brings a wake that finds it.
+CREATE FUNCTION activation._detect_take(parts integer[], batch integer)
+RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
+    new_ids bigint[];
+    woken_ids bigint[];
+    woken_at timestamptz[];
+    due_ids bigint[];
+    swept_ids bigint[] := '{}'::bigint[];
+    stretch bigint[];
+    sweeping record;
+BEGIN
+    PERFORM activation._mend_wake(now);
+
+    IF EXISTS (SELECT FROM activation.signal) THEN
+        WITH taken AS (
+            DELETE FROM activation.signal
+             WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch))
+            RETURNING *
+        ), failed AS (
+            INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+            SELECT t.at, t.loop_id, t.user_id, t.error FROM taken t WHERE t.error IS NOT NULL
+        ), enrolled AS (
+            INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+            SELECT DISTINCT ON (l.loop_id, t.user_id)
+                   l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
+              FROM taken t
+              -- Who passed the filter of an earlier version of a loop is in it.
+              JOIN activation.loop_version v ON v.source_id = t.source_id
+                   AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= t.generation)
+              JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
+              JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
+             WHERE t.error IS NULL
+             ORDER BY l.loop_id, t.user_id, t.at
+            ON CONFLICT DO NOTHING
+            RETURNING enrollment_id
+        )
+        SELECT array_agg(e.enrollment_id) INTO new_ids FROM enrolled e;
+    END IF;
+
+    IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0) THEN
+        WITH taken AS (
+            DELETE FROM activation.wake
+             WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
+                                      WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
+            RETURNING source_id, user_id, at
+        ), newest AS MATERIALIZED (
+            SELECT t.source_id, t.user_id, max(t.at) AS at FROM taken t GROUP BY 1, 2
+        ), found AS (
+            -- One look-up by (loop, user) for each woken user, whatever the statistics say: a table that has just grown
+            -- from nothing would otherwise be joined by comparing all with all.
+            SELECT e.enrollment_id, max(n.at) AS at
+              FROM newest n
+              JOIN activation.watch w ON w.source_id = n.source_id
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.version, x.step, x.activated_at, x.state FROM activation.enrollment x
+                                   WHERE x.loop_id = w.loop_id AND x.user_id = n.user_id OFFSET 0) e
+             WHERE e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
+             GROUP BY 1
+        )
+        SELECT array_agg(f.enrollment_id), array_agg(f.at) INTO woken_ids, woken_at FROM found f;
+    END IF;
+
+    SELECT array_agg(e.enrollment_id) INTO due_ids
+      FROM (SELECT d.enrollment_id
+              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
+             WHERE d.state = 'waiting' AND d.deadline <= now AND (d.retry_at IS NULL OR d.retry_at <= now)
+               AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+             ORDER BY d.deadline LIMIT batch) e;
+    SELECT due_ids || array_agg(e.enrollment_id) INTO due_ids
+      FROM (SELECT d.enrollment_id
+              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
+             WHERE d.retry_at <= now AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
+               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+             ORDER BY d.retry_at LIMIT batch) e;
+
+    FOR sweeping IN
+        SELECT w.loop_id, w.version, w.step, w.part, w.mark, s.every
+          FROM activation.sweep w JOIN activation.step s USING (loop_id, version, step)
+          JOIN activation."loop" l USING (loop_id)
+         WHERE w.due_at <= now AND w.part = ANY (parts) AND l.state IN ('active', 'stopped')
+           AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = w.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+         ORDER BY w.due_at
+    LOOP
+        EXIT WHEN cardinality(swept_ids) >= batch;
+        stretch := ARRAY(SELECT e.enrollment_id FROM activation.enrollment e
+                          WHERE e.loop_id = sweeping.loop_id AND e.version = sweeping.version AND e.step = sweeping.step
+                            AND activation._part(e.user_id) = sweeping.part AND e.enrollment_id > sweeping.mark
+                            AND e.activated_at IS NULL AND e.state <> 'exited'
+                          ORDER BY e.enrollment_id LIMIT batch);
+        -- A stretch cut short by the limit goes on in the next round; otherwise the sweep is over until its next time.
+        UPDATE activation.sweep w
+           SET due_at = CASE WHEN cardinality(stretch) = batch THEN w.due_at ELSE now + coalesce(sweeping.every, '10 minutes') END,
+               mark = CASE WHEN cardinality(stretch) = batch THEN stretch[batch] ELSE 0 END
+         WHERE w.loop_id = sweeping.loop_id AND w.version = sweeping.version AND w.step = sweeping.step AND w.part = sweeping.part;
+        swept_ids := swept_ids || stretch;
+    END LOOP;
+
+    RETURN QUERY
+    SELECT e.loop_id, e.version, e.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
+           array_agg(c.at ORDER BY e.enrollment_id), array_agg(c.fresh ORDER BY e.enrollment_id)
+      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
+              FROM (SELECT unnest(new_ids), NULL::timestamptz, true
+                    UNION ALL SELECT w.id, w.at, false FROM unnest(woken_ids, woken_at) AS w(id, at)
+                    UNION ALL SELECT unnest(due_ids), NULL, false
+                    UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
+             GROUP BY u.id) c
+      CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
+      JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state IN ('active', 'stopped')
+     WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+     GROUP BY e.loop_id, e.version, e.step
+     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), e.loop_id, e.version, e.step;
+END
+$$;
+
+-- Says to the other workers, in pg_stat_activity, which loop's code this one runs and since when: what it writes into
+-- tables they cannot see before it commits. NULL: none any more.
+CREATE FUNCTION activation._evaluating(loop_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('application_name',
+                       CASE WHEN loop_id IS NULL THEN 'activation'
+                            ELSE format('activation loop %s since %s', loop_id, extract(epoch FROM clock_timestamp())) END, true);
+END
+$$;
+
+-- Asks the condition of a step for these enrollments: the keys for which it is true. The only part of a round that runs
+-- an author's code, and so the only one whose errors are an author's.
+CREATE FUNCTION activation._detect_ask(loop_id integer, version integer, step integer, ids bigint[], one_by_one boolean DEFAULT false) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    asked record;
+    true_keys text[];
+BEGIN
+    SELECT s.evaluate_function, v.owner INTO asked
+      FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
+     WHERE s.loop_id = _detect_ask.loop_id AND s.version = _detect_ask.version AND s.step = _detect_ask.step;
+    IF asked.evaluate_function IS NULL THEN
+        RETURN NULL;
+    END IF;
+    PERFORM activation._evaluating(_detect_ask.loop_id);
+    true_keys := activation._safe_eval(asked.evaluate_function, asked.owner,
+        ARRAY(SELECT e.user_id FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id), one_by_one);
+    PERFORM activation._evaluating(NULL);
+    RETURN true_keys;
+END
+$$;
+
+-- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still
+-- false at the deadline is the end of waiting and the otherwise message; NULL, a step without a condition, is decided by
+-- its own start.
+CREATE FUNCTION activation._detect_decide(ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    acted bigint[];
+    late bigint[];
+BEGIN
+    IF true_keys IS NULL THEN
+        WITH changed AS (
+            UPDATE activation.enrollment e SET state = 'completed', decided_at = now
+              FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.state = 'waiting'
+            RETURNING e.enrollment_id
+        )
+        SELECT array_agg(c.enrollment_id) INTO acted FROM changed c;
+    ELSE
+        IF cardinality(true_keys) > 0 THEN
+            WITH asked AS (
+                SELECT e.enrollment_id, e.state, a.at, a.fresh
+                  FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
+                  JOIN unnest(true_keys) AS k(user_id) ON k.user_id = e.user_id
+                 WHERE e.activated_at IS NULL AND e.state <> 'exited'
+                   FOR UPDATE OF e
+            ), changed AS (
+                UPDATE activation.enrollment e
+                   SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END,
+                       state = CASE a.state WHEN 'waiting' THEN 'completed' ELSE a.state END,
+                       decided_at = CASE a.state WHEN 'waiting' THEN now ELSE e.decided_at END,
+                       retry_at = NULL, last_error = NULL
+                  FROM asked a WHERE e.enrollment_id = a.enrollment_id
+                RETURNING e.enrollment_id, a.state
+            )
+            SELECT array_agg(c.enrollment_id) FILTER (WHERE c.state = 'waiting') INTO acted FROM changed c;
+        END IF;
+        WITH changed AS (
+            UPDATE activation.enrollment e SET state = 'timed_out', decided_at = now, retry_at = NULL
+              FROM unnest(ids) AS a(id)
+             WHERE e.enrollment_id = a.id AND e.state = 'waiting' AND e.deadline <= now
+            RETURNING e.enrollment_id
+        )
+        SELECT array_agg(c.enrollment_id) INTO late FROM changed c;
+        -- Who could not be evaluated before, and now was, has no error any more.
+        UPDATE activation.enrollment e SET retry_at = NULL, last_error = NULL
+          FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.retry_at IS NOT NULL;
+    END IF;
+
+    IF acted IS NOT NULL OR late IS NOT NULL THEN
+        INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
+        SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
+          FROM (SELECT unnest(acted) AS id, 'action' AS branch UNION ALL SELECT unnest(late), 'otherwise') b
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = b.id OFFSET 0) e
+          CROSS JOIN LATERAL (SELECT CASE b.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email FROM activation.step s
+                               WHERE s.loop_id = e.loop_id AND s.version = e.version AND s.step = e.step OFFSET 0) s
+         WHERE s.email IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    END IF;
+END
+$$;
+
+-- One user on whom the condition raises: kept aside and tried again, without harm to the others.
+CREATE FUNCTION activation._detect_bad_user(id bigint, error text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.enrollment e
+       SET last_error = error, retry_at = activation._now() + interval '1 minute'
+     WHERE e.enrollment_id = id
+$$;
+
+-- A strike against a loop whose code raised as a whole or ran too long. It is tried again after a while; after the third
+-- strike it is failing and left alone until resume_loop().
+CREATE FUNCTION activation._strike(loop_id integer, kind text, error text) RETURNS timestamptz
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    k activation.strike;
+BEGIN
+    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    VALUES (_strike.loop_id, _strike.kind, 1, now + interval '10 seconds', error, now)
+    ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
+       SET strikes = x.strikes + 1, retry_at = now + interval '10 seconds' * (x.strikes + 1),
+           last_error = excluded.last_error, struck_at = excluded.struck_at
+    RETURNING x.* INTO k;
+    IF k.strikes >= 3 THEN
+        UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _strike.loop_id AND l.state IN ('active', 'stopped');
+    END IF;
+    RETURN k.retry_at;
+END
+$$;
+
+-- The condition of a loop struck; its people are swept when it is tried again.
+CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._sweep(loop_id, activation._strike(loop_id, 'detect', 'its condition raised: ' || error)) $$;
+
+-- The condition waited for a lock of the app: nobody's fault, no strike. Its people are swept a little later.
+CREATE FUNCTION activation._detect_postpone(loop_id integer, error text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    again timestamptz := activation._now() + interval '3 seconds';
+BEGIN
+    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    VALUES (_detect_postpone.loop_id, 'detect', 0, again, 'its condition waited for a lock: ' || error, activation._now())
+    ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
+       SET retry_at = excluded.retry_at, last_error = excluded.last_error, struck_at = excluded.struck_at;
+    PERFORM activation._sweep(_detect_postpone.loop_id, again);
+END
+$$;
+
+CREATE FUNCTION activation._detect_well(loop_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _detect_well.loop_id AND k.kind = 'detect' $$;

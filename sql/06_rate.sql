@@ -1,0 +1,138 @@
+-- What the provider allows: tokens, each a permission for one request, and what its answers teach. Shared by all deliverers.
+
+-- How many requests may be made in a second: what the provider names or configure() set, the lower of both; NULL without
+-- a limit. Before the first answer, when neither is known, one.
+CREATE FUNCTION activation._rate() RETURNS numeric
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p activation.provider;
+BEGIN
+    SELECT * INTO p FROM activation.provider;
+    RETURN CASE WHEN p.answers > 0 THEN least((activation._setting()).rate, p.learnt_rate)
+                ELSE least((activation._setting()).rate, 1) END;
+END
+$$;
+
+-- How long after a request the next one with the same token may leave: a second, unless the rate is a fraction, and 20 ms
+-- for ways there that are not alike.
+CREATE FUNCTION activation._token_period() RETURNS interval
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT make_interval(secs => coalesce(greatest(floor(r), 1) / r, 1)) + interval '20 milliseconds' FROM activation._rate() r $$;
+
+-- Locks up to `wanted` tokens, permissions for one request each, that are free now or within `ahead`: n, and the time
+-- before which its request must not leave. They are taken by _take_tokens() in the same transaction, or stay as they are.
+-- Without a known rate there is no limit (n is 0), but until the first answer has come, one request at a time.
+-- A token whose holder is gone is free a second later: its request may have been sent up to the last moment.
+-- unheld: the token is not to be held until the answer comes, which from a provider that always takes its time is too late.
+CREATE FUNCTION activation._lock_tokens(wanted integer, ahead interval) RETURNS TABLE (n integer, free_at timestamptz, unheld boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := clock_timestamp();
+    allowed numeric := activation._rate();
+    size integer;
+    slow boolean := coalesce((SELECT p.min_rtt > 0.5 AND p.answers >= 10 AND coalesce(p.careful_until < now, true)
+                                FROM activation.provider p), false);
+BEGIN
+    IF allowed IS NULL THEN
+        RETURN QUERY SELECT 0, now, true FROM generate_series(1, wanted);
+        RETURN;
+    END IF;
+    size := greatest(floor(allowed), 1);
+    IF (SELECT count(*) FROM activation.token t) <> size THEN
+        INSERT INTO activation.token (n, free_at) SELECT g, now FROM generate_series(1, size) g ON CONFLICT DO NOTHING;
+        DELETE FROM activation.token t WHERE t.n > size;
+    END IF;
+    UPDATE activation.token t SET free_at = now + interval '1 second', holder_pid = NULL, holder_start = NULL
+     WHERE t.holder_pid IS NOT NULL
+       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start);
+    RETURN QUERY
+    SELECT t.n, t.free_at, slow FROM activation.token t
+     WHERE t.free_at <= now + ahead ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED;
+END
+$$;
+
+CREATE FUNCTION activation._take_tokens(tokens integer[], lease interval, unheld boolean) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.token t
+       SET free_at = CASE WHEN unheld THEN greatest(t.free_at, clock_timestamp()) + activation._token_period() ELSE clock_timestamp() + lease END,
+           holder_pid = CASE WHEN NOT unheld THEN me.pid END, holder_start = CASE WHEN NOT unheld THEN me.backend_start END
+      FROM (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
+     WHERE t.n = ANY (tokens)
+$$;
+
+-- Gives a token back after its request was answered, so that no second of the provider's sees one request too many. A
+-- provider counts a request when it arrives, and most of a round trip is what it does afterwards: a second after this one
+-- left, the next one may leave. That is not so for a request that had to make
+-- its connection first, nor, as a 429 shows, for every provider: then it counts as having arrived at the last moment, the
+-- shortest way back before its answer came, and the next one as arriving the shortest way there after it leaves; together
+-- that is the shortest round trip, of which half is believed: a shorter one may still come. Among the first ten answers
+-- there may have been no short one, so up to 100 ms are added.
+CREATE FUNCTION activation._free_token(token integer, started_at timestamptz, finished_at timestamptz, fresh boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p activation.provider;
+    period interval := activation._token_period();
+    shortest double precision;
+BEGIN
+    SELECT * INTO p FROM activation.provider;
+    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - started_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0) / 2;
+    UPDATE activation.token t
+       SET holder_pid = NULL, holder_start = NULL,
+           free_at = CASE WHEN fresh OR p.careful_until > clock_timestamp()
+                          THEN finished_at + greatest(period - interval '18 milliseconds' - make_interval(secs => shortest), interval '0')
+                          ELSE started_at + period END
+     WHERE t.n = token;
+END
+$$;
+
+-- What an answer taught about the provider: the rate it names, the shortest round trip, and whether to pause, for how long.
+-- too_many: the provider counted more requests than it allows, so tokens return more carefully for an hour.
+-- A way that has become longer is noticed, but slowly (a quarter and 10 ms each 10 seconds): a network that held everything
+-- up for a moment has not become longer. A pause without an end ends
+-- with resume(), with a change of the settings it came from, or when the key is another (key_mark tells keys apart and is
+-- no key).
+CREATE FUNCTION activation._learn(rate numeric, rtt double precision, pause_reason text, pause_until timestamptz, key_mark text,
+                                  too_many boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    stretch timestamptz := date_bin('10 seconds', clock_timestamp(), 'epoch');
+BEGIN
+    INSERT INTO activation.provider AS p (paused_until, pause_reason, paused_key, learnt_rate, min_rtt, stretch_rtt, rtt_since, careful_until, answers)
+    VALUES (_learn.pause_until, _learn.pause_reason, CASE WHEN pause_until IS NOT NULL THEN key_mark END, _learn.rate, _learn.rtt, _learn.rtt,
+            CASE WHEN _learn.rtt IS NOT NULL THEN stretch END, CASE WHEN too_many THEN clock_timestamp() + interval '1 hour' END, (_learn.rtt IS NOT NULL)::integer)
+    ON CONFLICT (singleton) DO UPDATE
+       SET (paused_until, pause_reason, paused_key) = (SELECT x.until, x.reason, x.key FROM (
+               VALUES (excluded.paused_until, excluded.pause_reason, excluded.paused_key), (p.paused_until, p.pause_reason, p.paused_key)) AS x(until, reason, key)
+             ORDER BY x.until DESC NULLS LAST LIMIT 1),
+           learnt_rate = coalesce(excluded.learnt_rate, p.learnt_rate),
+           min_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.min_rtt)
+                          ELSE least(excluded.min_rtt, p.stretch_rtt, p.min_rtt * 1.25 + 0.01) END,
+           stretch_rtt = CASE WHEN p.rtt_since = stretch OR excluded.min_rtt IS NULL THEN least(excluded.min_rtt, p.stretch_rtt)
+                              ELSE excluded.min_rtt END,
+           rtt_since = coalesce(excluded.rtt_since, p.rtt_since),
+           careful_until = coalesce(excluded.careful_until, p.careful_until),
+           answers = least(p.answers + excluded.answers, 10)
+     WHERE p.answers < 10 OR excluded.pause_reason IS NOT NULL
+        OR excluded.learnt_rate IS DISTINCT FROM coalesce(p.learnt_rate, excluded.learnt_rate)
+        OR (p.learnt_rate IS NULL AND excluded.learnt_rate IS NOT NULL)
+        OR excluded.min_rtt < p.stretch_rtt OR p.min_rtt IS NULL OR p.rtt_since IS DISTINCT FROM excluded.rtt_since;
+END
+$$;
+
+-- The pause was another key's.
+CREATE FUNCTION activation._end_pause() RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ UPDATE activation.provider SET paused_until = NULL, pause_reason = NULL, paused_key = NULL $$;

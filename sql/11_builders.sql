@@ -1,0 +1,99 @@
+-- The verbs that people call. All are SECURITY DEFINER with a pinned path: callers need EXECUTE on them and nothing else.
+-- Whose rights a loop runs with comes as arguments whose defaults are evaluated at the caller: owner and names.
+
+-- Builders return parts of a definition.
+
+CREATE FUNCTION activation._checked(kind text, document jsonb) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer jsonb := activation._fragment(kind, document);
+BEGIN
+    PERFORM activation._raise(answer -> 'error');
+    RETURN document;
+END
+$$;
+
+CREATE FUNCTION activation.on_insert(table_name regclass, user_key name DEFAULT NULL, filter text DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF table_name IS NULL THEN
+        RAISE EXCEPTION 'on_insert needs a table' USING ERRCODE = '22004', HINT = 'activation.on_insert(''users'')';
+    END IF;
+    RETURN activation._checked('trigger', jsonb_build_object('type', 'database', 'table', activation._table_name(table_name),
+                                                             'event', 'insert', 'user_key', user_key, 'filter', filter));
+END
+$$;
+COMMENT ON FUNCTION activation.on_insert(regclass, name, text) IS
+'Trigger of a loop: a row inserted into table_name. filter: an SQL expression over NEW, the inserted row; only rows for which it is true count. user_key: the column with the user''s key where table_name is not the users table (not supported yet).';
+
+CREATE FUNCTION activation.query(sql text, timeout interval DEFAULT NULL, every interval DEFAULT NULL, watch jsonb DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._positive('timeout', timeout), activation._positive('every', every);
+    RETURN activation._checked('condition', jsonb_build_object('type', 'query', 'query', sql, 'timeout', timeout::text,
+                                                               'every', every::text, 'watch', watch));
+END
+$$;
+COMMENT ON FUNCTION activation.query(text, interval, interval, jsonb) IS
+'Condition of a loop: one SELECT with $1 for the user''s key, true when it returns a row. timeout: how long to wait for it from the step''s start (for ever if absent). every: how often to ask again where changes cannot be seen. watch: {"table": "column of the user''s key"} for tables that only a function reads.';
+
+CREATE FUNCTION activation.email(template text, personalization jsonb DEFAULT '{}', subject text DEFAULT NULL, sender text DEFAULT NULL,
+                                 reply_to text DEFAULT NULL, resend_template text DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN activation._checked('action', jsonb_build_object('type', 'email', 'provider', 'resend', 'template', template,
+        'personalization', coalesce(personalization, '{}'), 'subject', subject, 'sender', sender, 'reply_to', reply_to,
+        'resend_template', resend_template));
+END
+$$;
+COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text, text) IS
+'Action of a step: an email from a template. personalization: {"variable": "Liquid text"}, each value rendered with the user''s row as user. subject, sender, reply_to: instead of the template''s and the settings''. resend_template: a template hosted at Resend (not supported yet).';
+
+CREATE FUNCTION activation.retry(retries integer DEFAULT 3, backoff text DEFAULT 'exponential', initial interval DEFAULT '30 seconds',
+                                 max interval DEFAULT '1 hour') RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._positive('initial', initial), activation._positive('max', max);
+    RETURN activation._checked('recovery', jsonb_build_object('retries', retries, 'backoff', backoff, 'initial', initial::text, 'max', max::text));
+END
+$$;
+COMMENT ON FUNCTION activation.retry(integer, text, interval, interval) IS
+'Recovery of a loop: retries, the tries after the first (0 to 20); backoff, fixed or exponential; initial, the wait before the first retry; max, the longest wait. Waits are spread by a fifth either way.';
+
+CREATE FUNCTION activation.step(name text, delay interval DEFAULT NULL, condition jsonb DEFAULT NULL, action jsonb DEFAULT NULL,
+                                otherwise jsonb DEFAULT NULL, on_timeout text DEFAULT 'continue') RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF delay < interval '0' THEN
+        RAISE EXCEPTION 'delay is %', delay USING ERRCODE = '22023', HINT = 'Give a time to wait, such as ''1 hour'', or none.';
+    END IF;
+    RETURN jsonb_build_object('name', name, 'delay', delay::text, 'condition', condition, 'action', action,
+                              'otherwise', otherwise, 'on_timeout', on_timeout);
+END
+$$;
+COMMENT ON FUNCTION activation.step(text, interval, jsonb, jsonb, jsonb, text) IS
+'Step of a loop, for define_loop(steps => ARRAY[…]). condition: activation.query(…); action: sent when it is true (or at once without one); otherwise: sent when it is still false at its timeout; on_timeout: continue or exit; delay: to wait before the step starts. More than one step, delay and exit are not supported yet.';
+
+CREATE FUNCTION activation._positive(argument text, duration interval) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF duration <= interval '0' OR duration > interval '100 years' THEN
+        RAISE EXCEPTION '% is %', argument, duration
+            USING ERRCODE = '22023', HINT = 'Give a duration longer than zero, such as ''5 minutes'' or ''3 days''.';
+    END IF;
+END
+$$;

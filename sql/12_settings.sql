@@ -1,0 +1,302 @@
+-- Settings, secrets, users tables, and whether mail may leave.
+
+CREATE FUNCTION activation.configure(sender text DEFAULT NULL, reply_to text DEFAULT NULL, resend_url text DEFAULT NULL,
+    api_key text DEFAULT NULL, webhook_secret text DEFAULT NULL, public_url text DEFAULT NULL, timezone text DEFAULT NULL,
+    retention interval DEFAULT NULL, rate numeric DEFAULT NULL, max_per_user integer DEFAULT NULL, per interval DEFAULT NULL,
+    max_per_hour integer DEFAULT NULL, condition_timeout interval DEFAULT NULL, erase_on_delete boolean DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    given record;
+BEGIN
+    FOR given IN SELECT * FROM (VALUES ('max_per_user', max_per_user::text), ('per', per::text),
+                                       ('erase_on_delete', erase_on_delete::text)) AS v(name, value)
+                  WHERE v.value IS NOT NULL LOOP
+        RAISE EXCEPTION 'setting % is not supported yet', given.name USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
+    END LOOP;
+    FOR given IN SELECT * FROM (VALUES ('api_key', api_key), ('webhook_secret', webhook_secret)) AS v(name, value) WHERE v.value <> '' LOOP
+        IF NOT activation._is_reference(given.value) THEN
+            -- The statement may hold the key itself: keep it out of the server's log.
+            PERFORM set_config('log_min_error_statement', 'panic', true);
+            RAISE EXCEPTION '% is not a reference to a secret', given.name
+                USING ERRCODE = '22023',
+                      DETAIL = 'What was given is not repeated here, in case it is the secret itself.',
+                      HINT = format('Use ''env:NAME'', ''file:/path'', or activation.set_secret(''resend'', …) and then %s => ''secret:resend''.', given.name);
+        END IF;
+    END LOOP;
+    FOR given IN SELECT * FROM (VALUES ('sender', sender), ('reply_to', reply_to)) AS v(name, value) WHERE v.value <> '' LOOP
+        IF given.value !~ '^([^<>\r\n]*<[^@\s<>]+@[^@\s<>]+>|[^@\s<>]+@[^@\s<>]+)$' THEN
+            RAISE EXCEPTION '% "%" is not an address', given.name, given.value
+                USING ERRCODE = '22023', HINT = 'Write ''Acme <hello@acme.dev>'' or ''hello@acme.dev''.';
+        END IF;
+    END LOOP;
+    FOR given IN SELECT * FROM (VALUES ('resend_url', resend_url), ('public_url', public_url)) AS v(name, value) WHERE v.value <> '' LOOP
+        IF given.value !~ '^https?://[^\s/?#]+[^\s?#]*$' THEN
+            RAISE EXCEPTION '% "%" is not a URL', given.name, given.value
+                USING ERRCODE = '22023', HINT = 'Write it with its scheme and without a query: ''https://acme.dev/activation''.';
+        END IF;
+    END LOOP;
+    IF timezone <> '' AND NOT EXISTS (SELECT FROM pg_timezone_names z WHERE lower(z.name) = lower(configure.timezone)) THEN
+        RAISE EXCEPTION 'time zone "%" is not known', timezone
+            USING ERRCODE = '22023', HINT = 'Names are listed in pg_timezone_names, such as ''Europe/Berlin''.';
+    END IF;
+    IF rate <= 0 OR rate > 10000 OR rate = 'NaN' THEN
+        RAISE EXCEPTION 'rate is %', rate
+            USING ERRCODE = '22023', HINT = 'Give requests a second, from 1 to 10000; one request carries up to 100 emails.';
+    END IF;
+    IF max_per_hour < 1 THEN
+        RAISE EXCEPTION 'max_per_hour is %', max_per_hour
+            USING ERRCODE = '22023', HINT = 'Give the emails that a loop may send in an hour, at least 1; to stop a loop, SELECT activation.pause_loop(…).';
+    END IF;
+    IF condition_timeout NOT BETWEEN interval '1 second' AND interval '1 hour' THEN
+        RAISE EXCEPTION 'condition_timeout is %', condition_timeout
+            USING ERRCODE = '22023', HINT = 'Give how long a loop''s own SQL may run at a time, from ''1 second'' to ''1 hour''.';
+    END IF;
+    IF retention NOT BETWEEN interval '1 hour' AND interval '100 years' THEN
+        RAISE EXCEPTION 'retention is %', retention
+            USING ERRCODE = '22023', HINT = 'Give how long messages, attempts and requests are kept, at least ''1 hour'', such as ''90 days''.';
+    END IF;
+
+    INSERT INTO activation.setting AS s (singleton) VALUES (true) ON CONFLICT DO NOTHING;
+    UPDATE activation.setting AS s
+       SET sender = CASE WHEN configure.sender IS NULL THEN s.sender ELSE nullif(configure.sender, '') END,
+           reply_to = CASE WHEN configure.reply_to IS NULL THEN s.reply_to ELSE nullif(configure.reply_to, '') END,
+           resend_url = CASE WHEN configure.resend_url IS NULL THEN s.resend_url ELSE nullif(configure.resend_url, '') END,
+           api_key = CASE WHEN configure.api_key IS NULL THEN s.api_key ELSE nullif(configure.api_key, '') END,
+           webhook_secret = CASE WHEN configure.webhook_secret IS NULL THEN s.webhook_secret ELSE nullif(configure.webhook_secret, '') END,
+           public_url = CASE WHEN configure.public_url IS NULL THEN s.public_url ELSE nullif(configure.public_url, '') END,
+           timezone = CASE WHEN configure.timezone IS NULL THEN s.timezone ELSE nullif(configure.timezone, '') END,
+           rate = coalesce(configure.rate, s.rate),
+           max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
+           condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
+           retention = coalesce(configure.retention, s.retention);
+    IF resend_url IS NOT NULL THEN
+        -- Another provider has another rate.
+        DELETE FROM activation.provider;
+    ELSIF coalesce(sender, api_key) IS NOT NULL THEN
+        -- What a pause came from may have been mended.
+        PERFORM activation._end_pause();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). The other arguments are not supported yet.';
+
+CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('log_min_error_statement', 'panic', true);
+    IF coalesce(name, '') !~ '^[A-Za-z0-9_.-]{1,63}$' THEN
+        RAISE EXCEPTION 'a secret needs a name' USING ERRCODE = '22023', HINT = 'Use letters, digits, _, . and -, at most 63.';
+    END IF;
+    IF coalesce(value, '') = '' THEN
+        DELETE FROM activation.secret s WHERE s.name = set_secret.name;
+    ELSE
+        INSERT INTO activation.secret AS s (name, value) VALUES (set_secret.name, set_secret.value)
+        ON CONFLICT ON CONSTRAINT secret_pkey DO UPDATE SET value = excluded.value;
+    END IF;
+    PERFORM activation._end_pause();
+END
+$$;
+COMMENT ON FUNCTION activation.set_secret(text, text) IS
+'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. The table is read by nobody and not dumped. Pass the value as a bound parameter: the text of a statement may be logged.';
+
+CREATE FUNCTION activation._check_table(users regclass, what text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c pg_class;
+BEGIN
+    SELECT x.* INTO c FROM pg_class x WHERE x.oid = users;
+    IF c.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION '%: % is a %, not a table', what, activation._table_name(users),
+            CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' WHEN 'S' THEN 'sequence'
+                           WHEN 'i' THEN 'index' ELSE 'relation of another kind' END
+            USING ERRCODE = '42809', HINT = 'Name the table that the app inserts its users into.';
+    END IF;
+    IF c.relpersistence = 't' OR c.relnamespace IN ('pg_catalog'::regnamespace, 'activation'::regnamespace) THEN
+        RAISE EXCEPTION '%: % is a temporary or system table', what, activation._table_name(users)
+            USING ERRCODE = '42809', HINT = 'Name the table that the app inserts its users into.';
+    END IF;
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+        -- A statement trigger on a Citus distributed table breaks every INSERT.
+        RAISE EXCEPTION '%: tables of a Citus cluster are not supported yet', what
+            USING ERRCODE = '0A000', HINT = 'Use a server without Citus.';
+    END IF;
+END
+$$;
+
+-- Registers a users table, choosing what is not named: its primary key, its column email.
+CREATE FUNCTION activation._register_users(users regclass, key name, email name, timezone name, what text) RETURNS activation.users_table
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shown text := activation._table_name(users);
+    registered activation.users_table;
+    given record;
+    primary_key name[];
+BEGIN
+    PERFORM activation._check_table(users, what);
+    SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = _register_users.users;
+    SELECT array_agg(a.attname ORDER BY k.ordinal) INTO primary_key
+      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
+     WHERE i.indrelid = users AND i.indisprimary AND a.attrelid = users AND a.attnum = k.attnum;
+    key := coalesce(key, registered.key_column, CASE WHEN cardinality(primary_key) = 1 THEN primary_key[1] END);
+    IF key IS NULL THEN
+        RAISE EXCEPTION '%: table % has %', what, shown,
+            CASE WHEN primary_key IS NULL THEN 'no primary key' ELSE 'a primary key of several columns' END
+            USING ERRCODE = '42P16',
+                  HINT = format('Name the column that identifies a user: SELECT activation.set_users(%L, key => ''id'');', shown);
+    END IF;
+    email := coalesce(email, registered.email_column, 'email');
+    FOR given IN SELECT * FROM (VALUES ('key', key), ('email', email), ('timezone', timezone)) AS v(what, name) WHERE v.name IS NOT NULL LOOP
+        IF activation._key_type(users, given.name) IS NULL THEN
+            RAISE EXCEPTION '%: table % has no column %', what, shown, quote_ident(given.name)
+                USING ERRCODE = '42703',
+                      DETAIL = format('It has %s.', (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
+                                                      WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped)),
+                      HINT = format('Name the column: SELECT activation.set_users(%L, %s => ''…'');', shown, given.what);
+        END IF;
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = users AND a.attnum = i.indkey[0]
+                    WHERE i.indrelid = users AND i.indisvalid AND i.indpred IS NULL AND a.attname = key) THEN
+        RAISE EXCEPTION '%: column % of % leads no index', what, quote_ident(key), shown
+            USING ERRCODE = '55000', HINT = format('Users are looked up by it: CREATE INDEX ON %s (%I);', shown, key);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = users AND a.attnum = i.indkey[0]
+                    WHERE i.indrelid = users AND i.indisunique AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = key) THEN
+        RAISE NOTICE 'column % of % is not provably unique', quote_ident(key), shown
+            USING HINT = 'Rows with the same key are one user to activation.';
+    END IF;
+    IF registered.key_column IS NOT NULL AND registered.key_column <> key
+       AND EXISTS (SELECT FROM activation.loop_version v WHERE v.users = _register_users.users) THEN
+        RAISE EXCEPTION '%: the key of % is % and loops use it', what, shown, quote_ident(registered.key_column)
+            USING ERRCODE = '55006', HINT = 'A users table keeps its key once a loop uses it.';
+    END IF;
+    INSERT INTO activation.users_table AS u (users, key_column, email_column, timezone_column)
+    VALUES (_register_users.users, key, email, timezone)
+    ON CONFLICT ON CONSTRAINT users_table_pkey DO UPDATE
+       SET key_column = excluded.key_column, email_column = excluded.email_column,
+           timezone_column = coalesce(excluded.timezone_column, u.timezone_column)
+    RETURNING * INTO registered;
+    RETURN registered;
+END
+$$;
+
+CREATE FUNCTION activation._require_owner(role name, table_name regclass, what text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT activation._may_trigger(role, table_name) THEN
+        RAISE EXCEPTION '%: % does not have the privileges of the owner of %', what, quote_ident(role), activation._table_name(table_name)
+            USING ERRCODE = '42501',
+                  HINT = format('Let %s do it, or grant that role to %s.',
+                                (SELECT quote_ident(pg_get_userbyid(c.relowner)) FROM pg_class c WHERE c.oid = table_name), quote_ident(role));
+    END IF;
+END
+$$;
+
+CREATE FUNCTION activation.set_users(users regclass, key name DEFAULT NULL, email name DEFAULT NULL, timezone name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF users IS NULL THEN
+        RAISE EXCEPTION 'set_users needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.set_users(''users'', email => ''email'');';
+    END IF;
+    PERFORM activation._require_owner(activation._caller(), users, 'set_users');
+    PERFORM activation._register_users(users, key, email, timezone, 'set_users');
+END
+$$;
+COMMENT ON FUNCTION activation.set_users(regclass, name, name, name) IS
+'Registers a users table. key: the column that identifies a user and leads an index (default: the primary key); email: the column with the address (default: email); timezone: a column with the user''s time zone. For the table''s owner.';
+
+-- ---- mode ------------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION activation.set_mode(mode text, redirect_to text DEFAULT NULL, hosts text[] DEFAULT NULL, backlog text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    host text := activation._host_name();
+    s activation.setting := activation._setting();
+    here activation.identity := activation._this_server(host);
+    was_armed boolean := s.mode <> 'capture' AND activation._disarmed(host) IS NULL;
+    waiting bigint;
+    midway bigint;
+BEGIN
+    IF mode IS NULL OR mode NOT IN ('capture', 'redirect', 'live') THEN
+        RAISE EXCEPTION 'unknown mode "%"', mode USING ERRCODE = '22023', HINT = 'It is one of capture, redirect, live.';
+    END IF;
+    IF backlog IS NOT NULL AND backlog NOT IN ('send', 'cancel') THEN
+        RAISE EXCEPTION 'unknown backlog "%"', backlog USING ERRCODE = '22023', HINT = 'It is one of send, cancel.';
+    END IF;
+    IF (mode = 'redirect') <> (redirect_to IS NOT NULL) THEN
+        RAISE EXCEPTION '%', CASE WHEN mode = 'redirect' THEN 'mode redirect needs an address' ELSE 'redirect_to goes with mode redirect only' END
+            USING ERRCODE = '22023', HINT = 'SELECT activation.set_mode(''redirect'', redirect_to => ''you@acme.dev'');';
+    END IF;
+    IF redirect_to !~ '^[^@\s<>]+@[^@\s<>]+$' THEN
+        RAISE EXCEPTION 'redirect_to "%" is not an address', redirect_to USING ERRCODE = '22023', HINT = 'Write ''you@acme.dev''.';
+    END IF;
+    IF hosts IS NOT NULL AND mode <> 'capture'
+       AND NOT EXISTS (SELECT FROM unnest(hosts) AS h(pattern) WHERE format('%s:%s', here.host, here.port) LIKE h.pattern) THEN
+        RAISE EXCEPTION 'hosts matches nothing here: this server is %:%', here.host, here.port
+            USING ERRCODE = '22023', HINT = 'Patterns are those of LIKE over host:port, such as ''db%.acme.dev:5432''.';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('mode'));
+
+    IF mode <> 'capture' AND NOT was_armed THEN
+        SELECT (SELECT count(*) FROM activation.message m WHERE m.state IN ('queued', 'sending')) INTO waiting;
+        IF waiting > 0 AND backlog IS NULL THEN
+            RAISE EXCEPTION '% messages wait from before', waiting
+                USING ERRCODE = '55000',
+                      HINT = format('Say what to do with them: SELECT activation.set_mode(%L, …, backlog => ''send''); or backlog => ''cancel''.', mode);
+        END IF;
+        IF waiting > 0 AND backlog = 'cancel' THEN
+            UPDATE activation.message m
+               SET state = CASE m.state WHEN 'queued' THEN 'cancelled' ELSE 'unknown' END, finished_at = activation._now(),
+                   last_error = CASE m.state WHEN 'queued' THEN 'cancelled by set_mode' ELSE 'given up by set_mode while its outcome was not known' END
+             WHERE m.state IN ('queued', 'sending');
+            UPDATE activation.request r SET state = 'done', lease_token = NULL WHERE r.state = 'open';
+        ELSIF waiting > 0 THEN
+            -- Requests made in another mode are not repeated in this one.
+            UPDATE activation.request r SET mode = set_mode.mode WHERE r.state = 'open';
+        END IF;
+        SELECT count(*) INTO midway FROM activation.enrollment e WHERE e.state = 'waiting';
+        IF midway > 0 THEN
+            RAISE NOTICE '% people are in the middle of a loop and may now be mailed', midway
+                USING HINT = 'activation.journey shows them; activation.archive_loop(name) lets them out.';
+        END IF;
+    END IF;
+
+    INSERT INTO activation.setting (singleton) VALUES (true) ON CONFLICT DO NOTHING;
+    UPDATE activation.setting x
+       SET mode = set_mode.mode, redirect_to = set_mode.redirect_to,
+           hosts = CASE WHEN set_mode.mode = 'capture' THEN x.hosts ELSE set_mode.hosts END;
+    DELETE FROM activation.identity;
+    IF mode <> 'capture' THEN
+        INSERT INTO activation.identity SELECT (here).*;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.set_mode(text, text, text[], text) IS
+'Says where mail goes: capture (default: nothing leaves, messages end as captured), redirect (all mail to redirect_to), live. Mail leaves only on the server this was called on: a copy of the database is disarmed. hosts: LIKE patterns over host:port, for standbys and containers, instead of the exact host, port and data directory. backlog: send or cancel, needed while messages wait from before.';
+
+CREATE FUNCTION activation.resume() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE activation.provider p SET paused_until = NULL, pause_reason = NULL, paused_key = NULL WHERE p.paused_until > activation._now();
+    IF NOT FOUND THEN
+        RAISE NOTICE 'the provider was not paused';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.resume() IS 'Ends a pause of the provider (a bad key, an unverified domain, a quota), after its cause was mended.';

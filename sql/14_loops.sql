@@ -1,0 +1,437 @@
+-- Loops: define, pause, archive, and what a person decides about their messages.
+
+-- ---- define ----------------------------------------------------------------------------------------------------------------
+
+-- A table named in a document, looked up on the author's path.
+CREATE FUNCTION activation._find_table(table_name text, names text, what text) RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer jsonb := activation._run(names, ARRAY[format('SELECT pg_catalog.to_regclass(%L)::pg_catalog.oid::pg_catalog.int8', table_name)], false);
+BEGIN
+    IF answer ->> 'value' IS NULL THEN
+        RAISE EXCEPTION '%: table "%" does not exist', what, table_name
+            USING ERRCODE = CASE WHEN answer ? 'error' THEN answer #>> '{error,code}' ELSE '42P01' END,
+                  DETAIL = coalesce(answer #>> '{error,message}', ''),
+                  HINT = format('It was looked for on the path %s. Write it with its schema, and quoted where it is mixed-case: "app"."User".', names);
+    END IF;
+    RETURN (answer ->> 'value')::oid::regclass;
+END
+$$;
+
+-- A duration in a document, in the server's one spelling.
+CREATE FUNCTION activation._duration(duration text, what text, or_none boolean DEFAULT false) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET intervalstyle = 'postgres'
+AS $$
+DECLARE
+    parsed interval;
+BEGIN
+    IF duration IS NULL THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        parsed := duration::interval;
+    EXCEPTION WHEN data_exception THEN
+        RAISE EXCEPTION '% is not a duration: "%"', what, duration
+            USING ERRCODE = '22007', HINT = 'Write it as PostgreSQL does: ''5m'', ''90 seconds'', ''3 days''.';
+    END;
+    IF or_none AND parsed = interval '0' THEN
+        RETURN parsed::text;
+    END IF;
+    IF parsed <= interval '0' OR parsed > interval '100 years' THEN
+        RAISE EXCEPTION '% is %', what, duration
+            USING ERRCODE = '22023', HINT = 'Give a duration longer than zero, such as ''5 minutes'' or ''3 days''.';
+    END IF;
+    RETURN parsed::text;
+END
+$$;
+
+CREATE FUNCTION activation._durations(definition jsonb, what text) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    path text[];
+BEGIN
+    FOR path IN
+        SELECT p.path FROM (VALUES (ARRAY['recovery', 'initial']), (ARRAY['recovery', 'max'])) AS p(path)
+        UNION ALL
+        SELECT ARRAY['steps', (i.n - 1)::text, 'condition', k.key]
+          FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS i(step, n), (VALUES ('timeout'), ('every')) AS k(key)
+         WHERE i.step #>> ARRAY['condition', k.key] IS NOT NULL
+        UNION ALL
+        SELECT ARRAY['steps', (i.n - 1)::text, 'delay'] FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS i(step, n)
+    LOOP
+        definition := jsonb_set(definition, path, to_jsonb(activation._duration(
+            definition #>> path, format('%s: %s', what, path[cardinality(path)]), path[cardinality(path)] = 'delay')));
+    END LOOP;
+    RETURN definition;
+END
+$$;
+
+CREATE FUNCTION activation._define(name text, document jsonb, owner name, names text) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+<<here>>
+DECLARE
+    answer jsonb := activation._normalise(name, document);
+    definition jsonb := answer -> 'definition';
+    what text := format('loop "%s"', name);
+    users regclass;
+    registered activation.users_table;
+    known activation.loop;
+    current_version activation.loop_version;
+    made integer;
+    source_id integer;
+    generation integer;
+    step jsonb;
+    captured regclass;
+BEGIN
+    PERFORM activation._raise(answer -> 'error');
+    IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = _define.owner) THEN
+        RAISE EXCEPTION '%: role % does not exist', what, coalesce(quote_ident(owner), 'NULL')
+            USING ERRCODE = '42704', HINT = 'Leave owner out to use your own role.';
+    END IF;
+    IF NOT pg_has_role(activation._caller(), owner, 'MEMBER') THEN
+        RAISE EXCEPTION '%: % is not a member of role %', what, quote_ident(activation._caller()), quote_ident(owner)
+            USING ERRCODE = '42501', HINT = 'A loop runs with the rights of its owner; leave owner out to use your own role.';
+    END IF;
+    IF names IS NULL THEN
+        RAISE EXCEPTION '%: names is NULL', what USING ERRCODE = '22004', HINT = 'It is the search_path for the loop''s SQL; leave it out to use yours.';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
+        PERFORM activation._own_loop(name);
+    END IF;
+
+    users := activation._find_table(definition #>> '{trigger,table}', names, what);
+    IF definition ->> 'users' IS NOT NULL AND activation._find_table(definition ->> 'users', names, what) <> users THEN
+        RAISE EXCEPTION '%: argument users is not supported yet', what
+            USING ERRCODE = '0A000', HINT = 'The trigger''s table is the users table for now; leave users out.';
+    END IF;
+    PERFORM activation._check_table(users, what);
+    PERFORM activation._require_owner(owner, users, what);
+    IF NOT EXISTS (SELECT FROM activation.users_table u WHERE u.users = here.users)
+       AND EXISTS (SELECT FROM pg_constraint c JOIN activation.users_table u ON u.users = c.confrelid WHERE c.contype = 'f' AND c.conrelid = here.users) THEN
+        RAISE EXCEPTION '%: a trigger on a table that is not the users table is not supported yet', what
+            USING ERRCODE = '0A000', DETAIL = format('Table %s references a users table by a foreign key.', activation._table_name(users)),
+                  HINT = 'Put the trigger on the users table, and name this table in the condition.';
+    END IF;
+    registered := activation._register_users(users, NULL, NULL, NULL, what);
+    definition := jsonb_set(jsonb_set(activation._durations(definition, what),
+        '{trigger,table}', to_jsonb(activation._table_name(users))), '{users}', to_jsonb(activation._table_name(users)));
+    FOR step IN SELECT * FROM jsonb_array_elements(definition -> 'steps') LOOP
+        IF step -> 'action' <> 'null' THEN
+            PERFORM activation._check_email(what, step -> 'action', users, activation._find_template(step #>> '{action,template}'));
+        END IF;
+        IF step -> 'otherwise' <> 'null' THEN
+            PERFORM activation._check_email(what, step -> 'otherwise', users, activation._find_template(step #>> '{otherwise,template}'));
+        END IF;
+    END LOOP;
+
+    -- The same definition again is no new version, unless what it was compiled to is gone.
+    SELECT l.* INTO known FROM activation."loop" l WHERE l.name = _define.name;
+    SELECT v.* INTO current_version FROM activation.loop_version v WHERE v.loop_id = known.loop_id AND v.version = known.version;
+    IF current_version.definition = definition AND current_version.owner = _define.owner AND current_version.names = _define.names
+       AND known.state IN ('active', 'paused')
+       AND activation._compiled(known.loop_id, known.version) THEN
+        RETURN known.version;
+    END IF;
+
+    IF known.loop_id IS NULL THEN
+        INSERT INTO activation.loop (name, version, created_at) VALUES (_define.name, 1, activation._now()) RETURNING * INTO known;
+        made := 1;
+    ELSE
+        SELECT max(v.version) + 1 INTO made FROM activation.loop_version v WHERE v.loop_id = known.loop_id;
+    END IF;
+    source_id := activation._source(users, registered.key_column);
+    -- A loop that comes to a table (anew) enrolls nobody whose signal was written before it came.
+    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL THEN
+        generation := current_version.generation;
+    ELSE
+        UPDATE activation.source s SET generation = s.generation + 1 WHERE s.source_id = here.source_id RETURNING s.generation INTO generation;
+    END IF;
+    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation, created_at)
+    VALUES (known.loop_id, made, definition, _define.owner, _define.names, here.users, here.source_id, definition #>> '{trigger,event}',
+            here.generation, activation._now());
+    INSERT INTO activation.step (loop_id, version, step, name, delay, timeout, action, otherwise, on_timeout)
+    SELECT known.loop_id, made, n.number, n.step ->> 'name', (n.step ->> 'delay')::interval, (n.step #>> '{condition,timeout}')::interval,
+           nullif(n.step -> 'action', 'null'), nullif(n.step -> 'otherwise', 'null'), n.step ->> 'on_timeout'
+      FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS n(step, number);
+    PERFORM activation._compile_version(known.loop_id, made);
+    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL
+       AND definition #>> '{trigger,filter}' IS NOT NULL THEN
+        -- Who signed up while the loop had no filter is in it.
+        INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id)
+        SELECT g.at, g.source_id, g.generation, known.loop_id, g.user_id FROM activation.signal g
+         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.generation >= current_version.generation;
+    END IF;
+    UPDATE activation."loop" l
+       SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
+     WHERE l.loop_id = known.loop_id;
+    DELETE FROM activation.strike k WHERE k.loop_id = known.loop_id;
+
+    -- Last, because a new trigger locks its table.
+    FOR captured IN
+        SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
+         WHERE s.source_id = here.source_id
+            OR s.source_id IN (SELECT w.source_id FROM activation.watch w WHERE w.loop_id = known.loop_id AND w.version IN (made, current_version.version))
+    LOOP
+        PERFORM activation._generate_capture(captured);
+    END LOOP;
+    -- A table of two rows that was never analyzed is taken for one of hundreds, and every plan that joins it is off.
+    ANALYZE activation.loop, activation.loop_version, activation.step, activation.source, activation.watch;
+    RETURN made;
+END
+$$;
+
+CREATE FUNCTION activation.define_loop(name text, trigger jsonb DEFAULT NULL, condition jsonb DEFAULT NULL, action jsonb DEFAULT NULL,
+    otherwise jsonb DEFAULT NULL, steps jsonb[] DEFAULT NULL, goal jsonb DEFAULT NULL, type text DEFAULT 'activation',
+    opinion text DEFAULT NULL, recovery jsonb DEFAULT NULL, reentry text DEFAULT 'once', enroll text DEFAULT 'new',
+    per_hour integer DEFAULT NULL, users regclass DEFAULT NULL, topic text DEFAULT NULL, transactional boolean DEFAULT false,
+    priority integer DEFAULT 0, over_cap text DEFAULT 'wait', holdout numeric DEFAULT 0, send_window jsonb DEFAULT NULL,
+    owner name DEFAULT current_user, names text DEFAULT current_setting('search_path')) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN activation._define(name, jsonb_build_object(
+        'type', type, 'opinion', opinion, 'trigger', trigger, 'condition', condition, 'action', action, 'otherwise', otherwise,
+        'steps', CASE WHEN steps IS NOT NULL THEN to_jsonb(steps) END, 'goal', goal, 'recovery', recovery, 'reentry', reentry,
+        'enroll', enroll, 'per_hour', per_hour, 'users', activation._table_name(users), 'topic', topic, 'transactional', transactional,
+        'priority', priority, 'over_cap', over_cap, 'holdout', holdout, 'send_window', send_window), owner, names);
+END
+$$;
+COMMENT ON FUNCTION activation.define_loop(text, jsonb, jsonb, jsonb, jsonb, jsonb[], jsonb, text, text, jsonb, text, text, integer, regclass, text, boolean, integer, text, numeric, jsonb, name, text) IS
+'Defines a loop, or a new version of it, and returns the version; the same definition again is no new one. Transactional: it works in a migration and rolls back. trigger: activation.on_insert(…); condition: activation.query(…); action, otherwise: activation.email(…); recovery: activation.retry(…). opinion: what the loop is for, in words. owner: the role with whose rights its SQL runs (default: you); names: the search_path for it (default: yours). Refused definitions change nothing.';
+
+CREATE FUNCTION activation.import_loop(name text, definition jsonb, owner name DEFAULT current_user, names text DEFAULT current_setting('search_path'))
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF definition IS NULL THEN
+        RAISE EXCEPTION 'loop "%": the definition is NULL', name USING ERRCODE = '22004', HINT = 'Give a JSON document, such as export_loop() returns.';
+    END IF;
+    RETURN activation._define(name, definition, owner, names);
+END
+$$;
+COMMENT ON FUNCTION activation.import_loop(text, jsonb, name, text) IS
+'Defines a loop from one document and returns its version; import_loop(export_loop(x)) is x. Keys may be camelCase; the trigger may stand in the first step. owner and names as in define_loop.';
+
+CREATE FUNCTION activation._loop(name text) RETURNS activation.loop
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found_loop activation.loop;
+BEGIN
+    SELECT l.* INTO found_loop FROM activation."loop" l WHERE l.name = _loop.name;
+    IF found_loop.loop_id IS NULL THEN
+        RAISE EXCEPTION 'loop "%" does not exist', name
+            USING ERRCODE = '42704',
+                  HINT = coalesce('There are ' || (SELECT string_agg(format('"%s"', l.name), ', ' ORDER BY l.name) FROM activation."loop" l) || '.',
+                                  'None is defined yet: activation.define_loop(…).');
+    END IF;
+    RETURN found_loop;
+END
+$$;
+
+CREATE FUNCTION activation.export_loop(name text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    l activation.loop := activation._loop(name);
+BEGIN
+    RETURN (SELECT v.definition FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
+END
+$$;
+COMMENT ON FUNCTION activation.export_loop(text) IS
+'The current definition of a loop as one document: every default written out, tables with their schema.';
+
+-- Who may change a loop: whoever may act as its owner.
+CREATE FUNCTION activation._own_loop(name text) RETURNS activation.loop
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    l activation.loop := activation._loop(name);
+    owner name := (SELECT v.owner FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = owner) AND NOT pg_has_role(activation._caller(), owner, 'MEMBER') THEN
+        RAISE EXCEPTION 'loop "%" belongs to %', name, quote_ident(owner)
+            USING ERRCODE = '42501', HINT = format('%s is not a member of that role.', quote_ident(activation._caller()));
+    END IF;
+    RETURN l;
+END
+$$;
+
+CREATE FUNCTION activation.pause_loop(name text, cancel boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    l activation.loop := activation._own_loop(name);
+BEGIN
+    IF l.state = 'archived' THEN
+        RAISE EXCEPTION 'loop "%" is archived', name USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
+    END IF;
+    UPDATE activation."loop" x SET state = 'paused', reason = NULL WHERE x.loop_id = l.loop_id;
+    IF cancel THEN
+        UPDATE activation.message m
+           SET state = 'cancelled', finished_at = activation._now(), last_error = 'cancelled when the loop was paused'
+         WHERE m.loop_id = l.loop_id AND m.state = 'queued';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.pause_loop(text, boolean) IS
+'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed until resume_loop(). cancel: cancel what is queued.';
+
+CREATE FUNCTION activation.resume_loop(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    l activation.loop := activation._own_loop(name);
+BEGIN
+    IF l.state NOT IN ('paused', 'failing', 'stopped') AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id) THEN
+        RAISE EXCEPTION 'loop "%" is not stopped', name
+            USING ERRCODE = '55000', DETAIL = format('It is %s.', l.state),
+                  HINT = CASE l.state WHEN 'archived' THEN 'Define it again to bring it back.' ELSE 'Only a loop that is paused, failing or stopped by the brake can be resumed.' END;
+    END IF;
+    UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now() WHERE x.loop_id = l.loop_id;
+    DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
+    PERFORM activation._sweep(l.loop_id, activation._now());
+END
+$$;
+COMMENT ON FUNCTION activation.resume_loop(text) IS
+'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. The brake counts anew from now.';
+
+CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    m activation.message;
+BEGIN
+    IF verdict IS NULL OR verdict NOT IN ('sent', 'resend') THEN
+        RAISE EXCEPTION 'verdict is %', coalesce(quote_literal(verdict), 'NULL')
+            USING ERRCODE = '22023', HINT = 'Give ''sent'' if it reached Resend, ''resend'' to make and send it anew: the user may then have it twice.';
+    END IF;
+    SELECT x.* INTO m FROM activation.message x WHERE x.message_id = resolve.message_id FOR UPDATE;
+    IF m.message_id IS NULL THEN
+        RAISE EXCEPTION 'message % does not exist', coalesce(message_id::text, 'NULL')
+            USING ERRCODE = '42704', HINT = 'Messages of which nobody knows: SELECT * FROM activation.message_log WHERE status = ''unknown'';';
+    END IF;
+    PERFORM activation._own_loop((SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
+    IF m.state <> 'unknown' THEN
+        RAISE EXCEPTION 'message % is not unknown', message_id
+            USING ERRCODE = '55000', DETAIL = format('It is %s.', m.state),
+                  HINT = 'Only a message of which nobody knows whether it was sent needs a decision.';
+    END IF;
+    PERFORM activation._resolve(message_id, verdict, activation._caller());
+END
+$$;
+COMMENT ON FUNCTION activation.resolve(uuid, text) IS
+'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes and sends it anew: the user may then have it twice. Refused for any other message.';
+
+CREATE FUNCTION activation.archive_loop(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    l activation.loop := activation._own_loop(name);
+    captured regclass;
+BEGIN
+    UPDATE activation."loop" x SET state = 'archived', reason = NULL WHERE x.loop_id = l.loop_id;
+    UPDATE activation.enrollment e SET state = 'exited', decided_at = activation._now(), reason = 'the loop was archived'
+     WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
+    UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
+     WHERE m.loop_id = l.loop_id AND m.state = 'queued';
+    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL;
+    DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
+    DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
+    FOR captured IN
+        SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
+         WHERE s.source_id IN (SELECT v.source_id FROM activation.loop_version v WHERE v.loop_id = l.loop_id
+                               UNION SELECT w.source_id FROM activation.watch w WHERE w.loop_id = l.loop_id)
+    LOOP
+        PERFORM activation._generate_capture(captured);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.archive_loop(text) IS
+'Ends a loop: nobody is enrolled any more, who waits leaves it, what is queued is cancelled. Its history stays. Defining it again brings it back.';
+
+-- ---- around an ALTER COLUMN TYPE ------------------------------------------------------------------------------------------
+
+CREATE FUNCTION activation.unbind(table_name regclass) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+DECLARE
+    bound regprocedure;
+BEGIN
+    IF table_name IS NULL THEN
+        RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
+    END IF;
+    PERFORM activation._require_owner(activation._caller(), table_name, 'unbind');
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
+    FOR bound IN
+        SELECT DISTINCT p.oid::regprocedure
+          FROM pg_proc p
+         WHERE p.pronamespace = 'activation_compiled'::regnamespace
+           AND (EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+                           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = unbind.table_name)
+                OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v WHERE v.users = unbind.table_name))
+    LOOP
+        -- CASCADE: the evaluation of a condition hangs on the condition.
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = bound);
+        EXECUTE format('DROP FUNCTION %s CASCADE', bound);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.unbind(regclass) IS
+'Drops the compiled functions that hold on to a table, so that a column of it can change its type. Call activation.bind() afterwards, in the same transaction. For the table''s owner.';
+
+CREATE FUNCTION activation.bind() RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unbound record;
+    made integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    FOR unbound IN
+        SELECT v.loop_id, v.version, l.name, l.version = v.version AS is_current
+          FROM activation.loop_version v JOIN activation."loop" l USING (loop_id)
+         WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version)
+         ORDER BY v.loop_id, v.version
+    LOOP
+        BEGIN
+            PERFORM activation._compile_version(unbound.loop_id, unbound.version);
+            UPDATE activation."loop" l SET state = 'active', reason = NULL
+             WHERE l.loop_id = unbound.loop_id AND l.state = 'failing' AND unbound.is_current;
+            PERFORM activation._sweep(unbound.loop_id, activation._now());
+            made := made + 1;
+        EXCEPTION WHEN others THEN
+            UPDATE activation."loop" l SET state = 'failing', reason = format('version %s no longer fits: %s', unbound.version, SQLERRM)
+             WHERE l.loop_id = unbound.loop_id;
+            RAISE WARNING 'loop "%" no longer fits: %', unbound.name, SQLERRM
+                USING HINT = 'It is failing until it is defined again.';
+        END;
+    END LOOP;
+    RETURN made;
+END
+$$;
+COMMENT ON FUNCTION activation.bind() IS
+'Compiles again what unbind() or a DROP … CASCADE removed, and returns how many versions it compiled. A loop that no longer fits is set to failing, with a WARNING.';
