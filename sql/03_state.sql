@@ -43,15 +43,15 @@ CREATE TABLE activation.enrollment (
     holdout       boolean NOT NULL DEFAULT false,
     template_mark integer NOT NULL,
     context       jsonb,
-    UNIQUE (loop_id, user_id, pass),
+    UNIQUE (user_id, loop_id, pass),
     FOREIGN KEY (loop_id, version) REFERENCES activation.loop_version
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX enrollment_deadline ON activation.enrollment (deadline) WHERE state = 'waiting';
-CREATE INDEX enrollment_retry ON activation.enrollment (retry_at) WHERE retry_at IS NOT NULL;
+-- By loop first, so that who waits in a loop that is paused costs the others nothing.
+CREATE INDEX enrollment_deadline ON activation.enrollment (loop_id, deadline) WHERE state = 'waiting';
+CREATE INDEX enrollment_retry ON activation.enrollment (loop_id, retry_at) WHERE retry_at IS NOT NULL;
 -- What a sweep reads: everybody whose condition is still open, also after the deadline (a late activation counts).
 CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, step, activation._part(user_id), enrollment_id)
     WHERE activated_at IS NULL;
-CREATE INDEX enrollment_user ON activation.enrollment (user_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment_enrollment_id_seq', '');
 COMMENT ON TABLE activation.enrollment IS 'One user''s pass through one loop. template_mark: the newest template when it began; later ones are not used for it.';

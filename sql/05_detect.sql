@@ -106,6 +106,38 @@ BEGIN
 END
 $$;
 
+-- Loops whose people are evaluated now: also when the brake has stopped their mail, not while a strike is fresh.
+-- Without a SET clause, so that it becomes a part of the statement that it stands in.
+CREATE FUNCTION activation._detect_loops(now timestamptz) RETURNS SETOF integer
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT l.loop_id FROM activation."loop" l
+     WHERE l.state IN ('active', 'stopped')
+       AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id AND k.kind = 'detect' AND k.retry_at > now);
+END;
+
+-- Whether a round would find anything to do: asked many times a second, without a lock, so that a worker with nothing to
+-- do costs next to nothing. Without sequential scans, since a plan made while the tables were small would stay.
+CREATE FUNCTION activation._detect_due() RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+BEGIN
+    RETURN EXISTS (SELECT FROM activation.signal)
+        OR EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0)
+        OR NOT EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
+        OR EXISTS (SELECT FROM activation._detect_loops(now) l(loop_id)
+                    WHERE EXISTS (SELECT FROM activation.enrollment e
+                                   WHERE e.loop_id = l.loop_id AND e.state = 'waiting' AND e.deadline <= now
+                                     AND (e.retry_at IS NULL OR e.retry_at <= now))
+                       OR EXISTS (SELECT FROM activation.enrollment e WHERE e.loop_id = l.loop_id AND e.retry_at <= now)
+                       OR EXISTS (SELECT FROM activation.sweep w WHERE w.loop_id = l.loop_id AND w.due_at <= now));
+END
+$$;
+
 -- Turns signals into enrollments and gathers who is to be evaluated now: the newly enrolled, the woken, those at their
 -- deadline, those to be tried again after an error, and a stretch of each sweep that is due. Runs under the locks of the
 -- parts it is given, in one transaction with the evaluation: an action committed before the enrollment is seen by its
@@ -180,24 +212,25 @@ BEGIN
 
     SELECT array_agg(e.enrollment_id) INTO due_ids
       FROM (SELECT d.enrollment_id
-              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
-             WHERE d.state = 'waiting' AND d.deadline <= now AND (d.retry_at IS NULL OR d.retry_at <= now)
-               AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
-               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+              FROM activation._detect_loops(now) l(loop_id)
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.deadline FROM activation.enrollment x
+                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND x.deadline <= now
+                                     AND (x.retry_at IS NULL OR x.retry_at <= now) AND activation._part(x.user_id) = ANY (parts)
+                                   ORDER BY x.deadline LIMIT batch) d
              ORDER BY d.deadline LIMIT batch) e;
     SELECT due_ids || array_agg(e.enrollment_id) INTO due_ids
       FROM (SELECT d.enrollment_id
-              FROM activation.enrollment d JOIN activation."loop" l USING (loop_id)
-             WHERE d.retry_at <= now AND l.state IN ('active', 'stopped') AND activation._part(d.user_id) = ANY (parts)
-               AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = d.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+              FROM activation._detect_loops(now) l(loop_id)
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.retry_at FROM activation.enrollment x
+                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= now AND activation._part(x.user_id) = ANY (parts)
+                                   ORDER BY x.retry_at LIMIT batch) d
              ORDER BY d.retry_at LIMIT batch) e;
 
     FOR sweeping IN
         SELECT w.loop_id, w.version, w.step, w.part, w.mark, s.every
           FROM activation.sweep w JOIN activation.step s USING (loop_id, version, step)
-          JOIN activation."loop" l USING (loop_id)
-         WHERE w.due_at <= now AND w.part = ANY (parts) AND l.state IN ('active', 'stopped')
-           AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = w.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+          JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
+         WHERE w.due_at <= now AND w.part = ANY (parts)
          ORDER BY w.due_at
     LOOP
         EXIT WHEN cardinality(swept_ids) >= batch;
@@ -224,8 +257,7 @@ BEGIN
                     UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
-      JOIN activation."loop" l ON l.loop_id = e.loop_id AND l.state IN ('active', 'stopped')
-     WHERE NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect' AND k.retry_at > now)
+      JOIN activation._detect_loops(now) l(loop_id) ON l.loop_id = e.loop_id
      GROUP BY e.loop_id, e.version, e.step
      ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), e.loop_id, e.version, e.step;
 END

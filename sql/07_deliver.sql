@@ -80,6 +80,27 @@ BEGIN
 END
 $$;
 
+-- Whether there is anything to claim or to give up, for a deliverer that has walked no queue: asked many times a second by
+-- one with nothing to do. Without sequential scans, since a plan made while the tables were small would stay.
+CREATE FUNCTION activation._deliver_due() RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+BEGIN
+    RETURN EXISTS (SELECT FROM activation."loop" l
+                    WHERE l.state = 'active'
+                      AND EXISTS (SELECT FROM activation.message m
+                                   WHERE m.state = 'queued' AND m.loop_id = l.loop_id AND m.next_attempt_at <= now)
+                      AND NOT EXISTS (SELECT FROM activation.strike s WHERE s.loop_id = l.loop_id AND s.kind = 'claim' AND s.retry_at > now))
+        OR EXISTS (SELECT FROM activation.request r
+                    WHERE r.state = 'open' AND (r.next_attempt_at <= now OR r.created_at < now - interval '23 hours')
+                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
+END
+$$;
+
 -- Loops that have mail due which may be claimed, the longest due first, and where to begin in the queue of each. Only who
 -- waits in these loops is looked at: what waits in a loop that is paused costs nothing.
 CREATE FUNCTION activation._queues(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])

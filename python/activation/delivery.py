@@ -306,6 +306,10 @@ class Deliverer:
     def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
         if time.monotonic() - self._marked_at > 1:
             self.rewind()
+        elif not self._marks and not self._db.execute("SELECT activation._deliver_due() AS due")[0]["due"]:
+            # What the mode and the settings say is looked at once a second.
+            self.out_of_tokens, self._behind_since = False, None
+            return [], False
         state = self._db.execute(
             f"SELECT * FROM activation._deliver_state($1, {_marks_sql(2)})", self._host, *self._mark_columns()
         )[0]

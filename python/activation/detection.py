@@ -32,6 +32,9 @@ class Detector:
         """One committed round. Returns whether there was anything to do."""
         db = self._db
         try:
+            if not db.execute("SELECT activation._detect_due() AS due")[0]["due"]:
+                db.commit()
+                return False
             parts = self._lock()
             work = (
                 db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, BATCH)
