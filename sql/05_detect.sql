@@ -33,7 +33,9 @@ BEGIN
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
         IF one_by_one THEN
-            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
+            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+                    -- It would take the price of a scan that cannot be avoided for a reason.
+                    set_config('jit', 'off', true);
         END IF;
         EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
         evaluated := true;
@@ -117,11 +119,13 @@ BEGIN ATOMIC
 END;
 
 -- Whether a round would find anything to do: asked many times a second, without a lock, so that a worker with nothing to
--- do costs next to nothing. Without sequential scans, since a plan made while the tables were small would stay.
+-- do costs next to nothing. Without sequential scans, since a plan made while the tables were small would stay;
+-- without JIT, which would take the price of one that cannot be avoided for a reason.
 CREATE FUNCTION activation._detect_due() RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 AS $$
 DECLARE
     now timestamptz := activation._now();
@@ -275,6 +279,12 @@ BEGIN
                             ELSE format('activation loop %s since %s', loop_id, extract(epoch FROM clock_timestamp())) END, true);
 END
 $$;
+
+-- Whether code that was cancelled after so long was cancelled for that; otherwise somebody wanted the worker to end.
+CREATE FUNCTION activation._too_long(seconds double precision) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT seconds >= extract(epoch FROM (activation._setting()).condition_timeout) $$;
 
 -- Asks the condition of a step for these enrollments: the keys for which it is true. The only part of a round that runs
 -- an author's code, and so the only one whose errors are an author's.

@@ -81,11 +81,12 @@ END
 $$;
 
 -- Whether there is anything to claim or to give up, for a deliverer that has walked no queue: asked many times a second by
--- one with nothing to do. Without sequential scans, since a plan made while the tables were small would stay.
+-- one with nothing to do. Without sequential scans and JIT, see _detect_due().
 CREATE FUNCTION activation._deliver_due() RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 AS $$
 DECLARE
     now timestamptz := activation._now();
@@ -239,6 +240,7 @@ DECLARE
     acted text[];
     kept uuid[];
     one_loop integer;
+    began timestamptz;
     returned integer := 0;
 BEGIN
     FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
@@ -280,6 +282,7 @@ BEGIN
     LOOP
         kept := owned.ids;
         -- Whatever the author's code does here puts back the messages of this loop only.
+        began := clock_timestamp();
         BEGIN
             PERFORM activation._evaluating(owned.loop_id);
             rows := activation._safe_eval(owned.users_function, owned.owner, owned.keys);
@@ -292,6 +295,9 @@ BEGIN
             PERFORM activation._evaluating(NULL);
         EXCEPTION
             WHEN query_canceled THEN
+                IF NOT activation._too_long(extract(epoch FROM clock_timestamp() - began)) THEN
+                    RAISE;
+                END IF;
                 PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
                 UPDATE activation.message m SET last_error = 'the loop''s own code was cancelled: it ran too long'
                  WHERE m.message_id = ANY (owned.ids);

@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from activation.database import Cancelled, Database, Failed
@@ -72,10 +73,14 @@ class Detector:
             one_by_one = bool(failures)
             ids, woken, fresh = ([row[i] for row in part] for i in range(3))
             step = (item["loop_id"], item["version"], item["step"])
+            began = time.monotonic()
             try:
                 with self._db.subtransaction():
                     true_keys = self._db.execute(_ASK, *step, ids, one_by_one)[0]["true_keys"]
             except Cancelled:
+                seconds = time.monotonic() - began
+                if not self._db.execute("SELECT activation._too_long($1) AS too_long", seconds)[0]["too_long"]:
+                    raise
                 self._strike(item, "it was cancelled, because it ran too long")
                 return
             except Failed as error:

@@ -117,6 +117,21 @@ def test_a_condition_that_will_not_be_cancelled(db: Database, live: Connection, 
     assert [type(error) for error in workers.ended] == [psycopg.errors.AdminShutdown]
 
 
+def test_cancelled_by_somebody_else(db: Database, live: Connection, workers: Workers) -> None:
+    """It is obeyed, and no strike against the loop whose code happened to run."""
+    live.execute(SLOW)
+    live.execute("SELECT activation.configure(condition_timeout => '1 hour')")
+    define(live, "SELECT FROM users WHERE id = $1 AND slow(id)", "slow")
+    live.execute("INSERT INTO slow_for VALUES (1, 3600)")
+    sign_up(live, 1)
+    wait_until(lambda: "runs code of loop slow" in detector(db), 10)
+    live.execute("DELETE FROM slow_for")
+    live.execute("SELECT pg_cancel_backend(pid) FROM activation.worker WHERE kind = 'detector'")
+    wait_until(lambda: journey(db, "slow") == {"1": "completed"}, 10)
+    assert [type(error) for error in workers.ended] == [psycopg.errors.QueryCanceled]
+    assert db.sql("SELECT FROM activation.strike") == []
+
+
 def test_endless_at_the_claim(db: Database, live: Connection, sandbox: Sandbox) -> None:
     """A view or a policy on the users table can be as slow as a condition; other loops' mail goes out."""
     live.execute(SLOW)
