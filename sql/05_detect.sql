@@ -280,7 +280,7 @@ BEGIN
 END
 $$;
 
--- Whether code that was cancelled after so long was cancelled for that; otherwise somebody wanted the worker to end.
+-- Whether code that was cancelled after so long was cancelled for that.
 CREATE FUNCTION activation._too_long(seconds double precision) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -413,9 +413,10 @@ $$;
 CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._sweep(loop_id, activation._strike(loop_id, 'detect', 'its condition raised: ' || error)) $$;
+AS $$ SELECT activation._sweep(loop_id, activation._strike(loop_id, 'detect', error)) $$;
 
--- The condition waited for a lock of the app: nobody's fault, no strike. Its people are swept a little later.
+-- The condition waited for a lock of the app, or somebody cancelled it: nobody's fault, no strike. Its people are swept a
+-- little later.
 CREATE FUNCTION activation._detect_postpone(loop_id integer, error text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -424,10 +425,27 @@ DECLARE
     again timestamptz := activation._now() + interval '3 seconds';
 BEGIN
     INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
-    VALUES (_detect_postpone.loop_id, 'detect', 0, again, 'its condition waited for a lock: ' || error, activation._now())
+    VALUES (_detect_postpone.loop_id, 'detect', 0, again, error, activation._now())
     ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
        SET retry_at = excluded.retry_at, last_error = excluded.last_error, struck_at = excluded.struck_at;
     PERFORM activation._sweep(_detect_postpone.loop_id, again);
+END
+$$;
+
+-- The condition was cancelled after so many seconds: because it ran too long, or for another reason, which is not to blame
+-- on the loop when it happens once; its own code may raise the same.
+CREATE FUNCTION activation._detect_cancelled(loop_id integer, seconds double precision) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF activation._too_long(seconds) THEN
+        PERFORM activation._detect_strike(loop_id, 'its condition was cancelled, because it ran too long');
+    ELSIF EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = _detect_cancelled.loop_id AND k.kind = 'detect') THEN
+        PERFORM activation._detect_strike(loop_id, 'its condition raised: it was cancelled');
+    ELSE
+        PERFORM activation._detect_postpone(loop_id, 'its condition was cancelled');
+    END IF;
 END
 $$;
 

@@ -241,6 +241,7 @@ DECLARE
     kept uuid[];
     one_loop integer;
     began timestamptz;
+    too_long boolean;
     returned integer := 0;
 BEGIN
     FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
@@ -294,19 +295,17 @@ BEGIN
             END IF;
             PERFORM activation._evaluating(NULL);
         EXCEPTION
-            WHEN query_canceled THEN
-                IF NOT activation._too_long(extract(epoch FROM clock_timestamp() - began)) THEN
-                    RAISE;
+            WHEN others OR assert_failure OR query_canceled THEN
+                too_long := SQLSTATE = '57014' AND activation._too_long(extract(epoch FROM clock_timestamp() - began));
+                IF too_long THEN
+                    PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
                 END IF;
-                PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
-                UPDATE activation.message m SET last_error = 'the loop''s own code was cancelled: it ran too long'
-                 WHERE m.message_id = ANY (owned.ids);
-                CONTINUE;
-            WHEN others OR assert_failure THEN
-                -- Who only met somebody else's lock comes again soon.
+                -- Who only met somebody else, a lock or a cancel, comes again soon.
                 UPDATE activation.message m
-                   SET next_attempt_at = now + CASE WHEN SQLSTATE IN ('40001', '40P01', '55P03') THEN interval '3 seconds' ELSE interval '30 seconds' END,
-                       last_error = SQLERRM
+                   SET next_attempt_at = CASE WHEN too_long THEN m.next_attempt_at
+                                              WHEN SQLSTATE IN ('40001', '40P01', '55P03', '57014') THEN now + interval '3 seconds'
+                                              ELSE now + interval '30 seconds' END,
+                       last_error = CASE WHEN too_long THEN 'the loop''s own code was cancelled: it ran too long' ELSE SQLERRM END
                  WHERE m.message_id = ANY (owned.ids);
                 CONTINUE;
         END;

@@ -27,7 +27,7 @@ class Detector:
     def __init__(self, db: Database, slot: int | None) -> None:
         self._db = db
         self._slot = slot
-        self._struck: set[int] = set()
+        self._aside: set[int] = set()
 
     def round(self) -> bool:
         """One committed round. Returns whether there was anything to do."""
@@ -42,9 +42,9 @@ class Detector:
                 if parts
                 else []
             )
-            self._struck.clear()
+            self._aside.clear()
             for item in work:
-                if item["loop_id"] not in self._struck:
+                if item["loop_id"] not in self._aside:
                     self._loop(item)
             more = bool(work)
             if self._slot is None and not more:
@@ -78,14 +78,11 @@ class Detector:
                 with self._db.subtransaction():
                     true_keys = self._db.execute(_ASK, *step, ids, one_by_one)[0]["true_keys"]
             except Cancelled:
-                seconds = time.monotonic() - began
-                if not self._db.execute("SELECT activation._too_long($1) AS too_long", seconds)[0]["too_long"]:
-                    raise
-                self._strike(item, "it was cancelled, because it ran too long")
+                self._set_aside("_detect_cancelled", item, time.monotonic() - began)
                 return
             except Failed as error:
                 if error.passing:
-                    self._postpone(item, error.text)
+                    self._set_aside("_detect_postpone", item, f"its condition waited for a lock: {error.text}")
                     return
                 failures.append(error)
                 if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
@@ -106,10 +103,9 @@ class Detector:
         elif spared:
             self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
 
-    def _postpone(self, item: dict[str, Any], text: str) -> None:
-        self._struck.add(item["loop_id"])
-        self._db.execute("SELECT activation._detect_postpone($1::integer, $2)", item["loop_id"], text)
-
     def _strike(self, item: dict[str, Any], text: str) -> None:
-        self._struck.add(item["loop_id"])
-        self._db.execute("SELECT activation._detect_strike($1::integer, $2)", item["loop_id"], text)
+        self._set_aside("_detect_strike", item, f"its condition raised: {text}")
+
+    def _set_aside(self, function: str, item: dict[str, Any], why: str | float) -> None:
+        self._aside.add(item["loop_id"])
+        self._db.execute(f"SELECT activation.{function}($1::integer, $2)", item["loop_id"], why)

@@ -118,7 +118,7 @@ def test_a_condition_that_will_not_be_cancelled(db: Database, live: Connection, 
 
 
 def test_cancelled_by_somebody_else(db: Database, live: Connection, workers: Workers) -> None:
-    """It is obeyed, and no strike against the loop whose code happened to run."""
+    """That is no strike against the loop whose code happened to run, nor the end of the run."""
     live.execute(SLOW)
     live.execute("SELECT activation.configure(condition_timeout => '1 hour')")
     define(live, "SELECT FROM users WHERE id = $1 AND slow(id)", "slow")
@@ -128,8 +128,7 @@ def test_cancelled_by_somebody_else(db: Database, live: Connection, workers: Wor
     live.execute("DELETE FROM slow_for")
     live.execute("SELECT pg_cancel_backend(pid) FROM activation.worker WHERE kind = 'detector'")
     wait_until(lambda: journey(db, "slow") == {"1": "completed"}, 10)
-    assert [type(error) for error in workers.ended] == [psycopg.errors.QueryCanceled]
-    assert db.sql("SELECT FROM activation.strike") == []
+    assert workers.ended == [] and db.sql("SELECT FROM activation.strike") == []
 
 
 def test_endless_at_the_claim(db: Database, live: Connection, sandbox: Sandbox) -> None:
