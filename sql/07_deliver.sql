@@ -94,7 +94,7 @@ BEGIN
     RETURN EXISTS (SELECT FROM activation."loop" l
                     WHERE l.state = 'active'
                       AND EXISTS (SELECT FROM activation.message m
-                                   WHERE m.state = 'queued' AND m.loop_id = l.loop_id AND m.next_attempt_at <= now)
+                                   WHERE m.request_id IS NULL AND m.finished_at IS NULL AND m.loop_id = l.loop_id AND m.next_attempt_at <= now)
                       AND NOT EXISTS (SELECT FROM activation.strike s WHERE s.loop_id = l.loop_id AND s.kind = 'claim' AND s.retry_at > now))
         OR EXISTS (SELECT FROM activation.request r
                     WHERE r.state = 'open' AND (r.next_attempt_at <= now OR r.created_at < now - interval '23 hours')
@@ -114,7 +114,7 @@ AS $$
       LEFT JOIN unnest(mark_loops, mark_ats, mark_ids) AS u(loop_id, at, id) USING (loop_id)
       CROSS JOIN LATERAL (SELECT coalesce(u.at, '-infinity') AS at, coalesce(u.id, '00000000-0000-0000-0000-000000000000') AS id) k
       CROSS JOIN LATERAL (SELECT m.next_attempt_at FROM activation.message m
-                           WHERE m.state = 'queued' AND m.loop_id = l.loop_id AND m.next_attempt_at <= now
+                           WHERE m.request_id IS NULL AND m.finished_at IS NULL AND m.loop_id = l.loop_id AND m.next_attempt_at <= now
                              AND (m.next_attempt_at, m.message_id) > (k.at, k.id)
                            ORDER BY m.next_attempt_at, m.message_id LIMIT 1) first
      WHERE l.state = 'active'
@@ -264,7 +264,7 @@ BEGIN
             take := least(take, hourly - sent);
         END IF;
         found := ARRAY(SELECT m.message_id FROM activation.message m
-                        WHERE m.state = 'queued' AND m.loop_id = queue.loop_id AND m.next_attempt_at <= now
+                        WHERE m.request_id IS NULL AND m.finished_at IS NULL AND m.loop_id = queue.loop_id AND m.next_attempt_at <= now
                           AND (m.next_attempt_at, m.message_id) > (queue.after_at, queue.after_id)
                         ORDER BY m.next_attempt_at, m.message_id
                         LIMIT take FOR UPDATE SKIP LOCKED);

@@ -286,7 +286,7 @@ BEGIN
     IF cancel THEN
         UPDATE activation.message m
            SET state = 'cancelled', finished_at = activation._now(), last_error = 'cancelled when the loop was paused'
-         WHERE m.loop_id = l.loop_id AND m.state = 'queued';
+         WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
     END IF;
 END
 $$;
@@ -353,7 +353,7 @@ BEGIN
     UPDATE activation.enrollment e SET state = 'exited', decided_at = activation._now(), reason = 'the loop was archived'
      WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
     UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
-     WHERE m.loop_id = l.loop_id AND m.state = 'queued';
+     WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
     DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL;
     DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;

@@ -101,7 +101,7 @@ BEGIN
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
           LEFT JOIN LATERAL (SELECT x.* FROM activation.strike x WHERE x.loop_id = l.loop_id ORDER BY x.struck_at DESC LIMIT 1) k ON true
           CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM activation.message m
-                               WHERE l.state = 'stopped' AND m.loop_id = l.loop_id AND m.state = 'queued') q
+                               WHERE l.state = 'stopped' AND m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL) q
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(e.last_error) AS error FROM activation.enrollment e
                                WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL) bad
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error FROM activation.capture_failure c WHERE c.loop_id = l.loop_id) f
