@@ -11,8 +11,10 @@ from typing import Any
 
 from activation.database import Cancelled, Database, Failed
 
-#: How many enrollments one round takes of each kind: a round stays well under a second.
-BATCH = 2000
+#: How many enrollments one round takes of each kind: at first, at least and at most; as many as keep a round between
+#: these times (seconds). Its locks and its snapshot last no longer, however slow a condition is.
+FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 500, 20, 4000
+SHORT, LONG = 0.1, 0.4
 
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
@@ -28,17 +30,20 @@ class Detector:
         self._db = db
         self._slot = slot
         self._aside: set[int] = set()
+        #: How many enrollments of each kind the next round takes.
+        self.batch = FIRST_BATCH
 
     def round(self) -> bool:
         """One committed round. Returns whether there was anything to do."""
         db = self._db
+        began = time.monotonic()
         try:
             if not db.execute("SELECT activation._detect_due() AS due")[0]["due"]:
                 db.commit()
                 return False
             parts = self._lock()
             work = (
-                db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, BATCH)
+                db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, self.batch)
                 if parts
                 else []
             )
@@ -53,7 +58,15 @@ class Detector:
             db.rollback()
             raise
         db.commit()
+        self.adapt(sum(len(item["ids"]) for item in work), time.monotonic() - began)
         return more
+
+    def adapt(self, evaluated: int, seconds: float) -> None:
+        """Makes the next round smaller after one that took long, larger after one that was full and short."""
+        if seconds > LONG:
+            self.batch = max(self.batch // 2, SMALLEST_BATCH)
+        elif seconds < SHORT and evaluated >= self.batch:
+            self.batch = min(self.batch * 2, LARGEST_BATCH)
 
     def _lock(self) -> list[int]:
         if self._slot is None:

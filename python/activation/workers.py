@@ -275,7 +275,9 @@ def tick(db: WorkerDatabase) -> None:
         detector, deliverer = Detector(db, None), Deliverer(db, socket.gethostname())
         try:
             while True:
-                worked = detector.round()
+                worked = False
+                while detector.round():
+                    worked = True
                 while deliverer.turn() or deliverer.busy or deliverer.out_of_tokens:
                     worked = True
                     if deliverer.busy or deliverer.out_of_tokens:
