@@ -51,7 +51,7 @@ CREATE INDEX enrollment_deadline ON activation.enrollment (loop_id, deadline) WH
 CREATE INDEX enrollment_retry ON activation.enrollment (loop_id, retry_at) WHERE retry_at IS NOT NULL;
 -- What a sweep reads: everybody whose condition is still open, also after the deadline (a late activation counts).
 CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, step, activation._part(user_id), enrollment_id)
-    WHERE activated_at IS NULL;
+    WHERE activated_at IS NULL AND state IN ('waiting', 'timed_out');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment_enrollment_id_seq', '');
 COMMENT ON TABLE activation.enrollment IS 'One user''s pass through one loop. template_mark: the newest template when it began; later ones are not used for it.';

@@ -241,7 +241,7 @@ BEGIN
         stretch := ARRAY(SELECT e.enrollment_id FROM activation.enrollment e
                           WHERE e.loop_id = sweeping.loop_id AND e.version = sweeping.version AND e.step = sweeping.step
                             AND activation._part(e.user_id) = sweeping.part AND e.enrollment_id > sweeping.mark
-                            AND e.activated_at IS NULL AND e.state <> 'exited'
+                            AND e.activated_at IS NULL AND e.state IN ('waiting', 'timed_out')
                           ORDER BY e.enrollment_id LIMIT batch);
         -- A stretch cut short by the limit goes on in the next round; otherwise the sweep is over until its next time.
         UPDATE activation.sweep w
