@@ -160,9 +160,6 @@ DECLARE
     woken_ids bigint[];
     woken_at timestamptz[];
     due_ids bigint[];
-    swept_ids bigint[] := '{}'::bigint[];
-    stretch bigint[];
-    sweeping record;
 BEGIN
     PERFORM activation._mend_wake(now);
 
@@ -230,35 +227,13 @@ BEGIN
                                    ORDER BY x.retry_at LIMIT batch) d
              ORDER BY d.retry_at LIMIT batch) e;
 
-    FOR sweeping IN
-        SELECT w.loop_id, w.version, w.step, w.part, w.mark, s.every
-          FROM activation.sweep w JOIN activation.step s USING (loop_id, version, step)
-          JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
-         WHERE w.due_at <= now AND w.part = ANY (parts)
-         ORDER BY w.due_at
-    LOOP
-        EXIT WHEN cardinality(swept_ids) >= batch;
-        stretch := ARRAY(SELECT e.enrollment_id FROM activation.enrollment e
-                          WHERE e.loop_id = sweeping.loop_id AND e.version = sweeping.version AND e.step = sweeping.step
-                            AND activation._part(e.user_id) = sweeping.part AND e.enrollment_id > sweeping.mark
-                            AND e.activated_at IS NULL AND e.state IN ('waiting', 'timed_out')
-                          ORDER BY e.enrollment_id LIMIT batch);
-        -- A stretch cut short by the limit goes on in the next round; otherwise the sweep is over until its next time.
-        UPDATE activation.sweep w
-           SET due_at = CASE WHEN cardinality(stretch) = batch THEN w.due_at ELSE now + coalesce(sweeping.every, '10 minutes') END,
-               mark = CASE WHEN cardinality(stretch) = batch THEN stretch[batch] ELSE 0 END
-         WHERE w.loop_id = sweeping.loop_id AND w.version = sweeping.version AND w.step = sweeping.step AND w.part = sweeping.part;
-        swept_ids := swept_ids || stretch;
-    END LOOP;
-
     RETURN QUERY
     SELECT e.loop_id, e.version, e.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
            array_agg(c.at ORDER BY e.enrollment_id), array_agg(c.fresh ORDER BY e.enrollment_id)
       FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
               FROM (SELECT unnest(new_ids), NULL::timestamptz, true
                     UNION ALL SELECT w.id, w.at, false FROM unnest(woken_ids, woken_at) AS w(id, at)
-                    UNION ALL SELECT unnest(due_ids), NULL, false
-                    UNION ALL SELECT unnest(swept_ids), NULL, false) AS u(id, at, fresh)
+                    UNION ALL SELECT unnest(due_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
       JOIN activation._detect_loops(now) l(loop_id) ON l.loop_id = e.loop_id
@@ -309,6 +284,77 @@ BEGIN
     PERFORM activation._evaluating(NULL);
     RETURN true_keys;
 END
+$$;
+
+-- Sweeps that are due, for a round that holds the locks of these parts.
+CREATE FUNCTION activation._detect_sweeps(parts integer[])
+RETURNS TABLE (loop_id integer, version integer, step integer, part integer, mark bigint)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT w.loop_id, w.version, w.step, w.part, w.mark
+      FROM activation.sweep w JOIN activation._detect_loops(activation._now()) l(loop_id) USING (loop_id)
+     WHERE w.due_at <= activation._now() AND w.part = ANY (parts)
+     ORDER BY w.due_at, w.loop_id, w.version, w.step, w.part
+$$;
+
+-- The next people of a sweep, at most so many: everybody whose condition is open, but for those who are tried again by
+-- themselves after an error.
+CREATE FUNCTION activation._detect_stretch(loop_id integer, version integer, step integer, part integer, mark bigint, batch integer,
+                                           OUT ids bigint[], OUT keys text[])
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    SELECT coalesce(array_agg(s.enrollment_id), '{}'), coalesce(array_agg(s.user_id), '{}')
+      FROM (SELECT e.enrollment_id, e.user_id FROM activation.enrollment e
+             WHERE e.loop_id = _detect_stretch.loop_id AND e.version = _detect_stretch.version AND e.step = _detect_stretch.step
+               AND activation._part(e.user_id) = part AND e.enrollment_id > mark
+               AND e.activated_at IS NULL AND e.state IN ('waiting', 'timed_out') AND e.retry_at IS NULL
+             ORDER BY e.enrollment_id LIMIT batch) s
+$$;
+
+-- A stretch of a sweep at once: asks about everybody in it, and touches only those for whom the condition is true. Returns
+-- how many people it was. When it raises, its people are evaluated like others, who are to blame is found there.
+CREATE FUNCTION activation._detect_sweep(loop_id integer, version integer, step integer, part integer, mark bigint, batch integer) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    stretch record;
+    true_keys text[];
+    asked record;
+BEGIN
+    SELECT * INTO stretch FROM activation._detect_stretch(loop_id, version, step, part, mark, batch);
+    IF stretch.ids <> '{}' THEN
+        SELECT s.evaluate_function, v.owner INTO asked
+          FROM activation.step s JOIN activation.loop_version v USING (loop_id, version)
+         WHERE s.loop_id = _detect_sweep.loop_id AND s.version = _detect_sweep.version AND s.step = _detect_sweep.step;
+        PERFORM activation._evaluating(loop_id);
+        true_keys := activation._safe_eval(asked.evaluate_function, asked.owner, stretch.keys);
+        PERFORM activation._evaluating(NULL);
+        IF true_keys <> '{}' THEN
+            PERFORM activation._detect_decide(ARRAY(SELECT u.id FROM unnest(stretch.ids, stretch.keys) AS u(id, key)
+                                                     WHERE u.key = ANY (true_keys)), '{}', '{}', true_keys);
+        END IF;
+    END IF;
+    PERFORM activation._detect_swept(loop_id, version, step, part, stretch.ids, batch);
+    RETURN cardinality(stretch.ids);
+END
+$$;
+
+-- A stretch that was full goes on in the next round; otherwise the sweep is over until its next time.
+CREATE FUNCTION activation._detect_swept(loop_id integer, version integer, step integer, part integer, ids bigint[], batch integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.sweep w
+       SET due_at = CASE WHEN cardinality(ids) = batch THEN w.due_at
+                         ELSE activation._now() + coalesce((SELECT s.every FROM activation.step s
+                                                             WHERE s.loop_id = w.loop_id AND s.version = w.version AND s.step = w.step), '10 minutes') END,
+           mark = CASE WHEN cardinality(ids) = batch THEN ids[batch] ELSE 0 END
+     WHERE w.loop_id = _detect_swept.loop_id AND w.version = _detect_swept.version AND w.step = _detect_swept.step AND w.part = _detect_swept.part
 $$;
 
 -- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still

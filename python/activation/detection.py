@@ -20,6 +20,11 @@ SHORT, LONG = 0.1, 0.4
 MAX_FAILURES = 20
 
 _ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[], $5) AS true_keys"
+_SWEEPS = "SELECT * FROM activation._detect_sweeps($1::integer[])"
+_STEP = "$1::integer, $2::integer, $3::integer, $4::integer"
+_SWEEP = f"SELECT activation._detect_sweep({_STEP}, $5::bigint, $6::integer) AS people"
+_STRETCH = f"SELECT ids FROM activation._detect_stretch({_STEP}, $5::bigint, $6::integer)"
+_SWEPT = f"SELECT activation._detect_swept({_STEP}, $5::bigint[], $6::integer)"
 _DECIDE = "SELECT activation._detect_decide($1::bigint[], $2::timestamptz[], $3::boolean[], $4::text[])"
 
 
@@ -51,14 +56,15 @@ class Detector:
             for item in work:
                 if item["loop_id"] not in self._aside:
                     self._loop(item)
-            more = bool(work)
+            swept = self._sweeps(parts) if parts else 0
+            more = bool(work) or swept > 0
             if self._slot is None and not more:
                 more = bool(db.execute("SELECT EXISTS (SELECT FROM activation.signal) AS more")[0]["more"])
         except BaseException:
             db.rollback()
             raise
         db.commit()
-        self.adapt(sum(len(item["ids"]) for item in work), time.monotonic() - began)
+        self.adapt(sum(len(item["ids"]) for item in work) + swept, time.monotonic() - began)
         return more
 
     def adapt(self, evaluated: int, seconds: float) -> None:
@@ -74,6 +80,32 @@ class Detector:
             return list(self._db.execute(sql)[0]["parts"])
         sql = "SELECT activation._lock_parts(activation._my_parts($1::integer), false) AS parts"
         return list(self._db.execute(sql, self._slot)[0]["parts"])
+
+    def _sweeps(self, parts: list[int]) -> int:
+        """A stretch of each sweep that is due, until it is enough for a round. Returns how many people it was."""
+        people = 0
+        for sweep in self._db.execute(_SWEEPS, parts):
+            if people >= self.batch:
+                break
+            if sweep["loop_id"] not in self._aside:
+                people += self._sweep(sweep)
+        return people
+
+    def _sweep(self, sweep: dict[str, Any]) -> int:
+        step = (sweep["loop_id"], sweep["version"], sweep["step"], sweep["part"])
+        began = time.monotonic()
+        try:
+            with self._db.subtransaction():
+                return int(self._db.execute(_SWEEP, *step, sweep["mark"], self.batch)[0]["people"])
+        except Cancelled:
+            self._set_aside("_detect_cancelled", sweep, time.monotonic() - began)
+            return 1
+        except Failed:
+            ids = self._db.execute(_STRETCH, *step, sweep["mark"], self.batch)[0]["ids"]
+            self._loop({**sweep, "ids": ids, "woken": [None] * len(ids), "fresh": [False] * len(ids)})
+            if sweep["loop_id"] not in self._aside:
+                self._db.execute(_SWEPT, *step, ids, self.batch)
+            return len(ids)
 
     def _loop(self, item: dict[str, Any]) -> None:
         failures: list[Failed] = []

@@ -1,0 +1,117 @@
+"""Detection: how long from the commit of k people's actions until all their messages are queued, however many wait; and a
+sweep of everybody, against the same question asked by hand."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+from common import Cluster, Row, say, worker
+from harness import Database, wait_until
+
+APP = """
+    CREATE TABLE users (id bigint PRIMARY KEY, email text);
+    CREATE TABLE user_actions (user_id bigint, action_type text);
+    CREATE INDEX ON user_actions (user_id, action_type);
+    SELECT activation.define_loop('first_project',
+        trigger => activation.on_insert('users'),
+        condition => activation.query($$SELECT * FROM user_actions
+            WHERE user_id = $1 AND action_type = 'first_project_created'$$, timeout => '30 days'),
+        action => activation.email('milestone', personalization => '{"count": "1"}'));
+    ALTER TABLE users DISABLE TRIGGER ALL;
+"""
+#: Every second one of those who wait has done something else.
+FILL = """
+    INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(%(low)s, %(high)s) g;
+    INSERT INTO user_actions SELECT g, 'seen' FROM generate_series(%(low)s, %(high)s, 2) g;
+    INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+    SELECT 1, 1, g::text, 'waiting', now(), now(), now() + '30 days', 0 FROM generate_series(%(low)s, %(high)s) g;
+"""
+ACT = "INSERT INTO user_actions SELECT g, 'first_project_created' FROM generate_series(%s::bigint, %s::bigint) g"
+BY_HAND = """
+    SELECT count(*) FROM activation.enrollment e
+     WHERE e.loop_id = 1 AND e.state = 'waiting'
+       AND EXISTS (SELECT FROM user_actions a WHERE a.user_id = e.user_id::bigint AND a.action_type = 'first_project_created')
+"""
+
+
+class Waiting:
+    """A database in which more and more people wait."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.people = 0
+        self.acted = 0
+        db.sql(APP)
+
+    def grow(self, people: int) -> None:
+        step = 1_000_000
+        for low in range(self.people + 1, people + 1, step):
+            high = min(low + step - 1, people)
+            for statement in FILL.split(";")[:-1]:
+                self.db.sql(statement % {"low": low, "high": high})
+        self.people = people
+        for table in ("users", "user_actions", "activation.enrollment", "activation.message"):
+            self.db.sql(f"VACUUM ANALYZE {table}")
+
+    def act(self, k: int) -> float:
+        """Milliseconds from the commit of k people's actions until a detector has taken them all."""
+        low, self.acted = self.acted + 1, self.acted + k
+        self.db.sql(ACT, low, self.acted)
+        start = time.perf_counter()
+        wait_until_empty(self.db)
+        return (time.perf_counter() - start) * 1000
+
+    def sweep(self) -> float:
+        """Milliseconds until everybody was asked again."""
+        self.db.sql("SELECT activation._sweep(NULL, now())")
+        start = time.perf_counter()
+        wait_until(lambda: not self.db.value("SELECT EXISTS (SELECT FROM activation.sweep WHERE due_at <= now())"), 600)
+        return (time.perf_counter() - start) * 1000
+
+    def by_hand(self) -> float:
+        start = time.perf_counter()
+        self.db.sql(BY_HAND)
+        return (time.perf_counter() - start) * 1000
+
+
+def wait_until_empty(db: Database) -> None:
+    """Until no wake is left: a round deletes them in the transaction that writes the messages."""
+    while db.value("SELECT EXISTS (SELECT FROM activation.wake WHERE source_id <> 0)"):
+        time.sleep(0.001)
+
+
+def measure(cluster: Cluster, sizes: list[int]) -> list[Row]:
+    rows: list[Row] = []
+    db = cluster.create_database()
+    waiting = Waiting(db)
+    smallest: dict[int, float] = {}
+    for people in sizes:
+        say(f"{people:,} people wait …")
+        waiting.grow(people)
+        with worker(db, "detect"):
+            wait_until(lambda: db.value("SELECT EXISTS (SELECT FROM activation.schedule WHERE watching)"), 10)
+            waiting.sweep()
+            for k, times in ((1, 21), (100, 21), (people // 10 if people < 100_000 else 10_000, 3)):
+                found = []
+                for _ in range(times):
+                    # The last action keeps the detector at its shorter poll.
+                    waiting.act(1)
+                    found.append(waiting.act(k))
+                ratio = f", {median(found) / smallest[k]:.2f} of the smallest" if k in smallest else ""
+                smallest.setdefault(k, median(found))
+                rows.append(
+                    (
+                        f"{people:,} wait, {k:,} act: commit to all messages queued, ms",
+                        "≤ 15 + the poll of 20" if k == 100 else "",
+                        f"{median(found):.0f} ({min(found):.0f}–{max(found):.0f}){ratio}",
+                    )
+                )
+            hand = median([waiting.by_hand() for _ in range(3)])
+            swept = median([waiting.sweep() for _ in range(3)])
+        rows.append((f"{people:,} wait: EXISTS by hand over all, ms", "", f"{hand:.0f}"))
+        rows.append((f"{people:,} wait: a sweep of all ÷ by hand", "≤ 2.5", f"{swept / hand:.2f} ({swept:.0f} ms)"))
+    acted = db.value("SELECT count(*) FROM activation.message")
+    assert acted == waiting.acted, (acted, waiting.acted)
+    db.drop()
+    return rows
