@@ -1,3 +1,4 @@
+# ruff: noqa: E402, RUF001, RUF002, RUF005
 """What the parts of the benchmark share."""
 
 from __future__ import annotations

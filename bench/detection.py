@@ -1,5 +1,6 @@
-"""Detection: how long from the commit of k people's actions until all their messages are queued, however many wait; and a
-sweep of everybody, against the same question asked by hand."""
+# ruff: noqa: RUF001
+"""Detection: how long from the commit of k people's actions until all their messages are queued, however many wait; and
+a sweep of everybody, against the same question asked by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import time
 from statistics import median
 
 from common import Cluster, Row, say, worker
+
 from harness import Database, wait_until
 
 APP = """
@@ -24,14 +26,16 @@ APP = """
 FILL = """
     INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(%(low)s, %(high)s) g;
     INSERT INTO user_actions SELECT g, 'seen' FROM generate_series(%(low)s, %(high)s, 2) g;
-    INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+    INSERT INTO activation.enrollment
+           (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
     SELECT 1, 1, g::text, 'waiting', now(), now(), now() + '30 days', 0 FROM generate_series(%(low)s, %(high)s) g;
 """
 ACT = "INSERT INTO user_actions SELECT g, 'first_project_created' FROM generate_series(%s::bigint, %s::bigint) g"
 BY_HAND = """
     SELECT count(*) FROM activation.enrollment e
      WHERE e.loop_id = 1 AND e.state = 'waiting'
-       AND EXISTS (SELECT FROM user_actions a WHERE a.user_id = e.user_id::bigint AND a.action_type = 'first_project_created')
+       AND EXISTS (SELECT FROM user_actions a
+                    WHERE a.user_id = e.user_id::bigint AND a.action_type = 'first_project_created')
 """
 
 

@@ -26,8 +26,7 @@ AS $$ SELECT make_interval(secs => coalesce(greatest(floor(r), 1) / r, 1)) + int
 -- before which its request must not leave. They are taken by _take_tokens() in the same transaction, or stay as they are.
 -- Without a known rate there is no limit (n is 0), but until the first answer has come, one request at a time.
 -- A token whose holder is gone is free a second later: its request may have been sent up to the last moment.
--- unheld: the token is not to be held until the answer comes, which from a provider that always takes its time is too late.
-CREATE FUNCTION activation._lock_tokens(wanted integer, ahead interval) RETURNS TABLE (n integer, free_at timestamptz, unheld boolean)
+CREATE FUNCTION activation._lock_tokens(wanted integer, ahead interval) RETURNS TABLE (n integer, free_at timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -36,11 +35,9 @@ DECLARE
     now timestamptz := clock_timestamp();
     allowed numeric := activation._rate();
     size integer;
-    slow boolean := coalesce((SELECT p.min_rtt > 0.5 AND p.answers >= 10 AND coalesce(p.careful_until < now, true)
-                                FROM activation.provider p), false);
 BEGIN
     IF allowed IS NULL THEN
-        RETURN QUERY SELECT 0, now, true FROM generate_series(1, wanted);
+        RETURN QUERY SELECT 0, now FROM generate_series(1, wanted);
         RETURN;
     END IF;
     size := greatest(floor(allowed), 1);
@@ -52,30 +49,39 @@ BEGIN
      WHERE t.holder_pid IS NOT NULL
        AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start);
     RETURN QUERY
-    SELECT t.n, t.free_at, slow FROM activation.token t
+    SELECT t.n, t.free_at FROM activation.token t
      WHERE t.free_at <= now + ahead ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED;
 END
 $$;
 
-CREATE FUNCTION activation._take_tokens(tokens integer[], lease interval, unheld boolean) RETURNS void
+-- Tokens are held until they are given back, or their holder is gone.
+CREATE FUNCTION activation._take_tokens(tokens integer[], lease interval) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE activation.token t
-       SET free_at = CASE WHEN unheld THEN greatest(t.free_at, clock_timestamp()) + activation._token_period() ELSE clock_timestamp() + lease END,
-           holder_pid = CASE WHEN NOT unheld THEN me.pid END, holder_start = CASE WHEN NOT unheld THEN me.backend_start END
+       SET free_at = clock_timestamp() + lease, holder_pid = me.pid, holder_start = me.backend_start
       FROM (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
      WHERE t.n = ANY (tokens)
 $$;
 
--- Gives a token back after its request was answered, so that no second of the provider's sees one request too many. A
--- provider counts a request when it arrives, and most of a round trip is what it does afterwards: a second after this one
--- left, the next one may leave. That is not so for a request that had to make
--- its connection first, nor, as a 429 shows, for every provider: then it counts as having arrived at the last moment, the
--- shortest way back before its answer came, and the next one as arriving the shortest way there after it leaves; together
--- that is the shortest round trip, of which half is believed: a shorter one may still come. Among the first ten answers
--- there may have been no short one, so up to 100 ms are added.
-CREATE FUNCTION activation._free_token(token integer, started_at timestamptz, finished_at timestamptz, fresh boolean) RETURNS void
+-- Whether the provider always takes its time, so that a token that waits for the answer comes back too late.
+CREATE FUNCTION activation._slow_provider() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM activation.provider p
+                    WHERE p.min_rtt > 0.5 AND p.answers >= 10 AND coalesce(p.careful_until < clock_timestamp(), true))
+$$;
+
+-- Gives a token back after its request was answered, or, with finished_at NULL, when it has left, so that no second of the
+-- provider's sees one request too many. A provider counts a request when it arrives, and most of a round trip is what it
+-- does afterwards: a second after this one left, the next one may leave. That is, as a 429 shows, not so for every
+-- provider: then a request counts as having arrived at the last moment, the shortest way back before its answer came, and
+-- the next one as arriving the shortest way there after it leaves; together that is the shortest round trip, of which half
+-- is believed: a shorter one may still come. Among the first ten answers there may have been no short one, so up to 100 ms
+-- are added.
+CREATE FUNCTION activation._free_token(token integer, left_at timestamptz, finished_at timestamptz) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -85,12 +91,12 @@ DECLARE
     shortest double precision;
 BEGIN
     SELECT * INTO p FROM activation.provider;
-    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - started_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0) / 2;
+    shortest := greatest(coalesce(least(extract(epoch FROM finished_at - left_at), p.min_rtt), 0) - 0.01 * (10 - p.answers), 0) / 2;
     UPDATE activation.token t
        SET holder_pid = NULL, holder_start = NULL,
-           free_at = CASE WHEN fresh OR p.careful_until > clock_timestamp()
+           free_at = CASE WHEN finished_at IS NOT NULL AND p.careful_until > clock_timestamp()
                           THEN finished_at + greatest(period - interval '18 milliseconds' - make_interval(secs => shortest), interval '0')
-                          ELSE started_at + period END
+                          ELSE left_at + period END
      WHERE t.n = token;
 END
 $$;

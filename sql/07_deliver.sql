@@ -56,7 +56,7 @@ $$;
 -- whether there is anything to claim or to give up. marks: how far the queue of each loop was walked, see _claim_messages.
 CREATE FUNCTION activation._deliver_state(host text, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, paused_key text, sender text, reply_to text, resend_url text,
-               api_key text, due boolean, expired boolean)
+               api_key text, slow boolean, due boolean, expired boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -69,7 +69,7 @@ BEGIN
     SELECT * INTO p FROM activation.provider;
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
         CASE WHEN p.paused_until > now THEN p.pause_reason END, p.paused_key,
-        s.sender, s.reply_to, s.resend_url, s.api_key,
+        s.sender, s.reply_to, s.resend_url, s.api_key, activation._slow_provider(),
         EXISTS (SELECT FROM activation._queues(now, mark_loops, mark_ats, mark_ids))
         OR EXISTS (SELECT FROM activation.request r
                     WHERE r.state = 'open' AND r.next_attempt_at <= now

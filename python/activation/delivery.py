@@ -23,7 +23,7 @@ from activation import keys
 from activation.database import Cancelled, Database, Failed
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
 from activation.render import Rendered, Source, built_in, render, variables_of
-from activation.resend import TOTAL_TIMEOUT, Accepted, Resend, Try, is_content
+from activation.resend import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
 
 #: Requests in flight at once, how many of them one claim makes, emails a request, and how long a request belongs to its
 #: worker (seconds).
@@ -90,13 +90,14 @@ class _Ended:
 
 @dataclass
 class _Flight:
-    """A request on its way."""
+    """A request on its way. rate_token: the number of the token that it holds, 0 for none."""
 
     request_id: str
     token: str
     rate_token: int
     batch: bool
     since: float
+    departure: Departure
     learnt: bool = False
 
 
@@ -134,6 +135,8 @@ class Deliverer:
         self._marks: dict[int, tuple[str, str]] = {}
         self._marked_at = 0.0
         self._key_mark = ""
+        #: Whose tokens are given back by the transaction that is open.
+        self._departed: list[_Flight] = []
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
         #: Whether what is due only waits for the rate.
@@ -223,7 +226,7 @@ class Deliverer:
                 ended = time.time()
                 none: Future[Try] = Future()
                 error = Unanswered("no answer in time", name="total_timeout")
-                none.set_result(Try(error, None, ended - (now - flight.since), ended, True))
+                none.set_result(Try(error, None, ended - (now - flight.since), ended, ended))
                 self._flights[none] = flight
 
     def _record(self, answered: list[_Answer]) -> None:
@@ -271,11 +274,10 @@ class Deliverer:
             if answer.flight.rate_token:
                 self._db.execute(
                     "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
-                    " to_timestamp($3::double precision), $4)",
+                    " to_timestamp($3::double precision))",
                     answer.flight.rate_token,
-                    attempt.started_at,
+                    attempt.left_at,
                     attempt.finished_at,
-                    attempt.fresh,
                 )
 
     def _learnt(self, answered: list[_Answer]) -> None:
@@ -290,6 +292,7 @@ class Deliverer:
     # -- claim ----------------------------------------
 
     def _claim(self, answered: list[_Answer]) -> bool:
+        self._departed.clear()
         try:
             self._learn(answered)
             launches, did = self._claim_in_transaction()
@@ -299,6 +302,8 @@ class Deliverer:
             raise
         self._db.commit()
         self._learnt(answered)
+        for flight in self._departed:
+            flight.rate_token = 0
         for launch in launches:
             launch()
         return did
@@ -346,14 +351,15 @@ class Deliverer:
 
     def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
         db = self._db
+        if state["slow"]:
+            self._free_departed()
         tokens = db.execute(
-            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at, unheld"
+            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
             f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
             max(1, min(CLAIM, THREADS - len(self._flights))),
         )
         self.out_of_tokens = not tokens
         offered, limited = len(tokens), any(token["n"] for token in tokens)
-        unheld = any(token["unheld"] for token in tokens)
         if not tokens:
             self._behind_since = None
             return [], False
@@ -365,12 +371,12 @@ class Deliverer:
         def launch(request_id: str, endpoint: str, body: str, emails: int) -> None:
             token = tokens.pop(0)
             taken.append(token["n"])
-            held = 0 if token["unheld"] else token["n"]
-            flight = _Flight(request_id, lease, held, endpoint == "/emails/batch", 0.0)
+            departure = Departure()
+            flight = _Flight(request_id, lease, token["n"], endpoint == "/emails/batch", 0.0, departure)
 
             def go() -> None:
                 flight.since = time.monotonic()
-                sent = self._pool.submit(client.send, endpoint, body, request_id, emails, token["free_at"])
+                sent = self._pool.submit(client.send, endpoint, body, request_id, emails, token["free_at"], departure)
                 self._flights[sent] = flight
 
             launches.append(go)
@@ -425,11 +431,22 @@ class Deliverer:
             self._behind_since = time.monotonic()
         if any(taken):
             db.execute(
-                f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL}, $2)",
+                f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL})",
                 [str(n) for n in taken],
-                unheld,
             )
         return launches, did
+
+    def _free_departed(self) -> None:
+        """From a provider that always takes its time, the answer would come too late for its token: that is free when
+        the request has left."""
+        for flight in self._flights.values():
+            if flight.rate_token and flight.departure.at is not None:
+                self._db.execute(
+                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision), NULL)",
+                    flight.rate_token,
+                    flight.departure.at,
+                )
+                self._departed.append(flight)
 
     def _prepare(self, state: dict[str, Any], wanted: int) -> tuple[list[_Mail], _Ended, bool]:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""

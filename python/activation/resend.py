@@ -19,7 +19,8 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 import activation
@@ -70,18 +71,58 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Try:
-    """One try: what came of it, the rate the server named (requests a second), when it left and ended (seconds since
-    the epoch), and whether on a fresh connection."""
+    """One try: what came of it, the rate the server named (requests a second), and when it began, left and ended
+    (seconds since the epoch). Between the first two a connection may have been made."""
 
     outcome: Accepted | DeliveryError
     rate: float | None
     started_at: float
+    left_at: float
     finished_at: float
-    fresh: bool
 
     @property
     def rtt(self) -> float:
-        return self.finished_at - self.started_at
+        return self.finished_at - self.left_at
+
+
+@dataclass
+class Departure:
+    """When a request left (seconds since the epoch): told to another thread while the answer is awaited."""
+
+    at: float | None = None
+
+
+_thread = threading.local()
+
+
+class _Departing:
+    """A connection that writes down when it has sent what it was given."""
+
+    def send(self, data: Any) -> None:
+        super().send(data)  # type: ignore[misc]
+        _thread.departure.at = time.time()
+
+
+class _HTTPConnection(_Departing, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Departing, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        super().init_poolmanager(*arguments, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class Resend:
@@ -98,6 +139,8 @@ class Resend:
             session = requests.Session()
             # No proxies, netrc or certificates from whatever environment the server was started in.
             session.trust_env = False
+            session.mount("http://", _Adapter())
+            session.mount("https://", _Adapter())
             session.headers.update(
                 {
                     "Authorization": f"Bearer {self._api_key}",
@@ -109,15 +152,23 @@ class Resend:
             self._local.session = session
         return session
 
-    def send(self, endpoint: str, body: str, key: str, emails: int, not_before: float = 0.0) -> Try:
+    def send(
+        self,
+        endpoint: str,
+        body: str,
+        key: str,
+        emails: int,
+        not_before: float = 0.0,
+        departure: Departure | None = None,
+    ) -> Try:
         """POSTs a stored body. endpoint: /emails or /emails/batch. key: the idempotency key. emails: how many it holds.
-        not_before: when it may leave (seconds since the epoch).
+        not_before: when it may leave (seconds since the epoch). departure: is told when it left.
 
         Never raises for anything the network or the provider does: that is the outcome.
         """
         time.sleep(max(0.0, not_before - time.time()))
         session = self._session()
-        before = _connections(session)
+        left = _thread.departure = departure or Departure()
         started = time.time()
         deadline = time.monotonic() + TOTAL_TIMEOUT
         rate: float | None = None
@@ -137,20 +188,8 @@ class Resend:
             outcome = error
         except requests.RequestException as error:
             outcome = _network(error)
-        return Try(outcome, rate, started, time.time(), _connections(session) != before)
-
-
-def _connections(session: requests.Session) -> int:
-    """How many connections a session has made so far."""
-    adapters = [adapter for adapter in session.adapters.values() if isinstance(adapter, HTTPAdapter)]
-    pools = [pool for adapter in adapters for pool in _pools(adapter)]
-    return sum(pool.num_connections for pool in pools)
-
-
-def _pools(adapter: HTTPAdapter) -> list[HTTPConnectionPool]:
-    kept = adapter.poolmanager.pools
-    # It refuses to be iterated over: it might change meanwhile. This session is one thread's.
-    return [pool for key in kept.keys() if (pool := kept.get(key)) is not None]  # noqa: SIM118
+        ended = time.time()
+        return Try(outcome, rate, started, left.at or ended, ended)
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:

@@ -32,7 +32,7 @@ def line(result: Result) -> str:
     )
 
 
-def text(results: Sequence[Result]) -> str:
+def text(results: Sequence[Result], jobs: int) -> str:
     """The whole report, in Markdown."""
     faults: Counter[str] = sum((result.faults for result in results), Counter())
     violations = Counter(offence.invariant for result in results for offence in result.offences)
@@ -46,7 +46,8 @@ def text(results: Sequence[Result]) -> str:
         f" {platform.release()}, {_postgres()}, Python {platform.python_version()},"
         f" activation {activation.__version__}, fsync on.",
         "",
-        f"{len(results)} seeds, {sum(r.seconds for r in results) / 60:g} minutes, {sum(faults.values()):,} faults,"
+        f"{len(results)} seeds, {jobs} at a time, {sum(r.seconds for r in results) / 60:g} minutes,"
+        f" {sum(faults.values()):,} faults,"
         f" {sum(r.users for r in results):,} users, {sum(r.emails for r in results):,} emails.",
         "",
         "| must not be | count |",

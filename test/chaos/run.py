@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -155,18 +156,20 @@ def main() -> int:
     parser.add_argument(
         "--cron", default="", help="the seeds that run under pg_cron; by default every fifth of several"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="how many seeds run at a time, each on a server of its own")
     arguments = parser.parse_args()
     # A server is ended on the way out, which is not the way of an unhandled signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seeds = _seeds(arguments.seeds)
     cron = set(_seeds(arguments.cron)) if arguments.cron else {s for s in seeds[4::5]}
     results = []
-    for seed in seeds:
-        print(f"seed {seed}{' under pg_cron' if seed in cron else ''} …", file=sys.stderr, flush=True)
-        result = run_seed(seed, arguments.minutes * 60, cron=seed in cron)
-        print(report.line(result), file=sys.stderr, flush=True)
-        results.append(result)
-    print(report.text(results))
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for future in as_completed(
+            [pool.submit(run_seed, seed, arguments.minutes * 60, cron=seed in cron) for seed in seeds]
+        ):
+            results.append(future.result())
+            print(report.line(results[-1]), file=sys.stderr, flush=True)
+    print(report.text(sorted(results, key=lambda result: result.seed), arguments.jobs))
     return 1 if any(result.offences for result in results) else 0
 
 
