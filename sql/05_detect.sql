@@ -334,6 +334,7 @@ BEGIN
         PERFORM activation._evaluating(loop_id);
         true_keys := activation._safe_eval(asked.evaluate_function, asked.owner, stretch.keys);
         PERFORM activation._evaluating(NULL);
+        PERFORM activation._detect_well(loop_id);
         IF true_keys <> '{}' THEN
             PERFORM activation._detect_decide(ARRAY(SELECT u.id FROM unnest(stretch.ids, stretch.keys) AS u(id, key)
                                                      WHERE u.key = ANY (true_keys)), '{}', '{}', true_keys);

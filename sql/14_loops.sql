@@ -308,6 +308,7 @@ BEGIN
     UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now() WHERE x.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
     PERFORM activation._sweep(l.loop_id, activation._now());
+    UPDATE activation.enrollment e SET retry_at = activation._now() WHERE e.loop_id = l.loop_id AND e.retry_at > activation._now();
 END
 $$;
 COMMENT ON FUNCTION activation.resume_loop(text) IS

@@ -87,6 +87,9 @@ BEGIN
                                           activation._detect_ask(item.loop_id, item.version, item.step, item.ids));
         items := items + 1;
     END LOOP;
+    FOR item IN SELECT * FROM activation._detect_sweeps(activation._all_parts()) LOOP
+        PERFORM activation._detect_sweep(item.loop_id, item.version, item.step, item.part, item.mark, 1000);
+    END LOOP;
     RETURN items;
 END
 $$;
