@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "test" / "cluster")]
 
 import psycopg
 
-from harness import Cluster, Database, programs
+from harness import Database, programs
 
 #: One line of the results: what was measured, the target, the figure.
 Row = tuple[str, str, str]
@@ -46,14 +46,14 @@ def ratios(measure: Callable[[str], float], table: str, plain: str, pairs: int) 
     return found
 
 
-def pgbench(cluster: Cluster, script: str, seconds: float, clients: int = 8) -> float:
+def pgbench(db: Database, script: str, seconds: float, clients: int = 8) -> float:
     """Transactions a second of a pgbench script."""
-    path = cluster.data.parent / "pgbench.sql"
+    path = db.cluster.data.parent / "pgbench.sql"
     path.write_text(script)
     said = subprocess.run(
         [programs() / "pgbench", "-U", "postgres", "-n", "-M", "prepared", "-c", str(clients)]
-        + ["-j", str(min(clients, 2)), "-T", str(seconds), "-f", path, cluster.name],
-        env={**os.environ, **cluster.address()},
+        + ["-j", str(min(clients, 2)), "-T", str(seconds), "-f", path, db.name],
+        env={**os.environ, **db.cluster.address()},
         capture_output=True,
         text=True,
         check=True,

@@ -7,9 +7,9 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from common import Cluster, Row, say, worker
+from common import Row, say, worker
 
-from harness import Database, wait_until
+from harness import Cluster, Database, wait_until
 
 APP = """
     CREATE TABLE users (id bigint PRIMARY KEY, email text);
