@@ -319,6 +319,7 @@ $$;
 CREATE FUNCTION activation._detect_sweep(loop_id integer, version integer, step integer, part integer, mark bigint, batch integer) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 DECLARE
