@@ -31,7 +31,7 @@ def standby_of(
     with standby:
         primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         primary.sql("SELECT pg_reload_conf()")
-        wait_until(lambda: primary.value("SELECT sync_state FROM pg_stat_replication") == "sync")
+        wait_until(lambda: primary.sql("SELECT sync_state FROM pg_stat_replication") == [("sync",)])
         yield standby
 
 
