@@ -43,7 +43,7 @@ def text(results: Sequence[Result], jobs: int) -> str:
         "# Chaos",
         "",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} cores, {_memory()}, {platform.system()}"
-        f" {platform.release().partition("-")[0]}, {_postgres()}, Python {platform.python_version()},"
+        f" {_kernel()}, {_postgres()}, Python {platform.python_version()},"
         f" activation {activation.__version__}, fsync on.",
         "",
         f"{len(results)} seeds, {jobs} at a time, {sum(r.seconds for r in results) / 60:g} minutes,"
@@ -108,6 +108,10 @@ def _row(result: Result) -> str:
 def _postgres() -> str:
     version = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
     return version.replace("postgres (PostgreSQL)", "PostgreSQL").strip()
+
+
+def _kernel() -> str:
+    return platform.release().partition("-")[0]
 
 
 def _memory() -> str:
