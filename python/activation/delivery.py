@@ -139,6 +139,8 @@ class Deliverer:
         self._departed: list[_Flight] = []
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
+        #: Whether the provider always takes its time to answer.
+        self.slow = False
         #: Whether what is due only waits for the rate.
         self.out_of_tokens = False
         #: Since when this deliverer, and not the rate, has been what limits it.
@@ -147,11 +149,6 @@ class Deliverer:
     @property
     def busy(self) -> bool:
         return bool(self._flights)
-
-    @property
-    def waits_since(self) -> float:
-        """When the oldest of the requests in flight left; now, if there is none. A monotonic time in seconds."""
-        return min((flight.since for flight in self._flights.values()), default=time.monotonic())
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -318,7 +315,7 @@ class Deliverer:
         state = self._db.execute(
             f"SELECT * FROM activation._deliver_state($1, {_marks_sql(2)})", self._host, *self._mark_columns()
         )[0]
-        self.note = state["disarmed"]
+        self.note, self.slow = state["disarmed"], state["slow"]
         self.out_of_tokens = False
         if self.note:
             return [], False
@@ -351,7 +348,7 @@ class Deliverer:
 
     def _claim_to_send(self, state: dict[str, Any], api_key: str) -> tuple[list[Callable[[], None]], bool]:
         db = self._db
-        if state["slow"]:
+        if self.slow:
             self._free_departed()
         tokens = db.execute(
             "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"

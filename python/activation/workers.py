@@ -29,10 +29,10 @@ BEAT = 2.0
 FIRST_HOUSEKEEPING = 5.0
 HOUSEKEEPING = 30.0
 
-#: A deliverer whose run is over claims nothing more and waits for its answers, unless one takes longer than DRAIN: then
-#: it goes on claiming until that one has come, LATE at most (seconds).
-DRAIN = 2.0
-LATE = 40.0
+#: A deliverer whose run is over claims nothing more and waits for its answers. Where that takes longer than DRAIN
+#: (seconds), from a slow provider or for one slow answer, it goes on for another minute, so often at most.
+DRAIN = 0.5
+MORE_MINUTES = 5
 
 #: How long a worker waits for a lock.
 LOCK_TIMEOUT = "1s"
@@ -46,9 +46,9 @@ class WorkerDatabase(Database, Protocol):
     def warn(self, message: str) -> None: ...
 
 
-def _end_of_run(db: WorkerDatabase) -> float:
+def _end_of_run(db: WorkerDatabase) -> tuple[float, bool]:
     """When a run ends: one second after the next full minute, when pg_cron has queued the next one; earlier where a
-    statement_timeout would end it."""
+    statement_timeout would end it. And whether it may last longer."""
     row = db.execute(
         "SELECT extract(epoch FROM clock_timestamp())::double precision AS now,"
         " (SELECT s.setting::double precision / 1000 FROM pg_catalog.pg_settings s"
@@ -57,7 +57,7 @@ def _end_of_run(db: WorkerDatabase) -> float:
     seconds = 61 - row["now"] % 60
     if row["timeout"]:
         seconds = min(seconds, max(row["timeout"] - 2, row["timeout"] / 2))
-    return time.monotonic() + float(seconds)
+    return time.monotonic() + float(seconds), not row["timeout"]
 
 
 @contextlib.contextmanager
@@ -211,7 +211,7 @@ def detect(db: WorkerDatabase, slot: int) -> None:
     with _worker(db, "detector", slot) as wanted:
         if not wanted:
             return
-        detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db), 0.0
+        detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db)[0], 0.0
         housekeeping = _Housekeeping(db)
         # The heartbeat comes first: who is stuck in a first round is found by it.
         _patiently(db, lambda: pulse.beat(False, None))
@@ -235,7 +235,8 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
     with _worker(db, "deliverer", slot) as wanted:
         if not wanted:
             return
-        pulse, end, warm_until = _Pulse(db, "deliverer", slot), _end_of_run(db), 0.0
+        pulse, (end, may_last), warm_until = _Pulse(db, "deliverer", slot), _end_of_run(db), 0.0
+        minutes_left = MORE_MINUTES if may_last else 0
         deliverer = Deliverer(db, socket.gethostname())
         if disarmed := db.execute("SELECT activation._disarmed($1) AS reason", socket.gethostname())[0]["reason"]:
             # Once a run, that is once a minute.
@@ -243,9 +244,11 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
         try:
             _patiently(db, lambda: pulse.beat(False, None))
             while (in_time := pulse.go_on and time.monotonic() < end) or deliverer.busy:
-                late = end < time.monotonic() < end + LATE and deliverer.waits_since < time.monotonic() - DRAIN
+                if not in_time and pulse.go_on and minutes_left and (deliverer.slow or time.monotonic() > end + DRAIN):
+                    end, minutes_left = end + 60, minutes_left - 1
+                    continue
                 with _passing(db):
-                    worked = deliverer.turn(in_time or (late and pulse.go_on))
+                    worked = deliverer.turn(in_time)
                     pulse.beat(worked, deliverer.note)
                     if worked:
                         warm_until = time.monotonic() + WARM

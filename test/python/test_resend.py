@@ -8,7 +8,9 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -18,7 +20,7 @@ import pytest
 
 from activation import resend
 from activation.errors import DeliveryError, Erred, Paused, Refused, Terminal, Unanswered, Unknowable
-from activation.resend import Accepted, Resend, is_content, understand
+from activation.resend import Accepted, Departure, Resend, is_content, understand
 from activation.sandbox import Sandbox
 
 TABLE: list[tuple[int, str, type[DeliveryError]]] = [
@@ -312,3 +314,25 @@ def test_tls_that_breaks_after_the_request(tmp_path: Path, answer: bytes | None)
     """Perhaps accepted: it must be repeated under the same key, never made anew."""
     with tls_server(tmp_path, answer) as (url, certificate):
         assert type(outcome_at(url, certificate)) is Unanswered
+
+
+def test_when_it_left() -> None:
+    """Known while the answer is awaited: after the connection was made, before the answer; None if it never left."""
+    email = {"from": "a@acme.dev", "to": ["ada@acme.dev"], "subject": "Hi", "text": "Hi"}
+    departure = Departure()
+    with Sandbox() as server:
+        client = Resend(server.url, "re_test")
+        server.fail("stall", times=1)
+        with ThreadPoolExecutor(1) as pool:
+            begun = time.time()
+            sent = pool.submit(client.send, "/emails", json.dumps(email), "key", 1, 0.0, departure)
+            server.wait_for(lambda s: s.held == 1)
+            left_at = departure.at
+            held = time.time()
+            server.release()
+            tried = sent.result()
+    assert left_at is not None and begun <= tried.started_at <= left_at <= held <= tried.finished_at
+    assert tried.left_at == left_at and tried.rtt == tried.finished_at - left_at
+    never = Departure()
+    tried = client.send("/emails", json.dumps(email), "key", 1, 0.0, never)
+    assert isinstance(tried.outcome, Refused) and never.at is None and tried.left_at == tried.finished_at
