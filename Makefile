@@ -73,8 +73,14 @@ lint:
 demo:
 	@scripts/with-env python examples/demo.py
 
+# QUICK=1 takes three minutes and only shows its report; otherwise that becomes bench/RESULTS.md, with its charts.
 bench:
-	@scripts/with-env python bench/run.py $(ARGS)
+	@out=$$(mktemp -d) && chmod 777 "$$out" && \
+	scripts/with-env --bench python bench/run.py $(if $(QUICK),--quick,--into "$$out") $(ARGS) && \
+	$(if $(QUICK),,cp "$$out"/* bench &&) rm -rf "$$out"
+
+bench-soak:
+	@scripts/with-env --bench python bench/soak.py $(ARGS)
 
 bench-rate:
 	@scripts/with-env python bench/rate.py $(ARGS)
@@ -93,4 +99,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-rate bench-history chaos clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-history chaos clean-environment

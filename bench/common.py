@@ -1,4 +1,4 @@
-# ruff: noqa: E402, RUF001, RUF002, RUF005
+# ruff: noqa: RUF001, RUF002, RUF005
 """What the parts of the benchmark share."""
 
 from __future__ import annotations
@@ -10,28 +10,72 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "python"), str(ROOT / "test" / "cluster")]
 
 import psycopg
 
 from harness import Database, programs
 
-#: One line of the results: what was measured, the target, the figure.
-Row = tuple[str, str, str]
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the results. values: each single measurement. at_least, at_most: the target for their median."""
+
+    what: str
+    values: list[float]
+    at_least: float | None = None
+    at_most: float | None = None
+    digits: int = 2
+    note: str = ""
+    #: What it is called in a chart, and in which.
+    chart: str = ""
+    label: str = ""
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def shown(self) -> str:
+        """Median (lowest–highest)."""
+        text = f"{self.median:,.{self.digits}f}"
+        if len(self.values) > 1:
+            text += f" ({min(self.values):,.{self.digits}f}–{max(self.values):,.{self.digits}f})"
+        return text + (f"; {self.note}" if self.note else "")
+
+    @property
+    def target(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {self.at_least:,g}"
+        return f"≤ {self.at_most:,g}" if self.at_most is not None else ""
+
+    @property
+    def reached(self) -> bool | None:
+        if self.at_least is not None:
+            return self.median >= self.at_least
+        return self.median <= self.at_most if self.at_most is not None else None
+
+
+@dataclass
+class Effort:
+    """How much of the benchmark is run. pairs of slices, the seconds of a slice, and how many people at most."""
+
+    quick: bool = False
+    pairs: int = field(init=False)
+    seconds: int = field(init=False)
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pairs = 3 if self.quick else 7
+        self.seconds = 1 if self.quick else 2
+        self.sizes = [10_000, 100_000] if self.quick else [10_000, 100_000, 1_000_000, 10_000_000]
 
 
 def say(text: str) -> None:
     """Progress, beside the results."""
     print(text, file=sys.stderr, flush=True)
-
-
-def shown(values: list[float], digits: int = 2) -> str:
-    """Median (lowest–highest)."""
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def ratios(measure: Callable[[str], float], table: str, plain: str, pairs: int) -> list[float]:
@@ -46,7 +90,7 @@ def ratios(measure: Callable[[str], float], table: str, plain: str, pairs: int) 
     return found
 
 
-def pgbench(db: Database, script: str, seconds: float, clients: int = 8) -> float:
+def pgbench(db: Database, script: str, seconds: int, clients: int = 8) -> float:
     """Transactions a second of a pgbench script."""
     path = db.cluster.data.parent / "pgbench.sql"
     path.write_text(script)
@@ -63,8 +107,14 @@ def pgbench(db: Database, script: str, seconds: float, clients: int = 8) -> floa
     return float(match.group(1))
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used, of its own and of the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def worker(db: Database, kind: str) -> Iterator[None]:
+def worker(db: Database, kind: str, slot: int = 1) -> Iterator[None]:
     """A detector or deliverer in a session of its own, one run after the other, as pg_cron would have it."""
     with db.connect() as session:
         stopping = threading.Event()
@@ -72,7 +122,7 @@ def worker(db: Database, kind: str) -> Iterator[None]:
         def work() -> None:
             while not stopping.is_set():
                 try:
-                    session.execute(f"CALL activation.{kind}(1)")
+                    session.execute(f"CALL activation.{kind}({slot})")
                 except psycopg.errors.QueryCanceled:
                     return
 
@@ -84,3 +134,20 @@ def worker(db: Database, kind: str) -> Iterator[None]:
             stopping.set()
             db.sql("SELECT activation.stop()")
             thread.join()
+
+
+@contextmanager
+def program(*command: str | Path, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """A program beside us, for as long as it is needed; what it says first."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """Detection: how long from the commit of k people's actions until all their messages are queued, however many wait; and
 a sweep of everybody, against the same question asked by hand."""
 
@@ -7,7 +6,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from common import Row, say, worker
+from common import Effort, Figure, say, worker
 
 from harness import Cluster, Database, wait_until
 
@@ -85,37 +84,49 @@ def wait_until_empty(db: Database) -> None:
         time.sleep(0.001)
 
 
-def measure(cluster: Cluster, sizes: list[int]) -> list[Row]:
-    rows: list[Row] = []
+def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
+    figures: list[Figure] = []
     db = cluster.create_database()
     waiting = Waiting(db)
     smallest: dict[int, float] = {}
-    for people in sizes:
+    for people in effort.sizes:
         say(f"{people:,} people wait …")
         waiting.grow(people)
         with worker(db, "detect"):
             wait_until(lambda: db.value("SELECT EXISTS (SELECT FROM activation.schedule WHERE watching)"), 10)
             waiting.sweep()
-            for k, times in ((1, 21), (100, 21), (people // 10 if people < 100_000 else 10_000, 3)):
+            for k, times in ((1, 21), (100, 21), (min(people // 10, 10_000), 3)):
                 found = []
                 for _ in range(times):
                     # The last action keeps the detector at its shorter poll.
                     waiting.act(1)
                     found.append(waiting.act(k))
-                ratio = f", {median(found) / smallest[k]:.2f} of the smallest" if k in smallest else ""
+                note = f"{median(found) / smallest[k]:.2f} of the smallest" if k in smallest else ""
                 smallest.setdefault(k, median(found))
-                rows.append(
-                    (
+                figures.append(
+                    Figure(
                         f"{people:,} wait, {k:,} act: commit to all messages queued, ms",
-                        "≤ 15 + the poll of 20" if k == 100 else "",
-                        f"{median(found):.0f} ({min(found):.0f}–{max(found):.0f}){ratio}",
+                        found,
+                        # 15 beyond the poll of 20.
+                        at_most=35 if k == 100 else None,
+                        digits=0,
+                        note=note,
+                        chart="detection" if k == 100 else "",
+                        label=f"{people:,}",
                     )
                 )
-            hand = median([waiting.by_hand() for _ in range(3)])
-            swept = median([waiting.sweep() for _ in range(3)])
-        rows.append((f"{people:,} wait: EXISTS by hand over all, ms", "", f"{hand:.0f}"))
-        rows.append((f"{people:,} wait: a sweep of all ÷ by hand", "≤ 2.5", f"{swept / hand:.2f} ({swept:.0f} ms)"))
-    acted = db.value("SELECT count(*) FROM activation.message")
-    assert acted == waiting.acted, (acted, waiting.acted)
+            hand = [waiting.by_hand() for _ in range(3)]
+            swept = [waiting.sweep() for _ in range(3)]
+        figures.append(Figure(f"{people:,} wait: EXISTS by hand over all, ms", hand, digits=0))
+        figures.append(
+            Figure(
+                f"{people:,} wait: a sweep of all ÷ by hand",
+                [each / median(hand) for each in swept],
+                at_most=2.5,
+                note=f"{median(swept):,.0f} ms",
+            )
+        )
+    queued = db.value("SELECT count(*) FROM activation.message")
+    assert queued == waiting.acted, (queued, waiting.acted)
     db.drop()
-    return rows
+    return figures

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """What history costs: `make bench-history`. Three questions, on one throwaway server with fsync on:
 
 - a claim with 100,000 messages queued and 1,000,000 finished ones, against the same with none finished;
@@ -15,10 +14,7 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
 from statistics import median
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "python"), str(Path(__file__).parents[1] / "test" / "cluster")]
 
 from harness import Cluster, Connection, Database
 

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """How much of the provider's limit is used, and how often it is overstepped: `make bench-rate`.
 
 Each cell is a fresh database on one throwaway server, a queue that does not run dry, one to four deliverers, and a
@@ -12,13 +11,9 @@ import argparse
 import datetime
 import os
 import platform
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "python"), str(Path(__file__).parents[1] / "test" / "cluster")]
 
 from activation.sandbox import Sandbox
 from harness import Cluster, Database, wait_until

@@ -49,9 +49,10 @@ CREATE TABLE activation.enrollment (
 -- By loop first, so that who waits in a loop that is paused costs the others nothing.
 CREATE INDEX enrollment_deadline ON activation.enrollment (loop_id, deadline) WHERE state = 'waiting';
 CREATE INDEX enrollment_retry ON activation.enrollment (loop_id, retry_at) WHERE retry_at IS NOT NULL;
--- What a sweep reads: everybody whose condition is still open, also after the deadline (a late activation counts).
-CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, step, activation._part(user_id), enrollment_id)
-    WHERE activated_at IS NULL AND state IN ('waiting', 'timed_out');
+-- What a sweep reads, and all that it reads: everybody whose condition is still open, also after the deadline (a late
+-- activation counts), but for those who are tried again by themselves.
+CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, step, activation._part(user_id), enrollment_id) INCLUDE (user_id)
+    WHERE activated_at IS NULL AND state IN ('waiting', 'timed_out') AND retry_at IS NULL;
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment_enrollment_id_seq', '');
 COMMENT ON TABLE activation.enrollment IS 'One user''s pass through one loop. template_mark: the newest template when it began; later ones are not used for it.';

@@ -108,6 +108,34 @@ BEGIN
 END
 $$;
 
+-- Wakes that were taken leave dead rows behind, and whoever looks for wakes reads past them. When there are many, the
+-- table is made anew, with the few wakes that are in it. That needs the table for itself: an app's INSERT waits for this
+-- a few milliseconds at most, since nobody waits longer than lock_timeout for those before him, and the next try comes
+-- later. In a transaction of its own. NULL: not yet.
+CREATE FUNCTION activation._renew_wake() RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '5ms'
+AS $$
+DECLARE
+    kept activation.wake[];
+BEGIN
+    IF pg_relation_size('activation.wake') < 2 * 1024 * 1024 THEN
+        RETURN NULL;
+    END IF;
+    LOCK TABLE activation.wake IN ACCESS EXCLUSIVE MODE;
+    kept := ARRAY(SELECT w FROM activation.wake w LIMIT 1001);
+    IF cardinality(kept) > 1000 THEN
+        RETURN false;
+    END IF;
+    TRUNCATE activation.wake;
+    INSERT INTO activation.wake SELECT w.* FROM unnest(kept) w ORDER BY w.source_id <> 0;
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$$;
+
 -- Loops whose people are evaluated now: also when the brake has stopped their mail, not while a strike is fresh.
 -- Without a SET clause, so that it becomes a part of the statement that it stands in.
 CREATE FUNCTION activation._detect_loops(now timestamptz) RETURNS SETOF integer
@@ -118,10 +146,11 @@ BEGIN ATOMIC
        AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id AND k.kind = 'detect' AND k.retry_at > now);
 END;
 
--- Whether a round would find anything to do: asked many times a second, without a lock, so that a worker with nothing to
--- do costs next to nothing. Without sequential scans, since a plan made while the tables were small would stay;
--- without JIT, which would take the price of one that cannot be avoided for a reason.
-CREATE FUNCTION activation._detect_due() RETURNS boolean
+-- What a round would find to do: signals, wakes, people at their deadline or to be tried again, sweeps. Asked many times a
+-- second, without a lock, so that a worker with nothing to do costs next to nothing. Without sequential scans, since a plan
+-- made while the tables were small would stay; without JIT, which would take the price of one that cannot be avoided for a
+-- reason.
+CREATE FUNCTION activation._detect_due(OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -129,116 +158,165 @@ SET jit = off
 AS $$
 DECLARE
     now timestamptz := activation._now();
+    unmarked boolean := NOT EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0);
 BEGIN
-    RETURN EXISTS (SELECT FROM activation.signal)
-        OR EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0)
-        OR NOT EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
-        OR EXISTS (SELECT FROM activation._detect_loops(now) l(loop_id)
-                    WHERE EXISTS (SELECT FROM activation.enrollment e
-                                   WHERE e.loop_id = l.loop_id AND e.state = 'waiting' AND e.deadline <= now
-                                     AND (e.retry_at IS NULL OR e.retry_at <= now))
-                       OR EXISTS (SELECT FROM activation.enrollment e WHERE e.loop_id = l.loop_id AND e.retry_at <= now)
-                       OR EXISTS (SELECT FROM activation.sweep w WHERE w.loop_id = l.loop_id AND w.due_at <= now));
+    signals := EXISTS (SELECT FROM activation.signal);
+    wakes := unmarked OR EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0);
+    people := EXISTS (SELECT FROM activation._detect_loops(now) l(loop_id)
+                       WHERE EXISTS (SELECT FROM activation.enrollment e
+                                      WHERE e.loop_id = l.loop_id AND e.state = 'waiting' AND e.deadline <= now
+                                        AND (e.retry_at IS NULL OR e.retry_at <= now))
+                          OR EXISTS (SELECT FROM activation.enrollment e WHERE e.loop_id = l.loop_id AND e.retry_at <= now));
+    sweeps := unmarked OR EXISTS (SELECT FROM activation.sweep w JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
+                                   WHERE w.due_at <= now);
 END
 $$;
 
--- Turns signals into enrollments and gathers who is to be evaluated now: the newly enrolled, the woken, those at their
--- deadline, those to be tried again after an error, and a stretch of each sweep that is due. Runs under the locks of the
--- parts it is given, in one transaction with the evaluation: an action committed before the enrollment is seen by its
--- first evaluation, and a later one brings a wake that finds it.
-CREATE FUNCTION activation._detect_take(parts integer[], batch integer)
-RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[])
+-- Turns signals into enrollments, at most so many signals.
+CREATE FUNCTION activation._take_signals(parts integer[], batch integer, OUT taken integer, OUT ids bigint[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-#variable_conflict use_column
 DECLARE
     now timestamptz := activation._now();
     mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
-    new_ids bigint[];
-    woken_ids bigint[];
-    woken_at timestamptz[];
+BEGIN
+    WITH signals AS (
+        DELETE FROM activation.signal
+         WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch))
+        RETURNING *
+    ), failed AS (
+        INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+        SELECT t.at, t.loop_id, t.user_id, t.error FROM signals t WHERE t.error IS NOT NULL
+    ), enrolled AS (
+        INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+        SELECT DISTINCT ON (l.loop_id, t.user_id)
+               l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
+          FROM signals t
+          -- Who passed the filter of an earlier version of a loop is in it.
+          JOIN activation.loop_version v ON v.source_id = t.source_id
+               AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= t.generation)
+          JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
+          JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
+         WHERE t.error IS NULL
+         ORDER BY l.loop_id, t.user_id, t.at
+        ON CONFLICT DO NOTHING
+        RETURNING enrollment_id
+    )
+    SELECT (SELECT count(*) FROM signals), (SELECT array_agg(e.enrollment_id) FROM enrolled e) INTO taken, ids;
+END
+$$;
+
+-- Takes wakes, at most so many, and finds whom they concern. Without sequential scans its plan may stay: for hundreds of
+-- rounds a second, planning would cost more than all the rest.
+CREATE FUNCTION activation._take_wakes(parts integer[], batch integer, OUT taken integer, OUT ids bigint[], OUT ats timestamptz[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
+AS $$
+BEGIN
+    WITH wakes AS (
+        DELETE FROM activation.wake
+         WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
+                                  WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
+        RETURNING source_id, user_id, at
+    ), newest AS MATERIALIZED (
+        SELECT t.source_id, t.user_id, max(t.at) AS at FROM wakes t GROUP BY 1, 2
+    ), found AS (
+        -- One look-up by (loop, user) for each woken user, whatever the statistics say: a table that has just grown from
+        -- nothing would otherwise be joined by comparing all with all.
+        SELECT e.enrollment_id, max(n.at) AS at
+          FROM newest n
+          JOIN activation.watch w ON w.source_id = n.source_id
+          CROSS JOIN LATERAL (SELECT x.enrollment_id, x.version, x.step, x.activated_at, x.state FROM activation.enrollment x
+                               WHERE x.loop_id = w.loop_id AND x.user_id = n.user_id OFFSET 0) e
+         WHERE e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
+         GROUP BY 1
+    )
+    SELECT (SELECT count(*) FROM wakes), array_agg(f.enrollment_id), array_agg(f.at) INTO taken, ids, ats FROM found f;
+END
+$$;
+
+-- Finds those at their deadline and those to be tried again, at most so many of each. Of every loop some: one with a long
+-- queue does not hold the others up.
+CREATE FUNCTION activation._find_due(parts integer[], batch integer) RETURNS bigint[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    SELECT array_agg(e.enrollment_id)
+      FROM (SELECT d.enrollment_id
+              FROM activation._detect_loops(activation._now()) l(loop_id)
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY x.deadline) AS place FROM activation.enrollment x
+                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND x.deadline <= activation._now()
+                                     AND (x.retry_at IS NULL OR x.retry_at <= activation._now()) AND activation._part(x.user_id) = ANY (parts)
+                                   ORDER BY x.deadline LIMIT batch) d
+             ORDER BY d.place LIMIT batch) e
+$$;
+
+CREATE FUNCTION activation._find_retries(parts integer[], batch integer) RETURNS bigint[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    SELECT array_agg(e.enrollment_id)
+      FROM (SELECT d.enrollment_id
+              FROM activation._detect_loops(activation._now()) l(loop_id)
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY x.retry_at) AS place FROM activation.enrollment x
+                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= activation._now() AND activation._part(x.user_id) = ANY (parts)
+                                   ORDER BY x.retry_at LIMIT batch) d
+             ORDER BY d.place LIMIT batch) e
+$$;
+
+-- Gathers who is to be evaluated now, by loop: the newly enrolled, the woken, those at their deadline, and those to be tried
+-- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed before
+-- the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes, people: what
+-- to look for, see _detect_due(). The first row only says how many were taken of what most were taken of.
+CREATE FUNCTION activation._detect_take(parts integer[], batch integer, signals boolean, wakes boolean, people boolean)
+RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := activation._now();
+    new record;
+    woken record;
     due_ids bigint[];
 BEGIN
-    PERFORM activation._mend_wake(now);
-
-    IF EXISTS (SELECT FROM activation.signal) THEN
-        WITH taken AS (
-            DELETE FROM activation.signal
-             WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch))
-            RETURNING *
-        ), failed AS (
-            INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-            SELECT t.at, t.loop_id, t.user_id, t.error FROM taken t WHERE t.error IS NOT NULL
-        ), enrolled AS (
-            INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
-            SELECT DISTINCT ON (l.loop_id, t.user_id)
-                   l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
-              FROM taken t
-              -- Who passed the filter of an earlier version of a loop is in it.
-              JOIN activation.loop_version v ON v.source_id = t.source_id
-                   AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= t.generation)
-              JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
-              JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
-             WHERE t.error IS NULL
-             ORDER BY l.loop_id, t.user_id, t.at
-            ON CONFLICT DO NOTHING
-            RETURNING enrollment_id
-        )
-        SELECT array_agg(e.enrollment_id) INTO new_ids FROM enrolled e;
+    SELECT 0 AS taken, NULL::bigint[] AS ids, NULL::timestamptz[] AS ats INTO woken;
+    new := woken;
+    IF signals THEN
+        SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
     END IF;
-
-    IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0) THEN
-        WITH taken AS (
-            DELETE FROM activation.wake
-             WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
-                                      WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
-            RETURNING source_id, user_id, at
-        ), newest AS MATERIALIZED (
-            SELECT t.source_id, t.user_id, max(t.at) AS at FROM taken t GROUP BY 1, 2
-        ), found AS (
-            -- One look-up by (loop, user) for each woken user, whatever the statistics say: a table that has just grown
-            -- from nothing would otherwise be joined by comparing all with all.
-            SELECT e.enrollment_id, max(n.at) AS at
-              FROM newest n
-              JOIN activation.watch w ON w.source_id = n.source_id
-              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.version, x.step, x.activated_at, x.state FROM activation.enrollment x
-                                   WHERE x.loop_id = w.loop_id AND x.user_id = n.user_id OFFSET 0) e
-             WHERE e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
-             GROUP BY 1
-        )
-        SELECT array_agg(f.enrollment_id), array_agg(f.at) INTO woken_ids, woken_at FROM found f;
+    IF wakes AND NOT activation._mend_wake(now) THEN
+        SELECT w.* INTO woken FROM activation._take_wakes(parts, batch) w;
     END IF;
-
-    SELECT array_agg(e.enrollment_id) INTO due_ids
-      FROM (SELECT d.enrollment_id
-              FROM activation._detect_loops(now) l(loop_id)
-              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.deadline FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND x.deadline <= now
-                                     AND (x.retry_at IS NULL OR x.retry_at <= now) AND activation._part(x.user_id) = ANY (parts)
-                                   ORDER BY x.deadline LIMIT batch) d
-             ORDER BY d.deadline LIMIT batch) e;
-    SELECT due_ids || array_agg(e.enrollment_id) INTO due_ids
-      FROM (SELECT d.enrollment_id
-              FROM activation._detect_loops(now) l(loop_id)
-              CROSS JOIN LATERAL (SELECT x.enrollment_id, x.retry_at FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= now AND activation._part(x.user_id) = ANY (parts)
-                                   ORDER BY x.retry_at LIMIT batch) d
-             ORDER BY d.retry_at LIMIT batch) e;
-
+    IF people THEN
+        due_ids := activation._find_due(parts, batch) || activation._find_retries(parts, batch);
+    END IF;
+    RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
+                        greatest(new.taken, woken.taken, cardinality(due_ids));
+    IF new.ids IS NULL AND woken.ids IS NULL AND due_ids IS NULL THEN
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT e.loop_id, e.version, e.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
-           array_agg(c.at ORDER BY e.enrollment_id), array_agg(c.fresh ORDER BY e.enrollment_id)
+           array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer
       FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
-              FROM (SELECT unnest(new_ids), NULL::timestamptz, true
-                    UNION ALL SELECT w.id, w.at, false FROM unnest(woken_ids, woken_at) AS w(id, at)
+              FROM (SELECT unnest(new.ids), NULL::timestamptz, true
+                    UNION ALL SELECT w.id, w.at, false FROM unnest(woken.ids, woken.ats) AS w(id, at)
                     UNION ALL SELECT unnest(due_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
+      -- What _detect_defer() kept.
+      CROSS JOIN LATERAL (SELECT CASE WHEN e.last_error IS NULL AND isfinite(e.retry_at) THEN e.retry_at END AS at,
+                                 e.last_error IS NULL AND coalesce(e.retry_at = '-infinity', false) AS fresh) p
       JOIN activation._detect_loops(now) l(loop_id) ON l.loop_id = e.loop_id
      GROUP BY e.loop_id, e.version, e.step
-     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), e.loop_id, e.version, e.step;
+     ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), 1, 2, 3;
 END
 $$;
 
@@ -422,6 +500,17 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END IF;
 END
+$$;
+
+-- People about whom this round has no time to ask: the next one does, and knows from retry_at when they were woken, or that
+-- they are new.
+CREATE FUNCTION activation._detect_defer(ids bigint[], woken timestamptz[], fresh boolean[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    UPDATE activation.enrollment e SET retry_at = CASE WHEN a.fresh THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
+      FROM unnest(ids, woken, fresh) AS a(id, at, fresh) WHERE e.enrollment_id = a.id AND e.retry_at IS NULL
 $$;
 
 -- One user on whom the condition raises: kept aside and tried again, without harm to the others.

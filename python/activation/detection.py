@@ -11,10 +11,14 @@ from typing import Any
 
 from activation.database import Cancelled, Database, Failed
 
-#: How many enrollments one round takes of each kind: at first, at least and at most; as many as keep a round between
-#: these times (seconds). Its locks and its snapshot last no longer, however slow a condition is.
-FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 500, 20, 4000
+#: How many enrollments are taken at once, and about how many a loop is asked at once: at first, at least and at most;
+#: as many as keep each of these between so many seconds. A round's locks and snapshot last little longer, however slow
+#: a condition is: who has not been asked about by then is put off to the next one.
+FIRST_BATCH, FIRST_ASKED, SMALLEST_BATCH, LARGEST_BATCH = 500, 50, 20, 4000
 SHORT, LONG = 0.1, 0.4
+
+#: Looks whether the table of wakes has grown so often, and so long after it could not be renewed (seconds).
+RENEW, RENEW_AGAIN = 0.5, 10.0
 
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
@@ -25,7 +29,19 @@ _STEP = "$1::integer, $2::integer, $3::integer, $4::integer"
 _SWEEP = f"SELECT activation._detect_sweep({_STEP}, $5::bigint, $6::integer) AS people"
 _STRETCH = f"SELECT ids FROM activation._detect_stretch({_STEP}, $5::bigint, $6::integer)"
 _SWEPT = f"SELECT activation._detect_swept({_STEP}, $5::bigint[], $6::integer)"
+_DEFER = "SELECT activation._detect_defer($1::bigint[], $2::timestamptz[], $3::boolean[])"
 _DECIDE = "SELECT activation._detect_decide($1::bigint[], $2::timestamptz[], $3::boolean[], $4::text[])"
+
+
+#: An enrollment that is asked about: its id, when its user was last woken, whether it is new.
+_Row = tuple[int, str | None, bool]
+
+
+def adapted(size: int, used: int, seconds: float) -> int:
+    """The next size of a batch of this size, of which so much was used, and which took so long."""
+    if seconds > LONG:
+        return max(size // 2, SMALLEST_BATCH)
+    return min(size * 2, LARGEST_BATCH) if seconds < SHORT and used >= size else size
 
 
 class Detector:
@@ -35,44 +51,72 @@ class Detector:
         self._db = db
         self._slot = slot
         self._aside: set[int] = set()
+        self._began = 0.0
+        self._renew_at = 0.0
+        #: How many the last round took, and whether the next one would find something at once.
+        self.taken = 0
+        self.more = False
         #: How many enrollments of each kind the next round takes.
-        self.batch = FIRST_BATCH
+        self._batch = FIRST_BATCH
+        #: About how many each loop is asked at once.
+        self._sizes: dict[int, int] = {}
 
     def round(self) -> bool:
-        """One committed round. Returns whether there was anything to do."""
+        """One committed round. Returns whether there was anything to do; see `more`."""
         db = self._db
-        began = time.monotonic()
+        self.taken, self.more = 0, False
         try:
-            if not db.execute("SELECT activation._detect_due() AS due")[0]["due"]:
+            due = db.execute("SELECT * FROM activation._detect_due()")[0]
+            if not any(due.values()):
                 db.commit()
                 return False
             parts = self._lock()
-            work = (
-                db.execute("SELECT * FROM activation._detect_take($1::integer[], $2::integer)", parts, self.batch)
-                if parts
-                else []
-            )
+            self._began = time.monotonic()
             self._aside.clear()
-            for item in work:
+            work = self._take(parts, due) if parts else []
+            # The quick before the slow.
+            for item in sorted(work, key=lambda item: -self._size(item["loop_id"])):
                 if item["loop_id"] not in self._aside:
                     self._loop(item)
-            swept = self._sweeps(parts) if parts else 0
-            more = bool(work) or swept > 0
-            if self._slot is None and not more:
-                more = bool(db.execute("SELECT EXISTS (SELECT FROM activation.signal) AS more")[0]["more"])
+            if parts and due["sweeps"] and self._sweeps(parts):
+                self.more = True
         except BaseException:
             db.rollback()
             raise
         db.commit()
-        self.adapt(sum(len(item["ids"]) for item in work) + swept, time.monotonic() - began)
-        return more
+        if due["wakes"] and not self.more:
+            self._renew_wake()
+        return bool(self.taken or work or self.more)
 
-    def adapt(self, evaluated: int, seconds: float) -> None:
-        """Makes the next round smaller after one that took long, larger after one that was full and short."""
-        if seconds > LONG:
-            self.batch = max(self.batch // 2, SMALLEST_BATCH)
-        elif seconds < SHORT and evaluated >= self.batch:
-            self.batch = min(self.batch * 2, LARGEST_BATCH)
+    def _renew_wake(self) -> None:
+        if time.monotonic() >= self._renew_at:
+            renewed = self._db.execute("SELECT activation._renew_wake() AS renewed")[0]["renewed"]
+            self._db.commit()
+            self._renew_at = time.monotonic() + (RENEW_AGAIN if renewed is False else RENEW)
+
+    def _take(self, parts: list[int], due: dict[str, Any]) -> list[dict[str, Any]]:
+        """Who is to be asked about, by loop."""
+        count, *work = self._db.execute(
+            "SELECT * FROM activation._detect_take($1::integer[], $2::integer, $3, $4, $5)",
+            parts,
+            self._batch,
+            due["signals"],
+            due["wakes"],
+            due["people"],
+        )
+        self.taken = count["taken"] or 0
+        self.more = self.taken >= self._batch
+        self._batch = adapted(self._batch, self.taken, time.monotonic() - self._began)
+        return work
+
+    def _size(self, loop_id: int) -> int:
+        return self._sizes.get(loop_id, FIRST_ASKED)
+
+    def _asked(self, loop_id: int, people: int, began: float) -> None:
+        self._sizes[loop_id] = adapted(self._size(loop_id), people, time.monotonic() - began)
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._began > LONG
 
     def _lock(self) -> list[int]:
         if self._slot is None:
@@ -81,36 +125,49 @@ class Detector:
         sql = "SELECT activation._lock_parts(activation._my_parts($1::integer), false) AS parts"
         return list(self._db.execute(sql, self._slot)[0]["parts"])
 
-    def _sweeps(self, parts: list[int]) -> int:
-        """A stretch of each sweep that is due, until it is enough for a round. Returns how many people it was."""
-        people = 0
+    def _sweeps(self, parts: list[int]) -> bool:
+        """Stretches of the sweeps that are due, for each loop one at least. Returns whether there were any."""
+        swept = set()
         for sweep in self._db.execute(_SWEEPS, parts):
-            if people >= self.batch:
-                break
-            if sweep["loop_id"] not in self._aside:
-                people += self._sweep(sweep)
-        return people
+            if sweep["loop_id"] not in self._aside and not (sweep["loop_id"] in swept and self._late()):
+                swept.add(sweep["loop_id"])
+                self._sweep(sweep)
+        return bool(swept)
 
-    def _sweep(self, sweep: dict[str, Any]) -> int:
-        step = (sweep["loop_id"], sweep["version"], sweep["step"], sweep["part"])
+    def _sweep(self, sweep: dict[str, Any]) -> None:
+        loop_id = sweep["loop_id"]
+        step, size = (loop_id, sweep["version"], sweep["step"], sweep["part"]), self._size(loop_id)
         began = time.monotonic()
         try:
             with self._db.subtransaction():
-                return int(self._db.execute(_SWEEP, *step, sweep["mark"], self.batch)[0]["people"])
+                people = int(self._db.execute(_SWEEP, *step, sweep["mark"], size)[0]["people"])
         except Cancelled:
             self._set_aside("_detect_cancelled", sweep, time.monotonic() - began)
-            return 1
         except Failed:
-            ids = self._db.execute(_STRETCH, *step, sweep["mark"], self.batch)[0]["ids"]
-            self._loop({**sweep, "ids": ids, "woken": [None] * len(ids), "fresh": [False] * len(ids)})
-            if sweep["loop_id"] not in self._aside:
-                self._db.execute(_SWEPT, *step, ids, self.batch)
-            return len(ids)
+            ids = self._db.execute(_STRETCH, *step, sweep["mark"], size)[0]["ids"]
+            self._ask(sweep, [(id_, None, False) for id_ in ids])
+            if loop_id not in self._aside:
+                self._db.execute(_SWEPT, *step, ids, size)
+        else:
+            self._asked(loop_id, people, began)
 
     def _loop(self, item: dict[str, Any]) -> None:
+        """Asks a loop about its people, the first of them at least."""
+        rows: list[_Row] = list(zip(item["ids"], item["woken"], item["fresh"], strict=True))
+        while rows and item["loop_id"] not in self._aside:
+            size, began = self._size(item["loop_id"]), time.monotonic()
+            self._ask(item, rows[:size])
+            self._asked(item["loop_id"], len(rows[:size]), began)
+            rows = rows[size:]
+            if rows and self._late():
+                self.more = True
+                self._db.execute(_DEFER, *([row[i] for row in rows] for i in range(3)))
+                return
+
+    def _ask(self, item: dict[str, Any], rows: list[_Row]) -> None:
         failures: list[Failed] = []
         spared = 0
-        todo = [list(zip(item["ids"], item["woken"], item["fresh"], strict=True))]
+        todo = [rows]
         # Halving finds the users on whom the condition raises: only a single key that raises proves a bad user, and
         # only by a plan that does not compute with others' rows as well.
         while todo:
@@ -143,7 +200,7 @@ class Detector:
             else:
                 self._db.execute(_DECIDE, ids, woken, fresh, true_keys)
                 spared += len(part)
-        if failures and not spared and len(item["ids"]) > 1:
+        if failures and not spared and len(rows) > 1:
             self._strike(item, failures[-1].text)
         elif spared:
             self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
@@ -153,4 +210,5 @@ class Detector:
 
     def _set_aside(self, function: str, item: dict[str, Any], why: str | float) -> None:
         self._aside.add(item["loop_id"])
+        self._sizes[item["loop_id"]] = SMALLEST_BATCH
         self._db.execute(f"SELECT activation.{function}($1::integer, $2)", item["loop_id"], why)

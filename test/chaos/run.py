@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """The chaos suite: `make chaos SEED=7 MINUTES=3`, or `make chaos SEEDS=1-20 MINUTES=3` for the report."""
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "cluster"), str(HERE.parents[1] / "python")]
 
 import psycopg
 

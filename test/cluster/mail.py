@@ -62,11 +62,11 @@ def status(db: Database, component: str) -> tuple[str, str]:
 
 
 class Worker:
-    """A deliverer in a session of its own, one run after the other until stop() or an error ends it."""
+    """A worker in a session of its own, one run after the other until stop() or an error ends it."""
 
-    def __init__(self, db: Database, slot: int = 1) -> None:
+    def __init__(self, db: Database, slot: int = 1, kind: str = "deliver") -> None:
         self.connection = db.connect()
-        self._slot = slot
+        self._call = f"CALL activation.{kind}({slot})"
         self.pid = self.connection.info.backend_pid
         self.error: psycopg.Error | None = None
         self._thread = threading.Thread(target=self._run)
@@ -77,7 +77,7 @@ class Worker:
         try:
             started = self.connection.execute("SELECT clock_timestamp()").fetchone()
             while self.connection.execute(stopped, started).fetchone() == (False,):
-                self.connection.execute("CALL activation.deliver(%s)", [self._slot])
+                self.connection.execute(self._call.encode())
         except psycopg.Error as error:
             self.error = error
 

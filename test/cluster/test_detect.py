@@ -10,6 +10,7 @@ import pytest
 
 from harness import Connection, Database, wait_until
 from loops import ACTED, APP, define, enrolled, journey, loop_status, messages, tick
+from mail import Worker
 
 
 @pytest.fixture
@@ -383,6 +384,34 @@ def test_more_people_than_one_round_takes(db: Database, app: Connection) -> None
         ("timed_out", people // 4),
     ]
     assert db.value("SELECT count(*) FROM activation.message") == people
+
+
+def test_a_slow_loop_does_not_hold_up_the_others(db: Database, app: Connection) -> None:
+    """Who it has no time for is put off, and asked in the end."""
+    people = 400
+    app.execute("""
+        CREATE FUNCTION slowly(bigint) RETURNS boolean LANGUAGE plpgsql AS
+            $$BEGIN PERFORM pg_catalog.pg_sleep(0.01); RETURN $1 % 2 = 0; END$$;
+        CREATE TABLE members (LIKE users INCLUDING ALL);
+        """)
+    define(app, "SELECT FROM users WHERE id = $1 AND slowly(id)", "slow")
+    define(app, name="quick", table="members")
+    worker = Worker(db, kind="detect")
+    try:
+        app.execute("INSERT INTO users (id) SELECT generate_series(1, %s)", [people])
+        wait_until(lambda: db.value("SELECT count(*) FROM activation.journey WHERE loop = 'slow'") == people)
+        app.execute("INSERT INTO members (id) VALUES (7); INSERT INTO actions (user_id) VALUES (7)")
+        wait_until(lambda: db.sql("SELECT FROM activation.message WHERE user_id = '7' AND loop_id = 2"))
+        asked = "SELECT count(*) FROM activation.journey WHERE loop = 'slow' AND state = 'completed'"
+        assert db.value(asked) < people // 4
+        wait_until(lambda: db.value(asked) == people // 2, 30)
+    finally:
+        db.sql("SELECT activation.stop()")
+        assert worker.ended(5)
+    assert db.value("SELECT count(*) FROM activation.enrollment WHERE retry_at IS NOT NULL") == 0
+    assert db.value("SELECT count(*) FROM activation.message") == people // 2 + 1
+    # Who was put off before the first question activated at enrollment all the same.
+    assert db.value("SELECT count(*) FROM activation.journey WHERE activated_at > enrolled_at AND loop = 'slow'") == 0
 
 
 def test_inside_a_transaction(db: Database) -> None:

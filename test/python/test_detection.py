@@ -1,33 +1,21 @@
-"""How much a detector takes in one round."""
+"""How much a detector takes, and asks a loop, at once."""
 
 from __future__ import annotations
 
-from typing import cast
-
-import pytest
-
-from activation.database import Database
-from activation.detection import FIRST_BATCH, LARGEST_BATCH, SMALLEST_BATCH, Detector
+from activation.detection import FIRST_BATCH, LARGEST_BATCH, SMALLEST_BATCH, adapted
 
 
-@pytest.fixture
-def detector() -> Detector:
-    return Detector(cast(Database, None), 1)
-
-
-def test_slow_rounds_become_smaller(detector: Detector) -> None:
-    sizes = []
+def test_what_took_long_becomes_smaller() -> None:
+    sizes = [FIRST_BATCH]
     for _ in range(10):
-        detector.adapt(detector.batch, 2.0)
-        sizes.append(detector.batch)
-    assert sizes[0] == FIRST_BATCH // 2 and sizes[-1] == SMALLEST_BATCH
+        sizes.append(adapted(sizes[-1], sizes[-1], 2.0))
+    assert sizes[1] == FIRST_BATCH // 2 and sizes[-1] == SMALLEST_BATCH
 
 
-def test_quick_rounds_become_larger_if_they_were_full(detector: Detector) -> None:
-    detector.adapt(FIRST_BATCH - 1, 0.01)
-    assert detector.batch == FIRST_BATCH
+def test_what_was_quick_becomes_larger_if_it_was_full() -> None:
+    assert adapted(FIRST_BATCH, FIRST_BATCH - 1, 0.01) == FIRST_BATCH
+    size = FIRST_BATCH
     for _ in range(10):
-        detector.adapt(detector.batch, 0.01)
-    assert detector.batch == LARGEST_BATCH
-    detector.adapt(detector.batch, 0.2)
-    assert detector.batch == LARGEST_BATCH
+        size = adapted(size, size, 0.01)
+    assert size == LARGEST_BATCH
+    assert adapted(size, size, 0.2) == LARGEST_BATCH
