@@ -283,23 +283,23 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     new record;
-    woken record;
+    awake record;
     due_ids bigint[];
 BEGIN
-    SELECT 0 AS taken, NULL::bigint[] AS ids, NULL::timestamptz[] AS ats INTO woken;
-    new := woken;
+    SELECT 0 AS taken, NULL::bigint[] AS ids, NULL::timestamptz[] AS ats INTO awake;
+    new := awake;
     IF signals THEN
         SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
     END IF;
     IF wakes AND NOT activation._mend_wake(now) THEN
-        SELECT w.* INTO woken FROM activation._take_wakes(parts, batch) w;
+        SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
     END IF;
     IF people THEN
         due_ids := activation._find_due(parts, batch) || activation._find_retries(parts, batch);
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
-                        greatest(new.taken, woken.taken, cardinality(due_ids));
-    IF new.ids IS NULL AND woken.ids IS NULL AND due_ids IS NULL THEN
+                        greatest(new.taken, awake.taken, cardinality(due_ids));
+    IF new.ids IS NULL AND awake.ids IS NULL AND due_ids IS NULL THEN
         RETURN;
     END IF;
     RETURN QUERY
@@ -307,7 +307,7 @@ BEGIN
            array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer
       FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
               FROM (SELECT unnest(new.ids), NULL::timestamptz, true
-                    UNION ALL SELECT w.id, w.at, false FROM unnest(woken.ids, woken.ats) AS w(id, at)
+                    UNION ALL SELECT w.id, w.at, false FROM unnest(awake.ids, awake.ats) AS w(id, at)
                     UNION ALL SELECT unnest(due_ids), NULL, false) AS u(id, at, fresh)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e

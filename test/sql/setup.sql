@@ -82,7 +82,7 @@ DECLARE
     items integer := 0;
 BEGIN
     PERFORM activation._lock_parts(activation._all_parts(), true);
-    FOR item IN SELECT * FROM activation._detect_take(activation._all_parts(), 1000) LOOP
+    FOR item IN SELECT * FROM activation._detect_take(activation._all_parts(), 1000, true, true, true) WHERE ids IS NOT NULL LOOP
         PERFORM activation._detect_decide(item.ids, item.woken, item.fresh,
                                           activation._detect_ask(item.loop_id, item.version, item.step, item.ids));
         items := items + 1;
