@@ -414,6 +414,37 @@ def test_a_slow_loop_does_not_hold_up_the_others(db: Database, app: Connection) 
     assert db.value("SELECT count(*) FROM activation.journey WHERE activated_at > enrolled_at AND loop = 'slow'") == 0
 
 
+def test_wakes_leave_nothing_behind(db: Database, app: Connection) -> None:
+    """Their table is emptied when it has grown, but never under a transaction that has written to it."""
+    define(app)
+    app.execute("INSERT INTO users (id) VALUES (1)")
+    grown = "SELECT pg_relation_size('activation.wake') >= 2 * 1024 * 1024"
+    strangers = "INSERT INTO actions (user_id) SELECT generate_series(1000, 60000)"
+    wakes = "SELECT count(*) FROM activation.wake WHERE source_id <> 0"
+    worker = Worker(db, kind="detect")
+    try:
+        wait_until(lambda: "1" in journey(db))
+        with db.connect() as late:
+            late.execute("BEGIN; INSERT INTO actions (user_id) VALUES (1)")
+            app.execute(strangers)
+            wait_until(lambda: db.value(wakes) == 0, 30)
+            assert db.value("SELECT activation._renew_wake()") is False
+            assert db.value(grown)
+            late.execute("COMMIT")
+        wait_until(lambda: messages(db) == [("1", "action")])
+
+        def renewed() -> bool:
+            app.execute("INSERT INTO actions (user_id) VALUES (1000)")
+            return not db.value(grown)
+
+        wait_until(renewed, 30)
+        wait_until(lambda: db.value(wakes) == 0)
+        assert db.value("SELECT count(*) FROM activation.wake") == 1, "what tells a crash is still there"
+    finally:
+        db.sql("SELECT activation.stop()")
+        assert worker.ended(5)
+
+
 def test_inside_a_transaction(db: Database) -> None:
     with (
         db.connect() as connection,
