@@ -28,7 +28,7 @@ SIGN_UP = """
 #: Nothing to enroll, to repeat or to send.
 QUIET = """
     SELECT NOT EXISTS (SELECT FROM activation.signal)
-       AND NOT EXISTS (SELECT FROM activation.message WHERE finished_at IS NULL AND state = 'queued')
+       AND NOT EXISTS (SELECT FROM activation.message WHERE request_id IS NULL AND finished_at IS NULL)
        AND NOT EXISTS (SELECT FROM activation.request WHERE state = 'open')
 """
 

@@ -108,16 +108,17 @@ class Signup:
                 label="activation" if ours else what.split(" (")[0],
             ),
             Figure(
-                f"INSERT at 1 client, {what} ÷ no trigger",
-                ratios(self.clients(1), table, "plain", self.effort.pairs),
-            ),
-            Figure(
                 f"{rows:,} rows in one INSERT, {what}, × no trigger",
                 ratios(self.bulk(rows), bulk or table, "plain", self.effort.pairs),
                 at_most=1.8 if ours else None,
             ),
-            Figure(f"processor time of an INSERT, {what}, µs", [self.processor(table)], digits=0),
         ]
+        if ours or not self.effort.quick:
+            one = ratios(self.clients(1), table, "plain", self.effort.pairs)
+            figures += [
+                Figure(f"INSERT at 1 client, {what} ÷ no trigger", one),
+                Figure(f"processor time of an INSERT, {what}, µs", [self.processor(table)], digits=0),
+            ]
         for used in {table, bulk or table, "plain"}:
             self.db.sql(f"TRUNCATE {used}")
         return figures

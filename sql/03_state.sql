@@ -156,11 +156,10 @@ CREATE TABLE activation.message (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 -- By loop first, so that what waits in a loop that is paused costs the others nothing.
 -- A message is queued while it has neither a request nor an end. No index names `state`, so that writing down an answer
--- touches none (HOT).
+-- touches none (HOT). A user's messages are found through their enrollments.
 CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, message_id) WHERE request_id IS NULL AND finished_at IS NULL;
 -- For housekeeping. Sent mail is not in it: that is found through its request.
 CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX message_user ON activation.message (user_id);
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. batch_limit: how many emails may share a request with it, when one that it shared was refused; each time half as many.';
 

@@ -2,6 +2,16 @@
 
 -- ---- workers --------------------------------------------------------------------------------------------------------------
 
+-- Whether pg_cron started this run while stop() was removing its job: it would go on for a minute, and have the tables
+-- watched for nobody.
+CREATE FUNCTION activation._too_late(application_name text) RETURNS boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT application_name = 'pg_cron'
+       AND EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > clock_timestamp() - interval '10 seconds')
+$$;
+
 -- A worker's heartbeat. Returns whether it is to go on: false after stop(), or when start() now asks for fewer workers.
 CREATE FUNCTION activation._beat(kind text, slot integer, started boolean, worked boolean, note text) RETURNS boolean
 LANGUAGE plpgsql

@@ -1,9 +1,11 @@
 -- What people look at. Columns are a contract: more may follow, none goes.
 
 CREATE VIEW activation.message_log AS
-SELECT m.message_id, l.name AS loop, s.name AS step, m.user_id, m.recipient, m.subject, m.state AS status, m.attempts,
+SELECT m.message_id, l.name AS loop, s.name AS step, e.user_id, m.recipient, m.subject, m.state AS status, m.attempts,
        m.created_at, m.sent_at, m.resend_id, m.last_error, m.branch
-  FROM activation.message m JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id);
+  FROM activation.message m JOIN activation.enrollment e USING (enrollment_id)
+  JOIN activation.step s ON (s.loop_id, s.version, s.step) = (m.loop_id, m.version, m.step)
+  JOIN activation."loop" l ON l.loop_id = m.loop_id;
 COMMENT ON VIEW activation.message_log IS 'Every message: whom it is for, what became of it, and why.';
 
 CREATE VIEW activation.journey AS
@@ -103,7 +105,7 @@ BEGIN
           CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM activation.message m
                                WHERE l.state = 'stopped' AND m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL) q
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(e.last_error) AS error FROM activation.enrollment e
-                               WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL) bad
+                               WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL AND e.last_error IS NOT NULL) bad
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error FROM activation.capture_failure c WHERE c.loop_id = l.loop_id) f
          ORDER BY l.name
     LOOP
@@ -160,7 +162,7 @@ BEGIN
         UNION ALL
         SELECT e.created_at, 2, e.loop_name, 'evaluated',
                CASE WHEN e.activated_at = e.enrolled_at THEN 'condition true at enrollment' ELSE 'condition false at enrollment' END
-          FROM enrolled e WHERE e.evaluate_function IS NOT NULL AND e.loop_state = 'active'
+          FROM enrolled e WHERE e.evaluate_function IS NOT NULL AND e.loop_state = 'active' AND e.retry_at IS DISTINCT FROM '-infinity'
         UNION ALL
         SELECT e.decided_at, 3, e.loop_name, 'evaluated', format('condition still false at the deadline, %s after enrollment', e.timeout)
           FROM enrolled e WHERE e.state = 'timed_out'

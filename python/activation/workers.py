@@ -92,9 +92,11 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
     db.commit()
     got = bool(
         db.execute(
-            "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got",
+            "SELECT NOT activation._too_late($3)"
+            " AND pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got",
             f"activation {kind}",
             slot,
+            kept["application_name"],
         )[0]["got"]
     )
     db.commit()

@@ -143,7 +143,8 @@ def test_stall_before_accepts_nothing_when_the_client_hangs_up(sandbox: Sandbox)
 def test_clearing_faults_releases_what_is_held(sandbox: Sandbox) -> None:
     sandbox.fail("stall", times=None)
     with ThreadPoolExecutor() as pool:
-        answers = [pool.submit(requests.post, sandbox.url + "/emails", json=MAIL, headers=HEADERS) for _ in range(2)]
+        keys = [{**HEADERS, "Idempotency-Key": key} for key in "ab"]
+        answers = [pool.submit(requests.post, sandbox.url + "/emails", json=MAIL, headers=key) for key in keys]
         sandbox.wait_for(lambda s: s.held == 2)
         sandbox.clear_faults()
         assert [answer.result().status_code for answer in answers] == [200, 200]
