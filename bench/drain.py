@@ -44,17 +44,18 @@ def _count(url: str) -> int:
     return int(requests.get(f"{url}/count", timeout=10).json()["count"])
 
 
-def _ours(db: Database, people: int, deliverers: int) -> float:
+def _ours(db: Database, url: str, people: int, deliverers: int) -> float:
     db.sql("SELECT activation.configure(api_key => 'env:NOT_SET')")
     db.sql(app.SIGN_UP, people)
     db.sql("CALL activation.tick()")
     for table in ("message", "enrollment", "request"):
         db.sql(f"ANALYZE activation.{table}")
     db.sql("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
-    start = time.perf_counter()
+    before, start = _count(url), time.perf_counter()
     with ExitStack() as stack:
         for slot in range(1, deliverers + 1):
             stack.enter_context(worker(db, "deliver", slot))
+        wait_until(lambda: _count(url) - before >= people, 300)
         wait_until(lambda: db.value(app.QUIET), 300)
         took = time.perf_counter() - start
     assert db.value("SELECT count(*) FROM activation.message WHERE state <> 'sent'") == 0
@@ -82,11 +83,11 @@ def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
                 say(f"Drain, answered {answered}, {deliverers} deliverer(s) …")
                 db = cluster.create_database()
                 app.install(db, url)
-                _ours(db, 1_000, deliverers)
+                _ours(db, url, 1_000, deliverers)
                 figures.append(
                     Figure(
                         f"emails a second, answered {answered}, deliverers: {deliverers}",
-                        [_ours(db, people, deliverers) for _ in range(times)],
+                        [_ours(db, url, people, deliverers) for _ in range(times)],
                         at_least=target if deliverers == 1 else None,
                         digits=0,
                         chart="drain" if delay and deliverers == 1 else "",

@@ -325,7 +325,8 @@ BEGIN
         END IF;
         RETURN QUERY
         WITH found AS MATERIALIZED (
-            SELECT r::jsonb ->> 0 AS key, r::jsonb ->> 1 AS email, (r::jsonb -> 2)::text AS user_row FROM unnest(rows) AS r
+            SELECT r.j ->> 0 AS key, r.j ->> 1 AS email, (r.j -> 2)::text AS user_row
+              FROM (SELECT u.r::jsonb AS j FROM unnest(rows) AS u(r) OFFSET 0) r
         ), gone AS (
             UPDATE activation.message m
                SET state = 'cancelled', finished_at = now, last_error = 'the user no longer exists'
@@ -519,11 +520,10 @@ BEGIN
                next_attempt_at = CASE message_state WHEN 'queued' THEN again ELSE m.next_attempt_at END,
                request_id = CASE message_state WHEN 'queued' THEN NULL ELSE r.request_id END,
                sent_at = CASE message_state WHEN 'sent' THEN now END,
-               resend_id = u.resend_id,
+               resend_id = resend_ids[array_position(r.members, m.message_id)],
                last_error = CASE message_state WHEN 'sent' THEN NULL ELSE concat_ws(': ', _record.error_name, _record.error) END,
                finished_at = CASE WHEN message_state IN ('failed', 'unknown') THEN now END
-          FROM unnest(r.members, resend_ids) AS u(message_id, resend_id)
-         WHERE m.message_id = ANY (r.members) AND m.message_id = u.message_id
+         WHERE m.message_id = ANY (r.members)
            AND (mine AND m.request_id = r.request_id AND m.state = 'sending'
                 OR outcome = 'sent' AND m.state IN ('sending', 'queued', 'failed', 'unknown') AND coalesce(m.request_id, r.request_id) = r.request_id)
         RETURNING m.message_id, m.attempts
