@@ -107,8 +107,8 @@ def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
                     Figure(
                         f"{people:,} wait, {k:,} act: commit to all messages queued, ms",
                         found,
-                        # 15 beyond the poll of 20.
-                        at_most=35 if k == 100 else None,
+                        # 15 beyond the poll of 10.
+                        at_most=25 if k == 100 else None,
                         digits=0,
                         note=note,
                         chart="detection" if k == 100 else "",

@@ -58,6 +58,9 @@ def _idle(cluster: Cluster, seconds: float) -> float:
     def used() -> float:
         return sum(cpu_seconds(row[0]) for row in cluster.sql("SELECT pid FROM activation.worker"))
 
+    # Who had work looks more often for five seconds.
+    busy = "SELECT FROM activation.worker WHERE worked_at > now() - interval '7 seconds'"
+    wait_until(lambda: not cluster.sql(busy), 30)
     # Within one run of the jobs, whose processes change at the full minute.
     wait_until(lambda: 5 < time.time() % 60 < 58 - seconds, 70)
     wait_until(lambda: _workers_run(cluster), 10)

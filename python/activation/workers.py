@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Poll this often while there was work within the last WARM seconds, else that often (seconds). While at least MANY
 #: come at a time, a detector waits a little longer, so that even more come at a time: a look costs like hundreds.
 POLL_WARM = 0.01
-POLL_IDLE = 0.1
+POLL_IDLE = 0.12
 POLL_BUSY, MANY = 0.03, 50
 WARM = 5.0
 
@@ -266,10 +266,12 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
 
 
 def _watch(db: WorkerDatabase, deliverer: Deliverer, seconds: float) -> None:
-    """Waits with no transaction open, then touches the server once, so that a cancel or a shutdown gets through."""
+    """Waits with no transaction open, then touches the server once, so that a cancel or a shutdown gets through: a turn
+    with requests in flight may do without the server, one with none never does."""
     deliverer.wait(seconds)
-    db.execute("SELECT 1 AS one")
-    db.rollback()
+    if deliverer.busy:
+        db.execute("SELECT 1 AS one")
+        db.rollback()
 
 
 def tick(db: WorkerDatabase) -> None:
