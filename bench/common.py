@@ -69,7 +69,7 @@ class Effort:
 
     def __post_init__(self) -> None:
         self.pairs = 3 if self.quick else 7
-        self.seconds = 1 if self.quick else 2
+        self.seconds = 1
         self.sizes = [10_000, 100_000] if self.quick else [10_000, 100_000, 1_000_000, 10_000_000]
 
 
