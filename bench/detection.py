@@ -4,6 +4,7 @@ a sweep of everybody, against the same question asked by hand."""
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from statistics import median
 
 from common import Effort, Figure, say, worker
@@ -84,6 +85,40 @@ def wait_until_empty(db: Database) -> None:
         time.sleep(0.001)
 
 
+def _import(cluster: Cluster, people: int) -> list[Figure]:
+    """Everybody signs up in one statement while a detector runs: how many it enrolls a second, in each tenth of the
+    time, and its longest transaction."""
+    say(f"{people:,} people sign up in one statement …")
+    transactions = """
+        SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0) FROM pg_stat_activity
+         WHERE application_name LIKE 'activation detector%' AND pid <> pg_backend_pid()
+    """
+    db = cluster.create_database()
+    db.sql(APP.partition("ALTER TABLE users DISABLE")[0])
+    longest = 0.0
+    taken: list[tuple[float, int]] = []
+    with worker(db, "detect"), db.connect() as session:
+        wait_until(lambda: db.value("SELECT EXISTS (SELECT FROM activation.schedule WHERE watching)"), 10)
+        db.sql("INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(1, %s) g", people)
+        while not taken or taken[-1][1] < people:
+            found = session.execute("SELECT coalesce(max(enrollment_id), 0) FROM activation.enrollment").fetchone()
+            taken.append((time.perf_counter(), found[0] if found else 0))
+            row = session.execute(transactions).fetchone()
+            longest = max(longest, float(row[0]) if row else 0)
+            time.sleep(0.005)
+    db.drop()
+    begin, end = taken[0][0], taken[-1][0]
+    edges = [max(n for at, n in taken if at <= begin + (end - begin) * tenth / 10) for tenth in range(11)]
+    return [
+        Figure(
+            f"{people:,} sign up in one statement: enrolled a second, in each tenth of the time",
+            [(late - early) * 10 / (end - begin) for early, late in pairwise(edges)],
+            digits=0,
+        ),
+        Figure("longest transaction of the detector meanwhile, ms", [longest * 1000], at_most=1000, digits=0),
+    ]
+
+
 def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
     figures: list[Figure] = []
     db = cluster.create_database()
@@ -129,4 +164,4 @@ def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
     queued = db.value("SELECT count(*) FROM activation.message")
     assert queued == waiting.acted, (queued, waiting.acted)
     db.drop()
-    return figures
+    return figures + _import(cluster, 100_000 if effort.quick else 1_000_000)

@@ -76,6 +76,19 @@ def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
                             ratios(rate, "look_actions", "plain_actions", effort.pairs),
                         )
                     )
+    db.sql("CREATE TABLE untouched_actions (LIKE user_actions INCLUDING ALL)")
+    figures.append(
+        Figure(
+            "a table without a trigger, ÷ no trigger: what is noise",
+            ratios(
+                lambda table: pgbench(db, SCRIPT.format(table=table, people=1, share=0), effort.seconds),
+                "untouched_actions",
+                "plain_actions",
+                effort.pairs,
+            ),
+            at_least=0.98,
+        )
+    )
     plain, watched = _wal_bytes(db, "plain_actions"), _wal_bytes(db, "user_actions")
     figures.append(
         Figure(

@@ -202,10 +202,12 @@ CREATE TABLE activation.worker (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE activation.worker IS 'Heartbeats of the workers; not dumped.';
 
--- Whether the wake part stands in the capture functions, and how many workers start() was asked for.
+-- Whether the wake part stands in the capture functions and until when it writes, and how many workers start() was asked
+-- for.
 CREATE TABLE activation.schedule (
     singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     watching   boolean NOT NULL,
+    watched_until timestamptz,
     detectors  integer NOT NULL,
     deliverers integer NOT NULL,
     stopped_at timestamptz

@@ -81,7 +81,8 @@ $$;
 
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update, and for
 -- conditions that a vanishing row can make true also delete and moved (an update, by the row as it was).
-CREATE FUNCTION activation._capture_body(table_name regclass, event text, watching boolean) RETURNS text
+-- Wakes are written until watched_until; NULL: none.
+CREATE FUNCTION activation._capture_body(table_name regclass, event text, watched_until timestamptz) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -160,16 +161,20 @@ $body$,
         END LOOP;
         IF captured.watched THEN
             needed := true;
-            IF watching THEN
+            IF watched_until IS NOT NULL THEN
                 wakes := wakes || format(
-                    E'    INSERT INTO activation.wake (source_id, user_id)\n'
-                    '    SELECT %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
+                    E'        INSERT INTO activation.wake (source_id, user_id)\n'
+                    '        SELECT %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
                     captured.source_id, captured.key, rows_name, captured.not_null);
             END IF;
         END IF;
     END LOOP;
     IF NOT needed THEN
         RETURN NULL;
+    END IF;
+    IF wakes <> '' THEN
+        wakes := format(E'    IF pg_catalog.timestamptz_lt(pg_catalog.now(), pg_catalog.to_timestamp(%s)) THEN\n', extract(epoch FROM watched_until)::bigint)
+                 || wakes || E'    END IF;\n';
     END IF;
     RETURN declared || E'BEGIN\n' || signals || wakes || E'    RETURN NULL;\nEND';
 END
@@ -184,7 +189,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 <<here>>
 DECLARE
-    watching boolean := coalesce((SELECT s.watching FROM activation.schedule s), false);
+    watched_until timestamptz := (SELECT s.watched_until FROM activation.schedule s WHERE s.watching);
     wanted record;
     body text;
     function_name name;
@@ -197,7 +202,7 @@ BEGIN
         SELECT * FROM (VALUES ('insert', 'insert', 'new'), ('update', 'update', 'new'), ('delete', 'delete', 'old'), ('moved', 'update', 'old'))
                       AS e(event, command, side)
     LOOP
-        body := activation._capture_body(table_name, wanted.event, watching);
+        body := activation._capture_body(table_name, wanted.event, watched_until);
         SELECT p.proname INTO function_name
           FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
          WHERE t.tgrelid = table_name AND t.tgname = 'activation_' || wanted.event
@@ -244,26 +249,34 @@ BEGIN
 END
 $$;
 
--- The wake part stands in the capture functions only while somebody reads wakes.
+-- The wake part stands in the capture functions only while somebody reads wakes, and writes no longer than half an hour
+-- after a worker last said so: where workers vanish without stop(), the table of wakes stops growing. Workers say so at
+-- the start of each run; the functions are made anew every quarter of an hour. Returns whether rows may have come that left
+-- no wake, so that everybody is to be swept.
 CREATE FUNCTION activation._set_watching(watching boolean) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    now timestamptz := clock_timestamp();
+    was activation.schedule;
     captured regclass;
 BEGIN
-    IF watching IS NOT DISTINCT FROM coalesce((SELECT s.watching FROM activation.schedule s), false) THEN
+    SELECT * INTO was FROM activation.schedule;
+    IF watching IS NOT DISTINCT FROM coalesce(was.watching, false) AND (NOT watching OR was.watched_until > now + interval '15 minutes') THEN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
-    INSERT INTO activation.schedule (watching, detectors, deliverers) VALUES (_set_watching.watching, 0, 0)
-    ON CONFLICT (singleton) DO UPDATE SET watching = excluded.watching;
+    SELECT * INTO was FROM activation.schedule;
+    INSERT INTO activation.schedule AS s (watching, watched_until, detectors, deliverers)
+    VALUES (_set_watching.watching, CASE WHEN _set_watching.watching THEN now + interval '30 minutes' END, 0, 0)
+    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET watching = excluded.watching, watched_until = excluded.watched_until;
     FOR captured IN
         SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s JOIN pg_class c ON c.oid = s.table_name
     LOOP
         PERFORM activation._generate_capture(captured);
     END LOOP;
-    RETURN true;
+    RETURN watching AND NOT coalesce(was.watching AND was.watched_until > now, false);
 END
 $$;
 

@@ -58,13 +58,16 @@ BEGIN
     RETURN NEXT;
 
     SELECT count(*) INTO signals FROM activation.signal;
+    SELECT * INTO scheduled FROM activation.schedule;
     component := 'queue';
     state := CASE WHEN unknown > 0 THEN 'failing' WHEN queued + sending + signals > 0 THEN 'waiting' ELSE 'ok' END;
     detail := format('%s queued, %s being sent, %s unknown; %s signals; wakes %s', queued, sending, unknown, signals,
-                     CASE WHEN standby THEN 'not kept on a standby' ELSE pg_size_pretty(pg_relation_size('activation.wake')) END);
+                     CASE WHEN standby THEN 'not kept on a standby' ELSE pg_size_pretty(pg_relation_size('activation.wake')) END
+                     || CASE WHEN scheduled.watching AND scheduled.watched_until < clock_timestamp()
+                             THEN format(', none written since %s because no detector has run', to_char(scheduled.watched_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
+                             ELSE '' END);
     RETURN NEXT;
 
-    SELECT * INTO scheduled FROM activation.schedule;
     FOR component, state, detail IN
         SELECT format('%s %s', k.kind, n.slot),
                CASE WHEN a.pid IS NOT NULL AND w.beat_at > clock_timestamp() - interval '15 seconds' THEN 'ok'

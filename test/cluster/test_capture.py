@@ -262,6 +262,30 @@ def test_wakes_only_while_somebody_reads_them(db: Database, app: Connection) -> 
     assert db.value("SELECT watching FROM activation.schedule")
 
 
+def test_wakes_end_when_the_workers_are_gone(db: Database, app: Connection) -> None:
+    """Without stop(): nobody reads them, and they would pile up. Whoever comes back sweeps."""
+    wakes = "SELECT count(*) FROM activation.wake WHERE source_id <> 0"
+    until = "SELECT watched_until > now() + interval '15 minutes' FROM activation.schedule"
+    app.execute("INSERT INTO users (id) VALUES (1), (2)")
+    tick(db)
+    db.sql("UPDATE activation.schedule SET watched_until = now() - interval '1 second'")
+    db.sql("SELECT activation._generate_capture('users'), activation._generate_capture('actions')")
+    app.execute("INSERT INTO actions (user_id) VALUES (1)")
+    assert db.value(wakes) == 0
+    assert "none written since" in db.value("SELECT detail FROM activation.status WHERE component = 'queue'")
+    tick(db)
+    assert journey(db) == {"1": "completed", "2": "waiting"}
+    assert db.value(until)
+    assert "none written" not in db.value("SELECT detail FROM activation.status WHERE component = 'queue'")
+    # Who comes back in time renews without a sweep.
+    db.sql("UPDATE activation.schedule SET watched_until = now() + interval '5 minutes'")
+    tick(db)
+    assert db.value(until)
+    assert db.value("SELECT min(due_at) > now() + interval '1 minute' FROM activation.sweep")
+    app.execute("INSERT INTO actions (user_id) VALUES (2)")
+    assert db.value(wakes) == 1
+
+
 def test_updates_and_deletes_wake(db: Database) -> None:
     app = db.connect()
     app.execute(APP)

@@ -281,7 +281,8 @@ def test_many_clients_with_one_key_send_once(sandbox: Sandbox) -> None:
     sandbox.configure(latency_ms=20, jitter_ms=5)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: post(sandbox, MAIL, Idempotency_Key="k").status_code, range(40)))
-    assert set(answers) == {200, 409}
+    # How many come while the first is being handled is the machine's business; see test_key_in_flight.
+    assert 200 in answers and set(answers) <= {200, 409}
     assert len(sandbox.emails) == 1
 
 
