@@ -2,9 +2,10 @@
 
 -- activation: an app's own database notices when a user reaches first value, and writes to them.
 --
--- What people declare (02): settings, users tables, templates, and loops. A loop is a trigger on a table, a condition in
--- SQL, and what to mail when the condition holds (action) or still does not at its deadline (otherwise). Every change of
--- a loop is a new version; people who are on their way keep the version they started with.
+-- What people declare (02): settings, users tables, templates, and loops. A loop is a trigger and one or more steps: each
+-- a condition in SQL, and what to mail when the condition holds (action) or still does not at its deadline (otherwise). Its
+-- goal, by default the first condition, says when somebody is activated. Every change of a loop is a new version; people who
+-- are on their way keep the version they started with.
 --
 -- What the machine owns (03): the app's INSERT leaves a row in `signal` (someone to enroll), an INSERT or UPDATE on a
 -- table that a condition reads leaves a row in `wake` (someone to look at again). An `enrollment` is one user's pass
@@ -22,14 +23,14 @@
 --                  commit, and talk HTTP while no transaction is open.
 --   compile (10)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with
 --                  the rights of the loop's owner, never with those of a worker.
---   verbs   (11-14) what people call, and their validation.
---   views   (15)   what people look at.
---   schedule (16)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
---   privileges (17) nothing is PUBLIC's.
+--   verbs   (11-16) what people call, and their validation.
+--   views   (17)   what people look at.
+--   schedule (18)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
+--   privileges (19) nothing is PUBLIC's.
 --
 -- One order of calls, downwards: a part uses only the parts above it.
 --
--- signal -> enrollment (waiting) -> completed | timed_out | exited
+-- signal -> enrollment (waiting, from step to step) -> completed | timed_out | exited
 -- message: queued -> sending -> sent; back to queued on a retry; failed, cancelled, captured, unknown are final
 
 CREATE SCHEMA activation;

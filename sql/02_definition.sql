@@ -13,6 +13,8 @@ CREATE TABLE activation.setting (
     public_url        text,
     timezone          text,
     rate              numeric,
+    max_per_user      integer,
+    per               interval,
     max_per_hour      integer,
     condition_timeout interval,
     retention         interval
@@ -33,6 +35,7 @@ BEGIN
     s.resend_url := coalesce(s.resend_url, 'https://api.resend.com');
     s.timezone := coalesce(s.timezone, 'UTC');
     s.condition_timeout := coalesce(s.condition_timeout, '10 seconds');
+    s.per := coalesce(s.per, '1 day');
     s.retention := coalesce(s.retention, '90 days');
     RETURN s;
 END
@@ -85,11 +88,12 @@ CREATE TABLE activation.loop (
     reason     text,
     version    integer NOT NULL,
     created_at timestamptz NOT NULL,
-    resumed_at timestamptz
+    resumed_at timestamptz,
+    drop_before timestamptz
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.loop', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.loop_loop_id_seq', '');
-COMMENT ON TABLE activation.loop IS 'Loops and the version that new enrollments get. stopped: by the brake; people are evaluated, nothing is claimed.';
+COMMENT ON TABLE activation.loop IS 'Loops and the version that new enrollments get. stopped: by the brake; people are evaluated, nothing is claimed. drop_before: what came due earlier, while it was paused, is not sent.';
 
 -- A column of a table that holds users' keys: the users table's own key, or what a condition compares with $1.
 CREATE TABLE activation.source (
@@ -112,23 +116,36 @@ CREATE TABLE activation.loop_version (
     owner           name NOT NULL,
     names           text NOT NULL,
     users           regclass NOT NULL,
-    source_id       integer NOT NULL REFERENCES activation.source,
-    event           text NOT NULL CHECK (event IN ('insert')),
+    event           text NOT NULL CHECK (event IN ('insert', 'update', 'delete', 'existing', 'event', 'schedule')),
+    source_id       integer REFERENCES activation.source,
     generation      integer NOT NULL,
     filter_function name,
+    old_columns     name[],
+    old_attnums     smallint[],
     filter_columns  name[],
     filter_attnums  smallint[],
     users_function  name,
+    roll_function   name,
+    passes_function name,
+    goal_step       integer,
+    reentry         interval,
+    holdout         numeric NOT NULL DEFAULT 0,
+    transactional   boolean NOT NULL DEFAULT false,
+    priority        integer NOT NULL DEFAULT 0,
+    over_cap        text NOT NULL DEFAULT 'wait' CHECK (over_cap IN ('wait', 'skip')),
+    send_window     jsonb,
     created_at      timestamptz NOT NULL,
-    PRIMARY KEY (loop_id, version)
+    PRIMARY KEY (loop_id, version),
+    CHECK ((source_id IS NULL) = (event IN ('event', 'schedule')))
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.loop_version', '');
-COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with, the path its names were looked up on, and its compiled functions.';
+COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with, the path its names were looked up on, and its compiled functions. source_id: the captured column that names the user in a row of the trigger''s table. event: existing, for an insert that only those who were there before count for. goal_step: the step whose condition is the goal; 0, one of its own; NULL, none. reentry: how long after an enrollment the next may begin; NULL, never. filter_columns, old_columns: what the filter takes of NEW and OLD. roll_function: the users that a schedule''s query or an existing table enrolls, in order; passes_function: which of some users the filter lets pass by their rows as they are.';
 
 CREATE TABLE activation.step (
     loop_id            integer NOT NULL,
     version            integer NOT NULL,
     step               integer NOT NULL,
+    position           integer NOT NULL,
     name               text NOT NULL,
     delay              interval NOT NULL,
     timeout            interval,
@@ -142,7 +159,7 @@ CREATE TABLE activation.step (
     FOREIGN KEY (loop_id, version) REFERENCES activation.loop_version
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.step', '');
-COMMENT ON TABLE activation.step IS 'Steps of every version. `every` is set where a condition can change without a captured row: then all who wait are asked again at that interval.';
+COMMENT ON TABLE activation.step IS 'Steps of every version, in the order of position; step 0 is a goal of its own. A name has the same number in all versions of a loop, so that who moves to another one is where they were and gets nothing twice. `every` is set where a condition can change without a captured row: then all who wait are asked again at that interval.';
 
 CREATE TABLE activation.watch (
     loop_id   integer NOT NULL,
@@ -150,8 +167,9 @@ CREATE TABLE activation.watch (
     step      integer NOT NULL,
     source_id integer NOT NULL REFERENCES activation.source,
     on_delete boolean NOT NULL,
+    goal      boolean NOT NULL,
     PRIMARY KEY (loop_id, version, step, source_id),
     FOREIGN KEY (loop_id, version, step) REFERENCES activation.step
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.watch', '');
-COMMENT ON TABLE activation.watch IS 'Which captured columns wake which condition; on_delete: a row that goes away can make it true too.';
+COMMENT ON TABLE activation.watch IS 'Which captured columns wake which condition; on_delete: a row that goes away can make it true too; goal: it is the goal of its version.';

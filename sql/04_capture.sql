@@ -19,6 +19,35 @@ BEGIN
 END
 $$;
 
+-- Numbers of a table's columns, and names of those of them that still exist, in the order given.
+CREATE FUNCTION activation._column_numbers(table_name regclass, columns name[]) RETURNS smallint[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT a.attnum FROM unnest(columns) WITH ORDINALITY AS c(attname, ordinal)
+                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attname = c.attname AND NOT a.attisdropped ORDER BY c.ordinal)
+$$;
+
+CREATE FUNCTION activation._column_names(table_name regclass, attnums smallint[]) RETURNS name[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT a.attname FROM unnest(attnums) WITH ORDINALITY AS c(attnum, ordinal)
+                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attnum = c.attnum AND NOT a.attisdropped ORDER BY c.ordinal)
+$$;
+
+-- What the old and the new version of an updated row have in common: the primary key of its table, as a condition over the
+-- rows n and o. NULL without one.
+CREATE FUNCTION activation._same_row(table_name regclass) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(format('pg_catalog.format(''%%s'', n.%1$I) OPERATOR(pg_catalog.=) pg_catalog.format(''%%s'', o.%1$I)', a.attname),
+                      ' AND ' ORDER BY k.ordinal)
+      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
+     WHERE i.indrelid = table_name AND i.indisprimary AND a.attrelid = table_name AND a.attnum = k.attnum
+$$;
+
 -- Columns are followed by number through renames; after a restore numbers may differ and names are right.
 CREATE FUNCTION activation._sync_source(table_name regclass) RETURNS void
 LANGUAGE plpgsql
@@ -26,8 +55,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     UPDATE activation.loop_version v
-       SET filter_attnums = ARRAY(SELECT a.attnum FROM unnest(v.filter_columns) WITH ORDINALITY AS c(attname, ordinal)
-                                    JOIN pg_attribute a ON a.attrelid = v.users AND a.attname = c.attname ORDER BY c.ordinal)
+       SET filter_attnums = activation._column_numbers(s.table_name, v.filter_columns),
+           old_attnums = activation._column_numbers(s.table_name, v.old_columns)
       FROM activation.source s
      WHERE s.table_name = _sync_source.table_name AND s.table_oid <> s.table_name
        AND v.source_id = s.source_id AND v.filter_function IS NOT NULL;
@@ -49,13 +78,15 @@ BEGIN
        AND a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
        AND a.attname <> s.key_column;
     UPDATE activation.loop_version v
-       SET filter_columns = renamed.columns
-      FROM (SELECT f.loop_id, f.version, array_agg(a.attname ORDER BY u.ordinal) AS columns
-              FROM activation.loop_version f, unnest(f.filter_attnums) WITH ORDINALITY AS u(attnum, ordinal), pg_attribute a
-             WHERE f.users = _sync_source.table_name AND a.attrelid = f.users AND a.attnum = u.attnum AND NOT a.attisdropped
-             GROUP BY f.loop_id, f.version) renamed
-     WHERE v.loop_id = renamed.loop_id AND v.version = renamed.version AND v.filter_columns <> renamed.columns
-       AND cardinality(v.filter_columns) = cardinality(renamed.columns);
+       SET filter_columns = now.new_names, old_columns = now.old_names
+      FROM (SELECT f.loop_id, f.version, activation._column_names(s.table_name, f.filter_attnums) AS new_names,
+                   activation._column_names(s.table_name, f.old_attnums) AS old_names
+              FROM activation.loop_version f JOIN activation.source s USING (source_id)
+             WHERE s.table_name = _sync_source.table_name AND f.filter_function IS NOT NULL) now
+     WHERE v.loop_id = now.loop_id AND v.version = now.version
+       AND (v.filter_columns, v.old_columns) IS DISTINCT FROM (now.new_names, now.old_names)
+       -- A column that is gone is told by _follow_table().
+       AND cardinality(v.filter_columns || v.old_columns) = cardinality(now.new_names || now.old_names);
 END
 $$;
 
@@ -79,9 +110,10 @@ BEGIN
 END
 $$;
 
--- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update, and for
--- conditions that a vanishing row can make true also delete and moved (an update, by the row as it was).
--- Wakes are written until watched_until; NULL: none.
+-- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update; for conditions
+-- that a vanishing row can make true, and for loops that wait for a deletion, also delete; for the former also moved (an
+-- update, by the row as it was); for loops that wait for an update, changed (by the row as it was and as it is). A deleted
+-- row of a users table lets its user out of all loops. Wakes are written until watched_until; NULL: none.
 CREATE FUNCTION activation._capture_body(table_name regclass, event text, watched_until timestamptz) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -90,20 +122,31 @@ DECLARE
     signals text := '';
     wakes text := '';
     declared text := '';
-    rows_name text := CASE WHEN event IN ('delete', 'moved') THEN 'old_rows' ELSE 'new_rows' END;
+    rows text := CASE WHEN event IN ('delete', 'moved') THEN 'old_rows AS n'
+                      WHEN event = 'changed' THEN 'new_rows AS n JOIN old_rows AS o ON ' || activation._same_row(table_name)
+                      ELSE 'new_rows AS n' END;
     captured record;
-    filtered record;
+    waiting record;
     needed boolean := false;
 BEGIN
+    IF rows IS NULL THEN
+        RETURN NULL;
+    END IF;
     FOR captured IN
-        SELECT s.source_id, s.generation, format('n.%I', a.attname) AS key,
-               CASE WHEN a.attnotnull THEN '' ELSE format(' WHERE n.%I IS NOT NULL', a.attname) END AS not_null,
-               EXISTS (SELECT FROM activation.loop_version v JOIN activation."loop" l USING (loop_id, version)
-                        WHERE v.source_id = s.source_id AND v.event = _capture_body.event
-                          AND v.filter_function IS NULL AND l.state <> 'archived') AS unfiltered,
-               EXISTS (SELECT FROM activation.watch w JOIN activation."loop" l USING (loop_id)
-                        WHERE w.source_id = s.source_id AND l.state <> 'archived'
-                          AND (_capture_body.event IN ('insert', 'update') OR w.on_delete)) AS watched
+        SELECT s.source_id, s.generation, format('pg_catalog.format(''%%s'', n.%I)', a.attname) AS key,
+               CASE WHEN _capture_body.event = 'changed' THEN
+                         format(' WHERE pg_catalog.format(''%%s'', n.%1$I) OPERATOR(pg_catalog.=) pg_catalog.format(''%%s'', o.%1$I) AND n.%1$I IS NOT NULL', a.attname)
+                    WHEN NOT a.attnotnull THEN format(' WHERE n.%I IS NOT NULL', a.attname) ELSE '' END AS which,
+               _capture_body.event = 'insert' AND EXISTS (
+                   SELECT FROM activation.loop_version v JOIN activation."loop" l USING (loop_id, version)
+                    WHERE v.source_id = s.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND l.state <> 'archived') AS unfiltered,
+               _capture_body.event IN ('insert', 'update', 'delete', 'moved') AND EXISTS (
+                   SELECT FROM activation.watch w JOIN activation."loop" l USING (loop_id)
+                    WHERE w.source_id = s.source_id AND l.state <> 'archived'
+                      AND (_capture_body.event IN ('insert', 'update') OR w.on_delete)) AS watched,
+               _capture_body.event = 'delete' AND EXISTS (
+                   SELECT FROM activation.users_table u JOIN activation.loop_version v USING (users) JOIN activation."loop" l USING (loop_id)
+                    WHERE u.users = s.table_name AND u.key_column = s.key_column AND l.state <> 'archived') AS leaving
           FROM activation.source s
           JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
          WHERE s.table_name = _capture_body.table_name
@@ -113,19 +156,33 @@ BEGIN
             needed := true;
             signals := signals || format(
                 E'    INSERT INTO activation.signal (source_id, generation, user_id)\n'
-                '    SELECT %s, %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
-                captured.source_id, captured.generation, captured.key, rows_name, captured.not_null);
+                '    SELECT %s, %s, %s FROM %s%s;\n', captured.source_id, captured.generation, captured.key, rows, captured.which);
         END IF;
-        FOR filtered IN
+        IF captured.leaving THEN
+            needed := true;
+            signals := signals || format(
+                E'    INSERT INTO activation.signal (source_id, generation, user_id, gone)\n'
+                '    SELECT %s, %s, %s, true FROM %s%s;\n', captured.source_id, captured.generation, captured.key, rows, captured.which);
+        END IF;
+        FOR waiting IN
             SELECT v.loop_id, l.name, v.names, v.filter_function,
-                   (SELECT string_agg(format('n.%I', c), ', ' ORDER BY ordinal)
-                      FROM unnest(v.filter_columns) WITH ORDINALITY AS u(c, ordinal)) AS columns
+                   concat_ws(', ', (SELECT string_agg(format('%s.%I', CASE _capture_body.event WHEN 'changed' THEN 'o' ELSE 'n' END, c), ', ' ORDER BY ordinal)
+                                      FROM unnest(v.old_columns) WITH ORDINALITY AS u(c, ordinal)),
+                                   (SELECT string_agg(format('n.%I', c), ', ' ORDER BY ordinal)
+                                      FROM unnest(v.filter_columns) WITH ORDINALITY AS u(c, ordinal))) AS columns
               FROM activation.loop_version v JOIN activation."loop" l USING (loop_id, version)
-             WHERE v.source_id = captured.source_id AND v.event = _capture_body.event
-               AND v.filter_function IS NOT NULL AND l.state <> 'archived'
+             WHERE v.source_id = captured.source_id AND v.event = CASE _capture_body.event WHEN 'changed' THEN 'update' WHEN 'update' THEN NULL ELSE _capture_body.event END
+               AND (v.filter_function IS NOT NULL OR v.event <> 'insert') AND l.state <> 'archived'
              ORDER BY v.loop_id
         LOOP
             needed := true;
+            IF waiting.filter_function IS NULL THEN
+                signals := signals || format(
+                    E'    INSERT INTO activation.signal (source_id, generation, loop_id, user_id)\n'
+                    '    SELECT %s, %s, %s, %s FROM %s%s;\n',
+                    captured.source_id, captured.generation, waiting.loop_id, captured.key, rows, captured.which);
+                CONTINUE;
+            END IF;
             declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n';
             -- The author's code runs in a read-only subtransaction that is always rolled back: nothing but the keys that
             -- passed leaves it, no deferred trigger, no cursor, no setting.
@@ -136,9 +193,9 @@ BEGIN
     passed := NULL;
     BEGIN
         PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
-        PERFORM pg_catalog.set_config('search_path', %5$L, true);
-        SELECT pg_catalog.array_agg(pg_catalog.format('%%s', %3$s)) INTO passed
-          FROM %4$s AS n WHERE activation_compiled.%6$I(%7$s);
+        PERFORM pg_catalog.set_config('search_path', %6$L, true);
+        SELECT pg_catalog.array_agg(%3$s) INTO passed
+          FROM %4$s%5$s activation_compiled.%7$I(%8$s);
         evaluated := true;
         RAISE EXCEPTION USING ERRCODE = 'ACT00';
     EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
@@ -148,24 +205,24 @@ BEGIN
     END;
     IF problem IS NULL THEN
         INSERT INTO activation.signal (source_id, generation, loop_id, user_id)
-        SELECT %1$s, %2$s, %8$s, k.user_id FROM pg_catalog.unnest(passed) AS k(user_id);
+        SELECT %1$s, %2$s, %9$s, k.user_id FROM pg_catalog.unnest(passed) AS k(user_id);
     ELSE
         INSERT INTO activation.signal (source_id, generation, loop_id, user_id, error)
-        SELECT %1$s, %2$s, %8$s, pg_catalog.format('%%s', %3$s), problem FROM %4$s AS n;
-        RAISE WARNING 'the filter of activation loop %% raised: %%', %9$L, problem
+        SELECT %1$s, %2$s, %9$s, %3$s, problem FROM %4$s%10$s;
+        RAISE WARNING 'the filter of activation loop %% raised: %%', %11$L, problem
             USING HINT = 'Your statement was not affected. These rows were not enrolled in the loop.';
     END IF;
 $body$,
-                captured.source_id, captured.generation, captured.key, rows_name, filtered.names,
-                filtered.filter_function, filtered.columns, filtered.loop_id, filtered.name);
+                captured.source_id, captured.generation, captured.key, rows,
+                CASE captured.which WHEN '' THEN ' WHERE' ELSE captured.which || ' AND' END, waiting.names,
+                waiting.filter_function, waiting.columns, waiting.loop_id, captured.which, waiting.name);
         END LOOP;
         IF captured.watched THEN
             needed := true;
             IF watched_until IS NOT NULL THEN
                 wakes := wakes || format(
                     E'        INSERT INTO activation.wake (source_id, user_id)\n'
-                    '        SELECT %s, pg_catalog.format(''%%s'', %s) FROM %s AS n%s;\n',
-                    captured.source_id, captured.key, rows_name, captured.not_null);
+                    '        SELECT %s, %s FROM %s%s;\n', captured.source_id, captured.key, rows, captured.which);
             END IF;
         END IF;
     END LOOP;
@@ -198,9 +255,13 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
     PERFORM activation._sync_source(table_name);
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _generate_capture.table_name AND c.relnamespace <> 'activation'::regnamespace) THEN
+        -- What becomes an event is told by track() itself.
+        RETURN;
+    END IF;
     FOR wanted IN
-        SELECT * FROM (VALUES ('insert', 'insert', 'new'), ('update', 'update', 'new'), ('delete', 'delete', 'old'), ('moved', 'update', 'old'))
-                      AS e(event, command, side)
+        SELECT * FROM (VALUES ('insert', 'insert', 'new'), ('update', 'update', 'new'), ('delete', 'delete', 'old'), ('moved', 'update', 'old'),
+                              ('changed', 'update', NULL)) AS e(event, command, side)
     LOOP
         body := activation._capture_body(table_name, wanted.event, watched_until);
         SELECT p.proname INTO function_name
@@ -231,8 +292,13 @@ BEGIN
             CONTINUE WHEN body IS NULL;
             BEGIN
                 PERFORM set_config('lock_timeout', '3s', true);
-                EXECUTE format('CREATE TRIGGER %I AFTER %I ON %s REFERENCING %I TABLE AS %I FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
-                               'activation_' || wanted.event, wanted.command, relation, wanted.side, wanted.side || '_rows', function_name);
+                EXECUTE CASE WHEN wanted.side IS NULL THEN
+                    format('CREATE TRIGGER %I AFTER %I ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
+                           'activation_' || wanted.event, wanted.command, relation, function_name)
+                ELSE
+                    format('CREATE TRIGGER %I AFTER %I ON %s REFERENCING %I TABLE AS %I FOR EACH STATEMENT EXECUTE FUNCTION activation_compiled.%I()',
+                           'activation_' || wanted.event, wanted.command, relation, wanted.side, wanted.side || '_rows', function_name)
+                END;
             EXCEPTION WHEN lock_not_available THEN
                 RAISE EXCEPTION 'table % is busy: its trigger could not be made within 3 seconds', activation._table_name(relation)
                     USING ERRCODE = 'lock_not_available',
@@ -304,11 +370,11 @@ BEGIN
            AND NOT EXISTS (SELECT FROM pg_attribute a
                             WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped);
         UPDATE activation."loop" l
-           SET state = 'failing', reason = format('a column of %s that the filter reads was dropped: define the loop again', v.users)
-          FROM activation.loop_version v
-         WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND v.users = changed
-           AND EXISTS (SELECT FROM unnest(v.filter_attnums) AS f(attnum) JOIN pg_attribute a ON a.attrelid = v.users AND a.attnum = f.attnum
-                        WHERE a.attisdropped);
+           SET state = 'failing', reason = format('a column of %s that the filter reads was dropped: define the loop again', s.table_name)
+          FROM activation.loop_version v JOIN activation.source s USING (source_id)
+         WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused') AND s.table_name = changed
+           AND EXISTS (SELECT FROM unnest(v.filter_attnums || v.old_attnums) AS f(attnum)
+                         JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = f.attnum WHERE a.attisdropped);
         PERFORM activation._generate_capture(changed, only_known => true);
     END LOOP;
 EXCEPTION WHEN others THEN

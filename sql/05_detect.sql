@@ -146,11 +146,11 @@ BEGIN ATOMIC
        AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id AND k.kind = 'detect' AND k.retry_at > now);
 END;
 
--- What a round would find to do: signals, wakes, people at their deadline or to be tried again, sweeps. Asked many times a
+-- What a round would find to do: signals, wakes, people whose step begins, at their deadline or to be tried again, sweeps, users to be enrolled in chunks. Asked many times a
 -- second, without a lock, so that a worker with nothing to do costs next to nothing. Without sequential scans, since a plan
 -- made while the tables were small would stay; without JIT, which would take the price of one that cannot be avoided for a
 -- reason.
-CREATE FUNCTION activation._detect_due(OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean)
+CREATE FUNCTION activation._detect_due(OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean, OUT rolls boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -164,15 +164,42 @@ BEGIN
     wakes := unmarked OR EXISTS (SELECT FROM activation.wake w WHERE w.source_id <> 0);
     people := EXISTS (SELECT FROM activation._detect_loops(now) l(loop_id)
                        WHERE EXISTS (SELECT FROM activation.enrollment e
-                                      WHERE e.loop_id = l.loop_id AND e.state = 'waiting' AND e.deadline <= now
+                                      WHERE e.loop_id = l.loop_id AND e.state = 'waiting' AND coalesce(e.starts_at, e.deadline) <= now
                                         AND (e.retry_at IS NULL OR e.retry_at <= now))
                           OR EXISTS (SELECT FROM activation.enrollment e WHERE e.loop_id = l.loop_id AND e.retry_at <= now));
     sweeps := unmarked OR EXISTS (SELECT FROM activation.sweep w JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
                                    WHERE w.due_at <= now);
+    -- Who signs up now does not wait for a multitude.
+    rolls := NOT signals AND EXISTS (SELECT FROM activation.roll r JOIN activation._detect_loops(now) l(loop_id) USING (loop_id) WHERE r.due_at <= now);
 END
 $$;
 
--- Turns signals into enrollments, at most so many signals.
+-- The side of a user in a loop's holdout: the same for ever, also on another server, and another one in each loop.
+CREATE FUNCTION activation._held_out(loop text, user_id text, share numeric) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN share > 0 AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
+
+-- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user.
+CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v activation.loop_version;
+    rows text[];
+BEGIN
+    SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
+     WHERE x.users = _still_gone.users AND l.state <> 'archived' ORDER BY x.loop_id LIMIT 1;
+    rows := activation._safe_eval(v.users_function, v.owner, user_ids);
+    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
+EXCEPTION WHEN others THEN
+    -- The table is gone, or its function: so are they.
+    RETURN user_ids;
+END
+$$;
+
+-- Turns signals into enrollments, at most so many signals. There is at most one waiting enrollment of a user in a loop, and
+-- a next one only where the loop's reentry allows it.
 CREATE FUNCTION activation._take_signals(parts integer[], batch integer, OUT taken integer, OUT ids bigint[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -181,6 +208,8 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
+    gone_sources integer[];
+    gone_users text[];
 BEGIN
     WITH signals AS (
         DELETE FROM activation.signal
@@ -189,22 +218,123 @@ BEGIN
     ), failed AS (
         INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
         SELECT t.at, t.loop_id, t.user_id, t.error FROM signals t WHERE t.error IS NOT NULL
-    ), enrolled AS (
-        INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
-        SELECT DISTINCT ON (l.loop_id, t.user_id)
-               l.loop_id, v.version, t.user_id, 'waiting', t.at, now, t.at + s.delay + s.timeout, mark
+    ), meant AS (
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout
           FROM signals t
-          -- Who passed the filter of an earlier version of a loop is in it.
-          JOIN activation.loop_version v ON v.source_id = t.source_id
-               AND (v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.filter_function IS NULL AND v.generation <= t.generation)
-          JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
-          JOIN activation.step s ON s.loop_id = v.loop_id AND s.version = v.version AND s.step = 1
-         WHERE t.error IS NULL
-         ORDER BY l.loop_id, t.user_id, t.at
+          JOIN activation.loop_version v ON v.source_id = t.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= t.generation
+          JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
+         WHERE t.loop_id IS NULL AND t.error IS NULL AND t.gone IS NULL AND l.state <> 'archived'
+        UNION ALL
+        -- Who passed the filter of an earlier version of a loop is in it.
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout
+          FROM signals t
+          JOIN activation."loop" l USING (loop_id)
+          JOIN activation.loop_version v ON v.loop_id = l.loop_id AND v.version = l.version AND t.source_id IN (0, v.source_id)
+         WHERE t.error IS NULL AND l.state <> 'archived'
+    ), enrolled AS (
+        INSERT INTO activation.enrollment (loop_id, version, user_id, pass, state, step, enrolled_at, created_at, starts_at, deadline,
+                                           holdout, template_mark, how, context)
+        SELECT DISTINCT ON (m.loop_id, m.user_id)
+               m.loop_id, m.version, m.user_id, coalesce(last.pass, 0) + 1, 'waiting', s.step, m.at, now,
+               CASE WHEN s.delay > interval '0' THEN m.at + s.delay END, m.at + s.delay + s.timeout,
+               activation._held_out(l.name, m.user_id, m.holdout), mark, m.how, m.context
+          FROM meant m
+          JOIN activation."loop" l USING (loop_id)
+          JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.position = 1
+          LEFT JOIN LATERAL (SELECT x.pass, x.state, x.enrolled_at FROM activation.enrollment x
+                              WHERE m.reentry IS NOT NULL AND x.user_id = m.user_id AND x.loop_id = m.loop_id
+                              ORDER BY x.pass DESC LIMIT 1) last ON true
+         WHERE last.pass IS NULL OR last.state <> 'waiting' AND last.enrolled_at + m.reentry <= m.at
+         ORDER BY m.loop_id, m.user_id, m.at
         ON CONFLICT DO NOTHING
         RETURNING enrollment_id
     )
-    SELECT (SELECT count(*) FROM signals), (SELECT array_agg(e.enrollment_id) FROM enrolled e) INTO taken, ids;
+    SELECT (SELECT count(*) FROM signals), (SELECT array_agg(e.enrollment_id) FROM enrolled e),
+           (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone), (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone)
+      INTO taken, ids, gone_sources, gone_users;
+    IF gone_users IS NOT NULL THEN
+        PERFORM activation._leave(ARRAY(
+            SELECT e.enrollment_id
+              FROM (SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
+                      FROM unnest(gone_sources, gone_users) AS u(source_id, user_id) JOIN activation.source s USING (source_id) GROUP BY 1) g
+              CROSS JOIN LATERAL unnest(g.users) AS k(user_id)
+              JOIN activation.enrollment e ON e.user_id = k.user_id
+              JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = g.table_name),
+            'the user was deleted');
+    END IF;
+END
+$$;
+
+-- The loop whose users are to be enrolled in chunks next, for this worker alone until its transaction ends.
+CREATE FUNCTION activation._roll_due() RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT r.loop_id FROM activation.roll r JOIN activation._detect_loops(activation._now()) l(loop_id) USING (loop_id)
+     WHERE r.due_at <= activation._now() ORDER BY r.due_at LIMIT 1 FOR UPDATE OF r SKIP LOCKED
+$$;
+
+-- The next chunk of users of a loop's walk, at most so many: as signals, which a round takes like any others. Runs an
+-- author's code. Returns how many there were.
+CREATE FUNCTION activation._roll(loop_id integer, batch integer) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    r activation.roll;
+    v activation.loop_version;
+    wanted integer := batch;
+    marks text[] := '{}'::text[];
+    ended boolean;
+BEGIN
+    SELECT x.* INTO STRICT r FROM activation.roll x WHERE x.loop_id = _roll.loop_id;
+    SELECT x.* INTO STRICT v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version) WHERE l.loop_id = _roll.loop_id;
+    IF r.per_hour IS NOT NULL THEN
+        -- As many as the time since it began allows, those of the first moment included.
+        wanted := greatest(least(batch, 1 + floor(r.per_hour * extract(epoch FROM now - r.began_at) / 3600) - r.enrolled), 0);
+    END IF;
+    IF wanted > 0 THEN
+        PERFORM activation._evaluating(_roll.loop_id);
+        marks := activation._safe_eval(v.roll_function, v.owner, ARRAY[wanted::text, r.mark ->> 0, r.mark ->> 1, r.until]);
+        PERFORM activation._evaluating(NULL);
+        INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, how)
+        SELECT now, 0, 0, _roll.loop_id, m.mark::jsonb ->> 0, CASE r.kind WHEN 'existing' THEN 'as an existing user' END FROM unnest(marks) AS m(mark);
+    END IF;
+    ended := cardinality(marks) < wanted;
+    IF ended AND r.kind = 'existing' THEN
+        DELETE FROM activation.roll x WHERE x.loop_id = _roll.loop_id;
+    ELSE
+        UPDATE activation.roll x
+           SET mark = CASE WHEN ended THEN NULL ELSE coalesce(marks[cardinality(marks)]::jsonb, x.mark) END,
+               enrolled = x.enrolled + cardinality(marks),
+               due_at = CASE WHEN ended THEN activation._next_run(x.cron, (activation._setting()).timezone, now)
+                             WHEN x.per_hour IS NOT NULL THEN now + greatest(interval '1 hour' / x.per_hour, interval '1 second')
+                             ELSE now END
+         WHERE x.loop_id = _roll.loop_id;
+    END IF;
+    RETURN cardinality(marks);
+END
+$$;
+
+-- Lets people out of a loop: they are exited, and what is queued for them is cancelled. Returns how many were on their way.
+CREATE FUNCTION activation._leave(ids bigint[], reason text) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    left_now integer;
+BEGIN
+    UPDATE activation.enrollment e
+       SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, starts_at = NULL, deadline = NULL
+     WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting';
+    GET DIAGNOSTICS left_now = ROW_COUNT;
+    UPDATE activation.message m
+       SET state = 'cancelled', finished_at = activation._now(), last_error = _leave.reason
+     WHERE m.enrollment_id = ANY (ids) AND m.request_id IS NULL AND m.finished_at IS NULL;
+    RETURN left_now;
 END
 $$;
 
@@ -232,14 +362,14 @@ BEGIN
           JOIN activation.watch w ON w.source_id = n.source_id
           CROSS JOIN LATERAL (SELECT x.enrollment_id, x.version, x.step, x.activated_at, x.state FROM activation.enrollment x
                                WHERE x.loop_id = w.loop_id AND x.user_id = n.user_id OFFSET 0) e
-         WHERE e.version = w.version AND e.step = w.step AND e.activated_at IS NULL AND e.state <> 'exited'
+         WHERE e.version = w.version AND (w.goal AND e.activated_at IS NULL OR e.step = w.step AND e.state = 'waiting')
          GROUP BY 1
     )
     SELECT (SELECT count(*) FROM wakes), array_agg(f.enrollment_id), array_agg(f.at) INTO taken, ids, ats FROM found f;
 END
 $$;
 
--- Finds those at their deadline and those to be tried again, at most so many of each. Of every loop some: one with a long
+-- Finds those whose step begins or is at its deadline, and those to be tried again, at most so many of each. Of every loop some: one with a long
 -- queue does not hold the others up.
 CREATE FUNCTION activation._find_due(parts integer[], batch integer) RETURNS bigint[]
 LANGUAGE sql STABLE
@@ -249,10 +379,10 @@ AS $$
     SELECT array_agg(e.enrollment_id)
       FROM (SELECT d.enrollment_id
               FROM activation._detect_loops(activation._now()) l(loop_id)
-              CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY x.deadline) AS place FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND x.deadline <= activation._now()
+              CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY coalesce(x.starts_at, x.deadline)) AS place FROM activation.enrollment x
+                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND coalesce(x.starts_at, x.deadline) <= activation._now()
                                      AND (x.retry_at IS NULL OR x.retry_at <= activation._now()) AND activation._part(x.user_id) = ANY (parts)
-                                   ORDER BY x.deadline LIMIT batch) d
+                                   ORDER BY coalesce(x.starts_at, x.deadline) LIMIT batch) d
              ORDER BY d.place LIMIT batch) e
 $$;
 
@@ -270,9 +400,10 @@ AS $$
              ORDER BY d.place LIMIT batch) e
 $$;
 
--- Gathers who is to be evaluated now, by loop: the newly enrolled, the woken, those at their deadline, and those to be tried
--- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed before
--- the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes, people: what
+-- Gathers who is to be evaluated now, by question: the condition of the step that somebody is at, and the goal where that
+-- is another one. Who: the newly enrolled, the woken, those whose step begins or is at its deadline, and those to be tried
+-- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed
+-- before the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes, people: what
 -- to look for, see _detect_due(). The first row only says how many were taken of what most were taken of.
 CREATE FUNCTION activation._detect_take(parts integer[], batch integer, signals boolean, wakes boolean, people boolean)
 RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer)
@@ -285,6 +416,7 @@ DECLARE
     new record;
     awake record;
     due_ids bigint[];
+    retried_ids bigint[];
 BEGIN
     SELECT 0 AS taken, NULL::bigint[] AS ids, NULL::timestamptz[] AS ats INTO awake;
     new := awake;
@@ -295,27 +427,32 @@ BEGIN
         SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
     END IF;
     IF people THEN
-        due_ids := activation._find_due(parts, batch) || activation._find_retries(parts, batch);
+        due_ids := activation._find_due(parts, batch);
+        retried_ids := activation._find_retries(parts, batch);
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
-                        greatest(new.taken, awake.taken, cardinality(due_ids));
-    IF new.ids IS NULL AND awake.ids IS NULL AND due_ids IS NULL THEN
+                        greatest(new.taken, awake.taken, cardinality(due_ids || retried_ids));
+    IF new.ids IS NULL AND awake.ids IS NULL AND due_ids IS NULL AND retried_ids IS NULL THEN
         RETURN;
     END IF;
     RETURN QUERY
-    SELECT e.loop_id, e.version, e.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
+    SELECT e.loop_id, e.version, q.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
            array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer
-      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh
-              FROM (SELECT unnest(new.ids), NULL::timestamptz, true
-                    UNION ALL SELECT w.id, w.at, false FROM unnest(awake.ids, awake.ats) AS w(id, at)
-                    UNION ALL SELECT unnest(due_ids), NULL, false) AS u(id, at, fresh)
+      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh, bool_and(u.due) AS due
+              FROM (SELECT unnest(new.ids), NULL::timestamptz, true, false
+                    UNION ALL SELECT w.id, w.at, false, false FROM unnest(awake.ids, awake.ats) AS w(id, at)
+                    UNION ALL SELECT unnest(due_ids), NULL, false, true
+                    UNION ALL SELECT unnest(retried_ids), NULL, false, false) AS u(id, at, fresh, due)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
       -- What _detect_defer() kept.
       CROSS JOIN LATERAL (SELECT CASE WHEN e.last_error IS NULL AND isfinite(e.retry_at) THEN e.retry_at END AS at,
                                  e.last_error IS NULL AND coalesce(e.retry_at = '-infinity', false) AS fresh) p
+      JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version
+      CROSS JOIN LATERAL (SELECT e.step WHERE e.state = 'waiting' AND (e.starts_at IS NULL OR e.starts_at <= now)
+                          UNION SELECT v.goal_step WHERE NOT c.due AND e.activated_at IS NULL AND v.goal_step IS NOT NULL) q
       JOIN activation._detect_loops(now) l(loop_id) ON l.loop_id = e.loop_id
-     GROUP BY e.loop_id, e.version, e.step
+     GROUP BY e.loop_id, e.version, q.step
      ORDER BY coalesce((SELECT k.strikes FROM activation.strike k WHERE k.loop_id = e.loop_id AND k.kind = 'detect'), 0), 1, 2, 3;
 END
 $$;
@@ -386,9 +523,11 @@ SET plan_cache_mode = force_custom_plan
 AS $$
     SELECT coalesce(array_agg(s.enrollment_id), '{}'), coalesce(array_agg(s.user_id), '{}')
       FROM (SELECT e.enrollment_id, e.user_id FROM activation.enrollment e
-             WHERE e.loop_id = _detect_stretch.loop_id AND e.version = _detect_stretch.version AND e.step = _detect_stretch.step
+             WHERE e.loop_id = _detect_stretch.loop_id AND e.version = _detect_stretch.version
+               AND (e.step = _detect_stretch.step OR (SELECT v.goal_step = _detect_stretch.step FROM activation.loop_version v
+                                                       WHERE v.loop_id = _detect_stretch.loop_id AND v.version = _detect_stretch.version))
                AND activation._part(e.user_id) = part AND e.enrollment_id > mark
-               AND e.activated_at IS NULL AND e.state IN ('waiting', 'timed_out') AND e.retry_at IS NULL
+               AND (e.activated_at IS NULL OR e.state = 'waiting') AND e.retry_at IS NULL
              ORDER BY e.enrollment_id LIMIT batch) s
 $$;
 
@@ -415,8 +554,8 @@ BEGIN
         PERFORM activation._evaluating(NULL);
         PERFORM activation._detect_well(loop_id);
         IF true_keys <> '{}' THEN
-            PERFORM activation._detect_decide(ARRAY(SELECT u.id FROM unnest(stretch.ids, stretch.keys) AS u(id, key)
-                                                     WHERE u.key = ANY (true_keys)), '{}', '{}', true_keys);
+            PERFORM activation._detect_decide(step, ARRAY(SELECT u.id FROM unnest(stretch.ids, stretch.keys) AS u(id, key)
+                                                           WHERE u.key = ANY (true_keys)), '{}', '{}', true_keys);
         END IF;
     END IF;
     PERFORM activation._detect_swept(loop_id, version, step, part, stretch.ids, batch);
@@ -437,10 +576,11 @@ AS $$
      WHERE w.loop_id = _detect_swept.loop_id AND w.version = _detect_swept.version AND w.step = _detect_swept.step AND w.part = _detect_swept.part
 $$;
 
--- Writes down what the answer changed, and nothing for the others: true is activation and the action's message; still
--- false at the deadline is the end of waiting and the otherwise message; NULL, a step without a condition, is decided by
--- its own start.
-CREATE FUNCTION activation._detect_decide(ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
+-- Writes down what the answer to a question changed, and nothing for the others. question: the step whose condition was
+-- asked. true_keys: whose answer was true; NULL for a step without a condition, which is decided by its own start. For the
+-- goal, true is activation. For the step that somebody is at, true is the action's message, and still false at the
+-- deadline the otherwise message; either way the next step follows, if there is one.
+CREATE FUNCTION activation._detect_decide(question integer, ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -448,57 +588,104 @@ AS $$
 #variable_conflict use_column
 DECLARE
     now timestamptz := activation._now();
-    acted bigint[];
-    late bigint[];
+    acted activation.decided[];
+    late activation.decided[];
 BEGIN
     IF true_keys IS NULL THEN
-        WITH changed AS (
-            UPDATE activation.enrollment e SET state = 'completed', decided_at = now
-              FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.state = 'waiting'
-            RETURNING e.enrollment_id
-        )
-        SELECT array_agg(c.enrollment_id) INTO acted FROM changed c;
+        acted := ARRAY(SELECT (a.id, 'action', NULL, NULL)::activation.decided FROM unnest(ids) AS a(id));
     ELSE
-        IF cardinality(true_keys) > 0 THEN
-            WITH asked AS (
-                SELECT e.enrollment_id, e.state, a.at, a.fresh
-                  FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
-                  JOIN unnest(true_keys) AS k(user_id) ON k.user_id = e.user_id
-                 WHERE e.activated_at IS NULL AND e.state <> 'exited'
-                   FOR UPDATE OF e
-            ), changed AS (
-                UPDATE activation.enrollment e
-                   SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END,
-                       state = CASE a.state WHEN 'waiting' THEN 'completed' ELSE a.state END,
-                       decided_at = CASE a.state WHEN 'waiting' THEN now ELSE e.decided_at END,
-                       retry_at = NULL, last_error = NULL
-                  FROM asked a WHERE e.enrollment_id = a.enrollment_id
-                RETURNING e.enrollment_id, a.state
-            )
-            SELECT array_agg(c.enrollment_id) FILTER (WHERE c.state = 'waiting') INTO acted FROM changed c;
+        IF true_keys <> '{}' THEN
+            acted := ARRAY(SELECT (a.id, 'action', a.at, a.fresh)::activation.decided
+                             FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
+                             JOIN unnest(true_keys) AS k(user_id) ON k.user_id = e.user_id);
+            -- For those who are at the goal's own step, _advance() does.
+            UPDATE activation.enrollment e
+               SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END
+              FROM unnest(acted) AS a(id, branch, at, fresh), activation.loop_version v
+             WHERE e.enrollment_id = a.id AND e.activated_at IS NULL
+               AND NOT (e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true))
+               AND v.loop_id = e.loop_id AND v.version = e.version AND v.goal_step = question;
         END IF;
-        WITH changed AS (
-            UPDATE activation.enrollment e SET state = 'timed_out', decided_at = now, retry_at = NULL
-              FROM unnest(ids) AS a(id)
-             WHERE e.enrollment_id = a.id AND e.state = 'waiting' AND e.deadline <= now
-            RETURNING e.enrollment_id
-        )
-        SELECT array_agg(c.enrollment_id) INTO late FROM changed c;
-        -- Who could not be evaluated before, and now was, has no error any more.
-        UPDATE activation.enrollment e SET retry_at = NULL, last_error = NULL
-          FROM unnest(ids) AS a(id) WHERE e.enrollment_id = a.id AND e.retry_at IS NOT NULL;
+        late := ARRAY(SELECT (a.id, 'otherwise', NULL, NULL)::activation.decided
+                        FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id
+                       WHERE e.step = question AND e.state = 'waiting' AND e.deadline <= now AND coalesce(e.starts_at <= now, true)
+                         AND NOT e.user_id = ANY (true_keys));
     END IF;
+    IF acted <> '{}' OR late <> '{}' THEN
+        PERFORM activation._advance(question, acted || late, now);
+    END IF;
+    IF true_keys IS NOT NULL THEN
+        -- Who has begun and goes on waiting; and who could not be evaluated before, and now was, has no error any more.
+        UPDATE activation.enrollment e
+           SET starts_at = CASE WHEN e.step = question AND e.starts_at <= now THEN NULL ELSE e.starts_at END, retry_at = NULL, last_error = NULL
+          FROM unnest(ids) AS a(id)
+         WHERE e.enrollment_id = a.id
+           AND (e.retry_at <= now OR e.step = question AND e.state = 'waiting' AND e.starts_at <= now);
+    END IF;
+END
+$$;
 
-    IF acted IS NOT NULL OR late IS NOT NULL THEN
-        INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at)
-        SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, e.step, b.branch, 'queued', now, now
-          FROM (SELECT unnest(acted) AS id, 'action' AS branch UNION ALL SELECT unnest(late), 'otherwise') b
-          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = b.id OFFSET 0) e
-          CROSS JOIN LATERAL (SELECT CASE b.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email FROM activation.step s
-                               WHERE s.loop_id = e.loop_id AND s.version = e.version AND s.step = e.step OFFSET 0) s
-         WHERE s.email IS NOT NULL
-        ON CONFLICT DO NOTHING;
-    END IF;
+-- Whether a branch of a step only nudges towards the goal, so that whoever has reached that gets none: the otherwise of any
+-- step, and what a step without a condition has waited with. Without SET clauses, so that they become parts of statements.
+CREATE FUNCTION activation._nudge(s activation.step, branch text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN branch = 'otherwise' OR s.evaluate_function IS NULL AND s.delay > interval '0';
+
+CREATE FUNCTION activation._nudges(s activation.step) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN s.otherwise IS NOT NULL OR s.action IS NOT NULL AND s.evaluate_function IS NULL AND s.delay > interval '0';
+
+-- People for whom a step is decided: its message, and the next step. Of these, those who are at it and have begun.
+-- A nudge towards a goal that is reached is cancelled as it is made, so that why() can tell.
+CREATE FUNCTION activation._advance(question integer, people activation.decided[], now timestamptz) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    WITH decided AS (
+        SELECT e.enrollment_id, p.branch, p.at, p.fresh, coalesce(e.starts_at, CASE p.branch WHEN 'otherwise' THEN e.deadline END, now) AS due_at
+          FROM unnest(people) AS p(id, branch, at, fresh)
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = p.id OFFSET 0) e
+         WHERE e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true)
+    ), moved AS (
+        UPDATE activation.enrollment e
+           SET activated_at = CASE WHEN d.branch = 'action' AND v.goal_step = question AND e.activated_at IS NULL
+                                   THEN CASE WHEN d.fresh THEN e.enrolled_at ELSE coalesce(d.at, now) END ELSE e.activated_at END,
+               state = CASE WHEN f.exits THEN 'exited' WHEN n.step IS NOT NULL THEN 'waiting' WHEN d.branch = 'action' THEN 'completed' ELSE 'timed_out' END,
+               reason = CASE WHEN f.exits THEN format('step "%s" timed out', s.name) END,
+               decided_at = CASE WHEN f.exits OR n.step IS NULL THEN now END,
+               history = CASE WHEN s.position = 1 AND n.step IS NULL THEN NULL
+                              ELSE coalesce(e.history, '[]') || jsonb_build_array(jsonb_build_array(s.step, d.branch, now)) END,
+               step = CASE WHEN f.exits OR n.step IS NULL THEN e.step ELSE n.step END,
+               starts_at = CASE WHEN NOT f.exits AND n.step IS NOT NULL THEN now + n.delay END,
+               deadline = CASE WHEN f.exits OR n.step IS NULL THEN e.deadline ELSE now + n.delay + n.timeout END,
+               retry_at = NULL, last_error = NULL
+          FROM decided d, activation.step s
+          JOIN activation.loop_version v USING (loop_id, version)
+          LEFT JOIN LATERAL (SELECT x.step, x.delay, x.timeout FROM activation.step x
+                              WHERE x.loop_id = s.loop_id AND x.version = s.version AND x.position = s.position + 1) n ON true,
+               LATERAL (SELECT d.branch = 'otherwise' AND s.on_timeout = 'exit' AS exits) f
+         WHERE e.enrollment_id = d.enrollment_id AND e.state = 'waiting' AND e.step = question
+           AND s.loop_id = e.loop_id AND s.version = e.version AND s.step = question
+        RETURNING e.enrollment_id, e.loop_id, e.version, e.user_id, e.activated_at, e.holdout, d.branch, d.due_at,
+                  CASE d.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email,
+                  activation._nudge(s, d.branch) AS nudge
+    )
+    INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at,
+                                    finished_at, last_error)
+    SELECT gen_random_uuid(), m.enrollment_id, m.loop_id, m.version, m.user_id, question, m.branch, o.state, now, now,
+           CASE WHEN o.state <> 'queued' THEN now END,
+           CASE WHEN m.holdout THEN 'held out'
+                WHEN m.nudge AND m.activated_at IS NOT NULL THEN 'the user had reached the goal'
+                WHEN o.state <> 'queued' THEN 'it came due while the loop was paused' END
+      FROM moved m JOIN activation."loop" l USING (loop_id)
+      CROSS JOIN LATERAL (SELECT CASE WHEN m.holdout THEN 'held_out'
+                                      WHEN m.nudge AND m.activated_at IS NOT NULL OR m.due_at < l.drop_before THEN 'cancelled'
+                                      ELSE 'queued' END AS state) o
+     WHERE m.email IS NOT NULL
+    ON CONFLICT DO NOTHING;
 END
 $$;
 

@@ -102,7 +102,7 @@ BEGIN
 END
 $$;
 
--- Loops that have mail due which may be claimed, the longest due first, and where to begin in the queue of each. Only who
+-- Loops that have mail due which may be claimed, by priority, then the longest due first, and where to begin in the queue of each. Only who
 -- waits in these loops is looked at: what waits in a loop that is paused costs nothing.
 CREATE FUNCTION activation._queues(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (loop_id integer, after_at timestamptz, after_id uuid)
@@ -110,7 +110,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT l.loop_id, k.at, k.id
-      FROM activation."loop" l
+      FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
       LEFT JOIN unnest(mark_loops, mark_ats, mark_ids) AS u(loop_id, at, id) USING (loop_id)
       CROSS JOIN LATERAL (SELECT coalesce(u.at, '-infinity') AS at, coalesce(u.id, '00000000-0000-0000-0000-000000000000') AS id) k
       CROSS JOIN LATERAL (SELECT m.next_attempt_at FROM activation.message m
@@ -119,7 +119,7 @@ AS $$
                            ORDER BY m.next_attempt_at, m.message_id LIMIT 1) first
      WHERE l.state = 'active'
        AND NOT EXISTS (SELECT FROM activation.strike s WHERE s.loop_id = l.loop_id AND s.kind = 'claim' AND s.retry_at > now)
-     ORDER BY first.next_attempt_at
+     ORDER BY v.priority DESC, first.next_attempt_at
 $$;
 
 CREATE FUNCTION activation._secret(secret_name text) RETURNS text
@@ -213,8 +213,92 @@ AS $$
     ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails
 $$;
 
--- Locks due messages, oldest first, and checks what may have changed since they were promised: the user still exists,
--- and has not meanwhile done what a nudge would ask for. What fails a check is cancelled here; the rest is returned with
+-- When a send window that is closed at this moment opens next, in this time zone; NULL while it is open. A window that
+-- closes before it opens goes over midnight and belongs to the day on which it opens. Times are those of the clock on the
+-- wall there: a day on which the clock changes has the same ones.
+CREATE FUNCTION activation._window_opens(send_window jsonb, zone text, at timestamptz) RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    days text[] := string_to_array(send_window ->> 'days', ',');
+    opens interval := (send_window ->> 'opens')::interval;
+    closes interval := (send_window ->> 'closes')::interval;
+    here timestamp := at AT TIME ZONE zone;
+    day timestamp := date_trunc('day', here) - interval '1 day';
+    opening timestamptz;
+BEGIN
+    IF closes < opens THEN
+        closes := closes + interval '1 day';
+    END IF;
+    FOR n IN 0 .. 9 LOOP
+        IF (ARRAY['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'])[extract(isodow FROM day)::integer] = ANY (days) THEN
+            IF here >= day + opens AND here < day + closes THEN
+                RETURN NULL;
+            END IF;
+            opening := (day + opens) AT TIME ZONE zone;
+            -- Where the clock jumps over the whole window, it does not open that day.
+            IF opening > at AND opening AT TIME ZONE zone < day + closes THEN
+                RETURN opening;
+            END IF;
+        END IF;
+        day := day + interval '1 day';
+    END LOOP;
+    RETURN at + interval '1 day';
+END
+$$;
+
+-- A user's time zone: as their row has it, else, or where there is none of this name, the setting.
+CREATE FUNCTION activation._zone(named text, OUT zone text, OUT unknown boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    unknown := false;
+    zone := coalesce(nullif(btrim(named), ''), (activation._setting()).timezone);
+    PERFORM now() AT TIME ZONE zone;
+EXCEPTION WHEN invalid_parameter_value THEN
+    unknown := true;
+    zone := (activation._setting()).timezone;
+END
+$$;
+
+-- How long a user who has had as much mail as max_per_user allows waits for the next: until, or NULL when it may go now.
+-- Counted is what left, or is about to, from loops that are not transactional.
+CREATE FUNCTION activation._over_cap(wanted_user text, users regclass, also integer, now timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    SELECT CASE WHEN also >= s.max_per_user THEN now + s.per ELSE (
+        SELECT coalesce(m.sent_at, r.created_at) + s.per
+          FROM activation.enrollment e JOIN activation.loop_version v USING (loop_id, version)
+          JOIN activation.message m USING (enrollment_id) LEFT JOIN activation.request r ON r.request_id = m.request_id
+         WHERE e.user_id = wanted_user AND v.users = _over_cap.users AND NOT v.transactional
+           AND m.state IN ('sending', 'sent', 'delivered', 'bounced', 'complained', 'unknown') AND coalesce(m.sent_at, r.created_at) > now - s.per
+         ORDER BY coalesce(m.sent_at, r.created_at) DESC OFFSET s.max_per_user - also - 1 LIMIT 1) END
+      FROM activation._setting() s WHERE s.max_per_user IS NOT NULL
+$$;
+
+-- Messages before which others of the same enrollment have not ended: when they may be looked at again. NULL: as soon as
+-- those have left.
+CREATE FUNCTION activation._out_of_turn(messages uuid[], now timestamptz) RETURNS TABLE (message_id uuid, again timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.message_id, nullif(max(least(greatest(CASE WHEN before.request_id IS NULL THEN before.next_attempt_at ELSE r.next_attempt_at END, now), now + interval '1 hour')), now)
+      FROM activation.message m
+      JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.step = m.step AND s.position > 1
+      JOIN activation.message before ON before.enrollment_id = m.enrollment_id AND before.state IN ('queued', 'sending')
+      JOIN activation.step b ON b.loop_id = before.loop_id AND b.version = before.version AND b.step = before.step AND b.position < s.position
+      LEFT JOIN activation.request r ON r.request_id = before.request_id
+     WHERE m.message_id = ANY (messages)
+     GROUP BY m.message_id
+$$;
+
+-- Locks due messages, oldest first, and checks what may have changed since they were promised: those before it have left,
+-- the user still exists and has not meanwhile done what a nudge would ask for, the window is open, the cap not reached.
+-- What fails a check ends here or is put back; the rest is returned with
 -- the user's row as it is now, to be rendered and stored in this same transaction. Those that ended or were put back come
 -- without a user_row, so that the caller knows a claim without mail from an empty queue.
 -- marks: the low-water mark of each loop's queue, so that dead entries before it are not walked again.
@@ -228,22 +312,31 @@ AS $$
 #variable_conflict use_column
 DECLARE
     now timestamptz := activation._now();
-    live boolean := (activation._setting()).mode <> 'capture';
+    s activation.setting := activation._setting();
+    live boolean := s.mode <> 'capture';
     queue record;
     take integer;
     hourly bigint;
     sent bigint;
     found uuid[];
+    early uuid[];
     claimed uuid[] := '{}'::uuid[];
     owned record;
+    asked record;
     rows text[];
     acted text[];
+    dropped uuid[];
     kept uuid[];
     one_loop integer;
     began timestamptz;
     too_long boolean;
     returned integer := 0;
+    counts jsonb := '{}'::jsonb;
 BEGIN
+    IF live AND s.max_per_user IS NOT NULL THEN
+        -- Two deliverers must not both find room for a user's last mail.
+        PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('cap'));
+    END IF;
     FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
         take := wanted - cardinality(claimed);
         EXIT WHEN take = 0;
@@ -268,18 +361,33 @@ BEGIN
                           AND (m.next_attempt_at, m.message_id) > (queue.after_at, queue.after_id)
                         ORDER BY m.next_attempt_at, m.message_id
                         LIMIT take FOR UPDATE SKIP LOCKED);
+        IF EXISTS (SELECT FROM activation.step x WHERE x.loop_id = queue.loop_id AND x.position > 1) THEN
+            WITH early AS (
+                SELECT t.* FROM activation._out_of_turn(found, now) t
+            ), put_back AS (
+                UPDATE activation.message m SET next_attempt_at = t.again FROM early t WHERE m.message_id = t.message_id AND t.again IS NOT NULL
+            )
+            SELECT array_agg(t.message_id) INTO early FROM early t;
+            found := ARRAY(SELECT f.id FROM unnest(found) AS f(id) WHERE f.id = ANY (early) IS NOT TRUE);
+        END IF;
         claimed := claimed || found;
     END LOOP;
     IF claimed = '{}' THEN
         RETURN;
     END IF;
     FOR owned IN
-        SELECT m.loop_id, m.version, v.owner, v.users_function, array_agg(m.message_id) AS ids,
-               array_agg(DISTINCT m.user_id) AS keys,
-               array_agg(DISTINCT m.user_id) FILTER (WHERE m.branch = 'otherwise') AS nudged
+        SELECT m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap,
+               s.max_per_user IS NOT NULL AND NOT v.transactional AS capped,
+               u.timezone_column, goal.evaluate_function AS goal_function,
+               EXISTS (SELECT FROM activation.step x WHERE x.loop_id = m.loop_id AND x.version = m.version AND activation._nudges(x)) AS nudges,
+               array_agg(m.message_id) AS ids, array_agg(DISTINCT m.user_id) AS keys
           FROM activation.message m JOIN activation.loop_version v USING (loop_id, version)
+          LEFT JOIN activation.step goal ON goal.loop_id = v.loop_id AND goal.version = v.version AND goal.step = v.goal_step
+          LEFT JOIN activation.users_table u ON u.users = v.users
          WHERE m.message_id = ANY (claimed)
-         GROUP BY m.loop_id, m.version, v.owner, v.users_function
+         GROUP BY m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.priority,
+                  u.timezone_column, goal.evaluate_function
+         ORDER BY v.priority DESC, min(m.next_attempt_at)
     LOOP
         kept := owned.ids;
         -- Whatever the author's code does here puts back the messages of this loop only.
@@ -288,11 +396,24 @@ BEGIN
             PERFORM activation._evaluating(owned.loop_id);
             rows := activation._safe_eval(owned.users_function, owned.owner, owned.keys);
             acted := '{}';
-            IF owned.nudged IS NOT NULL THEN
-                SELECT coalesce(array_agg(k), '{}') INTO acted
-                  FROM activation.step s, unnest(activation._safe_eval(s.evaluate_function, owned.owner, owned.nudged)) AS k
-                 WHERE s.loop_id = owned.loop_id AND s.version = owned.version AND s.step = 1 AND s.evaluate_function IS NOT NULL;
-            END IF;
+            dropped := '{}';
+            -- Not wanted any more by those who have reached the goal, or done what the step waited for.
+            FOR asked IN
+                SELECT q.function_name, q.function_name = owned.goal_function AS goal, array_agg(DISTINCT m.user_id) AS keys, array_agg(m.message_id) AS ids
+                  FROM activation.message m JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
+                  CROSS JOIN LATERAL (SELECT owned.goal_function AS function_name UNION SELECT x.evaluate_function) q
+                 WHERE owned.nudges AND m.message_id = ANY (kept) AND activation._nudge(x, m.branch) AND q.function_name IS NOT NULL
+                 GROUP BY 1, 2
+            LOOP
+                acted := activation._safe_eval(asked.function_name, owned.owner, asked.keys);
+                CONTINUE WHEN acted = '{}';
+                dropped := dropped || ARRAY(SELECT m.message_id FROM activation.message m WHERE m.message_id = ANY (asked.ids) AND m.user_id = ANY (acted));
+                IF asked.goal THEN
+                    UPDATE activation.enrollment e SET activated_at = now
+                      FROM activation.message m
+                     WHERE m.message_id = ANY (asked.ids) AND m.user_id = ANY (acted) AND e.enrollment_id = m.enrollment_id AND e.activated_at IS NULL;
+                END IF;
+            END LOOP;
             PERFORM activation._evaluating(NULL);
         EXCEPTION
             WHEN others OR assert_failure OR query_canceled THEN
@@ -310,27 +431,30 @@ BEGIN
                 CONTINUE;
         END;
         DELETE FROM activation.strike k WHERE k.loop_id = owned.loop_id AND k.kind = 'claim';
-        IF cardinality(acted) > 0 THEN
-            UPDATE activation.enrollment e SET activated_at = now
-              FROM activation.message m
-             WHERE m.message_id = ANY (kept) AND m.branch = 'otherwise' AND m.user_id = ANY (acted)
-               AND e.enrollment_id = m.enrollment_id AND e.activated_at IS NULL;
-            WITH cancelled AS (
-                UPDATE activation.message m
-                   SET state = 'cancelled', finished_at = now, last_error = 'the user acted before it was sent'
-                 WHERE m.message_id = ANY (kept) AND m.branch = 'otherwise' AND m.user_id = ANY (acted)
-                RETURNING m.message_id
-            )
-            SELECT ARRAY(SELECT unnest(kept) EXCEPT SELECT c.message_id FROM cancelled c) INTO kept;
+        IF owned.nudges THEN
+            -- Who reached the goal once needs no nudge, whatever the goal says now.
+            dropped := dropped || ARRAY(
+                SELECT m.message_id FROM activation.message m JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
+                  JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
+                 WHERE m.message_id = ANY (kept) AND e.activated_at IS NOT NULL AND activation._nudge(x, m.branch));
+        END IF;
+        IF dropped <> '{}' THEN
+            UPDATE activation.message m
+               SET state = 'cancelled', finished_at = now, last_error = 'the user acted before it was sent'
+             WHERE m.message_id = ANY (dropped);
+            kept := ARRAY(SELECT unnest(kept) EXCEPT SELECT unnest(dropped));
+        END IF;
+        kept := activation._claim_gone(kept, rows);
+        IF owned.send_window IS NOT NULL THEN
+            kept := activation._claim_window(kept, rows, owned.send_window, owned.timezone_column, now);
+        END IF;
+        IF live AND owned.capped THEN
+            SELECT c.kept, c.counted INTO kept, counts FROM activation._claim_cap(kept, owned.users, owned.over_cap, counts, now) c;
         END IF;
         RETURN QUERY
         WITH found AS MATERIALIZED (
             SELECT r.j ->> 0 AS key, r.j ->> 1 AS email, (r.j -> 2)::text AS user_row
               FROM (SELECT u.r::jsonb AS j FROM unnest(rows) AS u(r) OFFSET 0) r
-        ), gone AS (
-            UPDATE activation.message m
-               SET state = 'cancelled', finished_at = now, last_error = 'the user no longer exists'
-             WHERE m.message_id = ANY (kept) AND NOT EXISTS (SELECT FROM found f WHERE f.key = m.user_id)
         )
         SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
                f.email, f.user_row, e.template_mark, e.context::text
@@ -348,6 +472,98 @@ BEGIN
           FROM activation.message m
          WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
     END IF;
+END
+$$;
+
+-- Messages of users whose row is gone end, and so does their way through the loop. The others are returned.
+CREATE FUNCTION activation._claim_gone(messages uuid[], rows text[]) RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    gone uuid[];
+BEGIN
+    WITH found AS MATERIALIZED (SELECT u.r::jsonb ->> 0 AS key FROM unnest(rows) AS u(r))
+    SELECT array_agg(m.message_id) INTO gone
+      FROM activation.message m
+     WHERE m.message_id = ANY (messages) AND NOT EXISTS (SELECT FROM found f WHERE f.key = m.user_id);
+    IF gone IS NULL THEN
+        RETURN messages;
+    END IF;
+    PERFORM activation._leave(ARRAY(SELECT m.enrollment_id FROM activation.message m WHERE m.message_id = ANY (gone)), 'the user no longer exists');
+    RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
+END
+$$;
+
+-- Messages whose window is closed for their user wait for it, or are skipped. The others are returned.
+CREATE FUNCTION activation._claim_window(messages uuid[], rows text[], send_window jsonb, timezone_column name, now timestamptz) RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    zone record;
+    opens timestamptz;
+    closed uuid[] := '{}'::uuid[];
+BEGIN
+    FOR zone IN
+        SELECT n.named, z.zone, z.unknown, n.ids
+          FROM (SELECT (u.r::jsonb -> 2) ->> timezone_column::text AS named, array_agg(m.message_id) AS ids
+                  FROM unnest(rows) AS u(r) JOIN activation.message m ON m.user_id = u.r::jsonb ->> 0
+                 WHERE m.message_id = ANY (messages) GROUP BY 1) n,
+               activation._zone(n.named) z
+    LOOP
+        IF zone.unknown THEN
+            INSERT INTO activation.remark (at, loop_id, user_id, remark)
+            SELECT now, m.loop_id, m.user_id, format('time zone "%s" of the user is not known; %s is used', zone.named, zone.zone)
+              FROM activation.message m WHERE m.message_id = ANY (zone.ids)
+            ON CONFLICT DO NOTHING;
+        END IF;
+        opens := activation._window_opens(send_window, zone.zone, now);
+        CONTINUE WHEN opens IS NULL;
+        closed := closed || zone.ids;
+        IF send_window ->> 'otherwise' = 'skip' THEN
+            UPDATE activation.message m SET state = 'cancelled', finished_at = now, last_error = format('outside the send window, at %s', zone.zone)
+             WHERE m.message_id = ANY (zone.ids);
+        ELSE
+            UPDATE activation.message m SET next_attempt_at = opens, last_error = format('waits for the send window, in %s', zone.zone)
+             WHERE m.message_id = ANY (zone.ids);
+        END IF;
+    END LOOP;
+    RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(closed));
+END
+$$;
+
+-- Messages of users who have had enough mail wait until the cap allows it, or are skipped. The others are returned, and
+-- counted: those that one claim takes from several loops are together no more than the cap.
+CREATE FUNCTION activation._claim_cap(messages uuid[], users regclass, over_cap text, counts jsonb, now timestamptz, OUT kept uuid[], OUT counted jsonb)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    one record;
+    again timestamptz;
+    counter text;
+BEGIN
+    kept := '{}';
+    counted := counts;
+    FOR one IN
+        SELECT m.message_id, m.user_id FROM activation.message m WHERE m.message_id = ANY (messages) ORDER BY m.next_attempt_at, m.message_id
+    LOOP
+        counter := format('%s %s', users::oid, one.user_id);
+        again := activation._over_cap(one.user_id, users, coalesce((counted ->> counter)::integer, 0), now);
+        IF again IS NULL THEN
+            kept := kept || one.message_id;
+            counted := counted || jsonb_build_object(counter, coalesce((counted ->> counter)::integer, 0) + 1);
+        ELSIF over_cap = 'skip' THEN
+            UPDATE activation.message m SET state = 'cancelled', finished_at = now, last_error = 'over the cap of mails a user'
+             WHERE m.message_id = one.message_id;
+        ELSE
+            UPDATE activation.message m SET next_attempt_at = again, last_error = 'waits for the cap of mails a user' WHERE m.message_id = one.message_id;
+        END IF;
+    END LOOP;
 END
 $$;
 

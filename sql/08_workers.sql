@@ -87,7 +87,7 @@ $$;
 -- ---- housekeeping ---------------------------------------------------------------------------------------------------------
 
 -- Removes a little of what is older than `retention`: requests and the messages they carried, messages that ended without
--- one, their attempts, failures of filters; and sums up what the brake counts. Messages that are unknown stay, somebody is
+-- one, their attempts, failures of filters, events, remarks; and sums up what the brake counts. Messages that are unknown stay, somebody is
 -- to decide; enrollments stay, a user is enrolled once. Returns whether there is more; one worker at a time.
 CREATE FUNCTION activation._housekeep() RETURNS boolean
 LANGUAGE plpgsql
@@ -101,6 +101,7 @@ DECLARE
     messages uuid[];
     ended uuid[];
     failures tid[];
+    events bigint[];
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('housekeeping')) THEN
         RETURN false;
@@ -118,6 +119,9 @@ BEGIN
     DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
     DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
     DELETE FROM activation.capture_failure c WHERE c.ctid = ANY (failures);
+    events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < oldest ORDER BY x.at LIMIT 1000);
+    DELETE FROM activation.event x WHERE x.event_id = ANY (events);
+    DELETE FROM activation.remark k WHERE k.at < oldest;
 
     DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
     WITH fine AS (
@@ -126,6 +130,6 @@ BEGIN
     INSERT INTO activation.pace AS p (loop_id, at, emails)
     SELECT f.loop_id, date_bin('1 hour', f.at, 'epoch'), sum(f.emails) FROM fine f GROUP BY 1, 2 ORDER BY 1, 2
     ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails;
-    RETURN requests <> '{}' OR ended <> '{}' OR failures <> '{}';
+    RETURN requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}';
 END
 $$;

@@ -50,13 +50,25 @@ from activation import server
 return server.query_text(query, key_type)
 $$;
 
-CREATE FUNCTION activation._row_columns(expression text, columns text[]) RETURNS text[]
+CREATE FUNCTION activation._row_columns(expression text, row_name text, columns text[]) RETURNS text[]
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
 from activation import server
-return server.row_columns(expression, columns)
+return server.row_columns(expression, row_name, columns)
+$$;
+
+-- When a cron expression is due next after a time, on the clock of a time zone.
+CREATE FUNCTION activation._next_run(cron text, timezone text, after timestamptz) RETURNS timestamptz
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET datestyle = 'ISO'
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.next_run(cron, timezone, after)
 $$;
 
 CREATE FUNCTION activation._coverage(plan text, key_expressions text[]) RETURNS jsonb

@@ -94,7 +94,8 @@ BEGIN
         MESSAGE = format('loop "%s": the %s does not compile: %s', loop, what, error ->> 'message'),
         DETAIL = concat_ws(E'\n', error ->> 'place', error ->> 'detail'),
         HINT = concat_ws(' ', error ->> 'hint',
-            CASE what WHEN 'filter' THEN 'A filter is an expression over NEW, the inserted row: NEW.plan = ''free''.'
+            CASE what WHEN 'filter' THEN 'A filter is an expression over NEW, the row as it is, and for updates and deletions over OLD, the row as it was: NEW.plan = ''free''.'
+                      WHEN 'schedule''s query' THEN 'It is one SELECT of one column, the users'' keys: SELECT id FROM users WHERE …'
                  ELSE 'A condition is one SELECT with $1 for the user''s key; it is true when it returns a row.' END),
         ERRCODE = coalesce(error ->> 'code', '42601');
 END
@@ -262,7 +263,9 @@ BEGIN
                       JOIN pg_class t ON t.relnamespace = n.oid AND t.relname = x ->> 1) c
              WHERE c.root = here.root LIMIT 1;
         END IF;
-        IF watch_column IS NOT NULL
+        -- What becomes an event is told by track(), whatever the type of the key.
+        IF root = 'activation.event'::regclass AND watch_column = 'user_id'
+           OR watch_column IS NOT NULL
            AND EXISTS (SELECT FROM pg_class c WHERE c.oid = root AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
                           AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'activation'::regnamespace)
            AND activation._may_trigger(owner, root)
@@ -318,59 +321,221 @@ AS $$
 $$;
 
 -- Compiles a filter into a function over the columns it names, so that it serves partitions too and pins no other column.
-CREATE FUNCTION activation._compile_filter(loop text, base text, suffix text, filter text, users regclass, owner name, names text) RETURNS jsonb
+-- Of a trigger on updates also whether one of its columns changed. Arguments: the columns of OLD, then those of NEW.
+CREATE FUNCTION activation._compile_filter(loop text, base text, suffix text, trigger jsonb, table_name regclass, owner name, names text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     function_name name := activation._compiled_name(base, ': filter' || suffix);
-    columns text[];
-    arguments text;
-    nulls text;
-    named text;
-    named_columns text;
+    filter text := trigger ->> 'filter';
+    changed text := (SELECT string_agg(format('OLD.%1$I IS DISTINCT FROM NEW.%1$I', c), ' OR ') FROM jsonb_array_elements_text(nullif(trigger -> 'columns', 'null')) AS c);
+    whole text := concat_ws(' AND ', E'(\n' || filter || E'\n)', '(' || changed || ')');
+    known text[] := activation._user_columns(table_name);
+    columns text[] := activation._row_columns(whole, 'new', known);
+    old_columns text[] := activation._row_columns(whole, 'old', known);
+    rows record;
     signature text;
     answer jsonb;
     form text;
 BEGIN
-    columns := activation._row_columns(filter, ARRAY(
-        SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum));
-    SELECT string_agg(activation._type_name(a.atttypid), ', ' ORDER BY u.ordinal),
-           string_agg(format('NULL::%s AS %I', activation._type_name(a.atttypid), a.attname), ', ' ORDER BY u.ordinal),
-           string_agg(format('$%s AS %I', u.ordinal, a.attname), ', ' ORDER BY u.ordinal),
-           string_agg(quote_ident(a.attname), ', ' ORDER BY u.ordinal)
-      INTO arguments, nulls, named, named_columns
-      FROM unnest(columns) WITH ORDINALITY AS u(attname, ordinal)
-      JOIN pg_attribute a ON a.attrelid = users AND a.attname = u.attname AND NOT a.attisdropped;
-    IF arguments IS NULL THEN
-        RAISE EXCEPTION 'loop "%": the filter names no column of %', loop, users
-            USING ERRCODE = '42703', HINT = 'A filter is an expression over NEW, the inserted row: NEW.plan = ''free''.';
+    IF trigger ->> 'event' = 'insert' AND old_columns <> '{}' OR trigger ->> 'event' = 'delete' AND columns <> '{}' THEN
+        RAISE EXCEPTION 'loop "%": the filter names %, and %', loop, CASE trigger ->> 'event' WHEN 'insert' THEN 'OLD' ELSE 'NEW' END,
+            CASE trigger ->> 'event' WHEN 'insert' THEN 'an inserted row has no earlier form' ELSE 'a deleted row has no later form' END
+            USING ERRCODE = '42703', HINT = format('Use %s.', CASE trigger ->> 'event' WHEN 'insert' THEN 'NEW, the inserted row' ELSE 'OLD, the deleted row' END);
     END IF;
-    signature := format('activation_compiled.%I(%s)', function_name, arguments);
+    IF EXISTS (SELECT FROM jsonb_array_elements_text(nullif(trigger -> 'columns', 'null')) AS c WHERE c <> ALL (known)) THEN
+        RAISE EXCEPTION 'loop "%": table % has no column %', loop, activation._table_name(table_name),
+            (SELECT string_agg(quote_ident(c), ', ') FROM jsonb_array_elements_text(trigger -> 'columns') AS c WHERE c <> ALL (known))
+            USING ERRCODE = '42703', DETAIL = format('It has %s.', array_to_string(known, ', ')),
+                  HINT = 'Name the columns whose change counts: activation.on_update(''users'', columns => ''{plan}'').';
+    END IF;
+    IF columns || old_columns = '{}' OR filter IS NOT NULL AND activation._row_columns(filter, 'new', known) || activation._row_columns(filter, 'old', known) = '{}' THEN
+        RAISE EXCEPTION 'loop "%": the filter names no column of %', loop, table_name
+            USING ERRCODE = '42703', HINT = 'A filter is an expression over NEW, the row as it is, and for updates and deletions over OLD, the row as it was: NEW.plan = ''free''.';
+    END IF;
+    -- For each row that it names: its columns as NULLs, as arguments, and as they are in the table.
+    SELECT string_agg(c.type, ', ' ORDER BY c.ordinal) AS arguments,
+           string_agg(format('NULL::%s', c.type), ', ' ORDER BY c.ordinal) AS no_arguments,
+           string_agg(c.nulls, ', ' ORDER BY c.first) FILTER (WHERE c.nulls IS NOT NULL) AS nulls,
+           string_agg(c.bound, ', ' ORDER BY c.first) FILTER (WHERE c.bound IS NOT NULL) AS bound
+      INTO rows
+      FROM (SELECT x.ordinal, x.type, CASE WHEN x.ordinal = x.first THEN x.first END AS first,
+                   CASE WHEN x.ordinal = x.first THEN format('(SELECT %s) AS %I', string_agg(format('NULL::%s AS %I', x.type, x.attname), ', ') OVER w, x.row) END AS nulls,
+                   CASE WHEN x.ordinal = x.first THEN format('(SELECT %s UNION ALL SELECT %s FROM %s WHERE false) AS %I',
+                       string_agg(format('$%s AS %I', x.ordinal, x.attname), ', ') OVER w, string_agg(quote_ident(x.attname), ', ') OVER w,
+                       activation._table_name(table_name), x.row) END AS bound
+              FROM (SELECT u.ordinal, u.row, u.attname, activation._type_name(a.atttypid) AS type, min(u.ordinal) OVER (PARTITION BY u.row) AS first
+                      FROM (SELECT row_number() OVER (ORDER BY n.which, n.ordinal) AS ordinal, n.row, n.attname
+                              FROM (SELECT 1 AS which, 'old' AS row, o.attname, o.ordinal FROM unnest(old_columns) WITH ORDINALITY AS o(attname, ordinal)
+                                    UNION ALL SELECT 2, 'new', o.attname, o.ordinal FROM unnest(columns) WITH ORDINALITY AS o(attname, ordinal)) n) u
+                      JOIN pg_attribute a ON a.attrelid = table_name AND a.attname = u.attname AND NOT a.attisdropped) x
+            WINDOW w AS (PARTITION BY x.row ORDER BY x.ordinal ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) c;
+    signature := format('activation_compiled.%I(%s)', function_name, rows.arguments);
     -- With and without brackets around it: only a condition is valid in both forms.
-    FOREACH form IN ARRAY ARRAY[E'SELECT FROM (SELECT %2$s) AS "new" WHERE (\n%1$s\n)', E'SELECT FROM (SELECT %2$s) AS "new" WHERE\n%1$s\n'] LOOP
-        answer := activation._as_author(owner, names, format(
-            'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', format(form, filter, nulls)));
-        PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
-    END LOOP;
+    IF filter IS NOT NULL THEN
+        FOREACH form IN ARRAY ARRAY[E'SELECT FROM %2$s WHERE (\n%1$s\n)', E'SELECT FROM %2$s WHERE\n%1$s\n'] LOOP
+            answer := activation._as_author(owner, names, format(
+                'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', format(form, filter, rows.nulls)));
+            PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
+        END LOOP;
+    END IF;
     -- It reads no row of the table: the second half makes it depend on the columns, so that none of them changes its type
     -- under the call in the capture function, where a cast would run with the rights of that function's owner.
     answer := activation._create_as_author(owner, names, format(
         E'CREATE FUNCTION %s RETURNS pg_catalog.bool LANGUAGE sql STABLE SECURITY DEFINER\n'
-        'BEGIN ATOMIC SELECT (\n%s\n)::pg_catalog.bool FROM (SELECT %s UNION ALL SELECT %s FROM %s WHERE false) AS "new"; END',
-        signature, filter, named, named_columns, activation._table_name(users)));
+        'BEGIN ATOMIC SELECT (%s)::pg_catalog.bool FROM %s; END', signature, whole, rows.bound));
     PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
     PERFORM activation._refuse_checked_literals(loop, 'filter', function_name);
     answer := activation._run('pg_catalog, pg_temp', activation._own(signature, owner), true);
     PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
     answer := activation._run(names, ARRAY[
         'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
-        format('SELECT activation_compiled.%I(%s)', function_name, array_to_string(array_fill('NULL'::text, ARRAY[cardinality(columns)]), ', '))], false);
+        format('SELECT activation_compiled.%I(%s)', function_name, rows.no_arguments)], false);
     IF answer #>> '{error,code}' = '42501' THEN
         RAISE EXCEPTION 'loop "%": its owner % may not run the filter: %', loop, quote_ident(owner), answer #>> '{error,message}'
             USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', quote_ident(owner));
     END IF;
-    RETURN jsonb_build_object('function', function_name, 'columns', columns);
+    RETURN jsonb_build_object('function', function_name, 'columns', columns, 'old_columns', old_columns);
+END
+$$;
+
+-- The path on which a column of this type has its operators, and nothing of an author's.
+CREATE FUNCTION activation._type_path(type oid) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT concat_ws(', ', 'pg_catalog', CASE WHEN n.nspname <> 'pg_catalog' THEN quote_ident(n.nspname) END, 'pg_temp')
+      FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = type
+$$;
+
+-- Which of some users a filter on insertions lets pass by their rows as they are. NULL where that cannot be told.
+CREATE FUNCTION activation._compile_passes(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner name) RETURNS name
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    function_name name := activation._compiled_name(base, ': passes' || suffix);
+    key_type oid := activation._key_type(table_name, key_column);
+    answer jsonb;
+BEGIN
+    answer := activation._run(activation._type_path(key_type), ARRAY[format(
+        E'CREATE FUNCTION activation_compiled.%I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
+        'SET search_path FROM CURRENT\n'
+        'BEGIN ATOMIC SELECT DISTINCT k.key FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS n ON n.%I = k.key::%s WHERE activation_compiled.%I(%s); END',
+        function_name, activation._table_name(table_name), key_column, activation._type_name(key_type), filter ->> 'function',
+        (SELECT string_agg(format('n.%I', c), ', ' ORDER BY o) FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS u(c, o)))]
+        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
+    PERFORM activation._raise(answer -> 'error');
+    RETURN function_name;
+END
+$$;
+
+-- A walk over users who were there before a loop, oldest first, in chunks. Called with how many, the mark that the last chunk
+-- ended with, and where to stop; returns marks: [key, time]. The oldest are those with the smallest number, or, where keys
+-- are none, with the earliest time of a column that tells when a row was made.
+CREATE FUNCTION activation._compile_existing(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner name) RETURNS name
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    function_name name := activation._compiled_name(base, ': roll' || suffix);
+    key_type oid := activation._key_type(table_name, key_column);
+    made name := activation._made_column(table_name, key_column);
+    type_name text := activation._type_name(key_type);
+    passes text := CASE WHEN filter IS NULL THEN 'true' ELSE format('activation_compiled.%I(%s)', filter ->> 'function',
+        (SELECT string_agg(format('n.%I', c), ', ' ORDER BY o) FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS u(c, o))) END;
+    answer jsonb;
+BEGIN
+    answer := activation._run(activation._type_path(key_type), ARRAY[format(
+        CASE WHEN made IS NULL THEN
+            E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
+            'SET search_path FROM CURRENT\n'
+            'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)::pg_catalog.text\n'
+            '  FROM (SELECT DISTINCT n.%3$I AS key FROM %2$s AS n\n'
+            '         WHERE n.%3$I IS NOT NULL AND ($1[2] IS NULL OR n.%3$I > $1[2]::%4$s) AND ($1[4] IS NULL OR n.%3$I <= $1[4]::%4$s) AND %6$s\n'
+            '         ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key; END'
+        ELSE
+            E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
+            'SET search_path FROM CURRENT\n'
+            'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, k.made)::pg_catalog.text\n'
+            '  FROM (SELECT n.%3$I AS key, n.%5$I AS made FROM %2$s AS n\n'
+            '         WHERE n.%3$I IS NOT NULL AND ($1[2] IS NULL OR (n.%5$I, n.%3$I) > ($1[3]::pg_catalog.timestamptz, $1[2]::%4$s))\n'
+            '           AND ($1[4] IS NULL OR n.%5$I <= $1[4]::pg_catalog.timestamptz) AND %6$s\n'
+            '         ORDER BY n.%5$I, n.%3$I LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.made, k.key; END'
+        END, function_name, activation._table_name(table_name), key_column, type_name, made, passes)]
+        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
+    PERFORM activation._raise(answer -> 'error');
+    RETURN function_name;
+END
+$$;
+
+-- The column that tells when a row was made, where the key itself does not: NULL for keys that are numbers, and where
+-- there is no such column.
+CREATE FUNCTION activation._made_column(table_name regclass, key_column name) RETURNS name
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.attname FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+     WHERE a.attrelid = table_name AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND a.atttypid = 'timestamptz'::regtype
+       AND activation._key_type(table_name, key_column) <> ALL (ARRAY['int2', 'int4', 'int8']::regtype[]::oid[])
+       -- Only where each user has one row.
+       AND EXISTS (SELECT FROM pg_index i JOIN pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = i.indkey[0]
+                    WHERE i.indrelid = table_name AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL AND k.attname = key_column)
+       AND (a.attname IN ('created_at', 'inserted_at', 'created', 'createdAt', 'date_joined', 'joined_at', 'registered_at', 'signed_up_at')
+            OR pg_get_expr(d.adbin, d.adrelid) IN ('now()', 'CURRENT_TIMESTAMP', 'clock_timestamp()', 'statement_timestamp()'))
+     ORDER BY a.attname IN ('created_at', 'inserted_at', 'created', 'createdAt') DESC, a.attnum LIMIT 1
+$$;
+
+-- The walk over whom a schedule's query returns, in the order of their keys; called like that over existing users.
+CREATE FUNCTION activation._compile_schedule(loop text, base text, suffix text, query text, key_type oid, owner name, names text) RETURNS name
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    function_name name := activation._compiled_name(base, ': roll' || suffix);
+    query_name name := activation._compiled_name(base, ': schedule' || suffix);
+    type_name text := activation._type_name(key_type);
+    body text := activation._query_text(query, type_name) ->> 'body';
+    answer jsonb;
+    reads record;
+BEGIN
+    answer := activation._as_author(owner, names, format(
+        'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', query));
+    PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
+    answer := activation._create_as_author(owner, names, format(
+        E'CREATE FUNCTION activation_compiled.%I() RETURNS SETOF %s LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT * FROM (\n%s\n) AS q; END', query_name, type_name, body));
+    IF answer #>> '{error,code}' IN ('42P13', '42804') THEN
+        RAISE EXCEPTION 'loop "%": the schedule''s query does not return the users'' keys', loop
+            USING ERRCODE = '42804', DETAIL = concat_ws(' ', answer #>> '{error,message}', answer #>> '{error,detail}'),
+                  HINT = format('Let it return one column of type %s, the key of the users table: SELECT id FROM users WHERE …', format_type(key_type, NULL));
+    END IF;
+    PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
+    PERFORM activation._refuse_checked_literals(loop, 'schedule''s query', query_name);
+    SELECT r.* INTO reads FROM activation._reads(query_name) r;
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reads.tables::oid[]) AND c.relpersistence = 't') THEN
+        RAISE EXCEPTION 'loop "%": the schedule''s query reads a temporary table', loop
+            USING ERRCODE = '0A000', HINT = 'It is gone when you disconnect. Use a permanent table.';
+    END IF;
+    answer := activation._run(names, ARRAY[format(
+        E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
+        'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)::pg_catalog.text\n'
+        '  FROM (SELECT DISTINCT s.key FROM activation_compiled.%2$I() AS s(key)\n'
+        '         WHERE s.key IS NOT NULL AND ($1[2] IS NULL OR s.key > $1[2]::%3$s) ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key; END',
+        function_name, query_name, type_name)]
+        || activation._own(format('activation_compiled.%I()', query_name), owner)
+        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
+    PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
+    answer := activation._run('pg_catalog, pg_temp', ARRAY[
+        'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
+        format('SELECT count(*) FROM activation_compiled.%I(ARRAY[''1'', NULL, NULL, NULL]::text[])', function_name)], false);
+    IF answer #>> '{error,code}' = '42501' THEN
+        RAISE EXCEPTION 'loop "%": its owner % may not run the schedule''s query: %', loop, quote_ident(owner), answer #>> '{error,message}'
+            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', quote_ident(owner));
+    ELSIF answer ? 'error' THEN
+        RAISE WARNING 'loop "%": the schedule''s query raised when it was tried: %', loop, answer #>> '{error,message}';
+    END IF;
+    RETURN function_name;
 END
 $$;
 
@@ -387,10 +552,7 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT registered FROM activation.users_table u WHERE u.users = _compile_users.users;
     key_type := activation._key_type(users, registered.key_column);
-    answer := activation._run(
-        (SELECT concat_ws(', ', 'pg_catalog', CASE WHEN n.nspname <> 'pg_catalog' THEN quote_ident(n.nspname) END, 'pg_temp')
-           FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = key_type),
-        ARRAY[format(
+    answer := activation._run(activation._type_path(key_type), ARRAY[format(
         E'CREATE FUNCTION activation_compiled.%I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
         'SET search_path FROM CURRENT\n'
         'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key, u.%I, pg_catalog.to_jsonb(u))::pg_catalog.text\n'
@@ -409,12 +571,19 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT activation._function_exists(v.users_function)
            AND (v.filter_function IS NULL OR activation._function_exists(v.filter_function))
+           AND (v.roll_function IS NULL OR activation._function_exists(v.roll_function))
+           AND (v.passes_function IS NULL OR activation._function_exists(v.passes_function))
            AND NOT EXISTS (SELECT FROM activation.step s
                             WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.evaluate_function IS NOT NULL
                               AND NOT (activation._function_exists(s.evaluate_function) AND activation._function_exists(s.condition_function)))
       FROM activation.loop_version v
      WHERE v.loop_id = _compiled.loop_id AND v.version = _compiled.version
 $$;
+
+-- What the functions of a step's condition are called after. The goal of its own is step 0.
+CREATE FUNCTION activation._which_condition(step integer) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE step WHEN 0 THEN ' of the goal' WHEN 1 THEN '' ELSE format(' of step %s', step) END;
 
 -- Compiles a version from its definition, with its owner's rights and path, and writes down what it was compiled to. What
 -- is there of it already goes first.
@@ -430,6 +599,10 @@ DECLARE
     suffix text := format(' (v%s)', version);
     old_function regprocedure;
     filter jsonb;
+    trigger jsonb;
+    triggered activation.source;
+    roll name;
+    passes name;
     compiled jsonb;
     defined record;
 BEGIN
@@ -443,35 +616,53 @@ BEGIN
     FOR old_function IN
         SELECT p.oid::regprocedure FROM pg_proc p
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
-           AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || suffix)
-                               FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users']) AS k(kind))
-         ORDER BY p.proname LIKE '%: condition%'
+           AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || w.which || suffix)
+                               FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users', ': passes', ': roll', ': schedule']) AS k(kind),
+                                    (SELECT '' AS which UNION SELECT activation._which_condition(s.step) FROM activation.step s
+                                      WHERE s.loop_id = v.loop_id AND s.version = v.version) w)
+         -- Those first that use others.
+         ORDER BY p.proname LIKE '%: condition%' OR p.proname LIKE '%: filter%' OR p.proname LIKE '%: schedule%'
     LOOP
         EXECUTE format('DROP FUNCTION %s', old_function);
     END LOOP;
 
-    IF v.definition #>> '{trigger,filter}' IS NOT NULL THEN
-        filter := activation._compile_filter(loop_name, loop_name, suffix, v.definition #>> '{trigger,filter}', v.users, v.owner, v.names);
+    trigger := v.definition -> 'trigger';
+    SELECT s.* INTO triggered FROM activation.source s WHERE s.source_id = v.source_id;
+    IF trigger ->> 'filter' IS NOT NULL OR trigger ->> 'event' = 'update' THEN
+        filter := activation._compile_filter(loop_name, loop_name, suffix, trigger, triggered.table_name, v.owner, v.names);
+        IF trigger ->> 'event' = 'insert' THEN
+            passes := activation._compile_passes(loop_name, suffix, triggered.table_name, triggered.key_column, filter, v.owner);
+        END IF;
+    END IF;
+    IF trigger ->> 'type' = 'schedule' THEN
+        roll := activation._compile_schedule(loop_name, loop_name, suffix, trigger ->> 'query', key_type, v.owner, v.names);
+    ELSIF v.definition ->> 'enroll' <> 'new' THEN
+        roll := activation._compile_existing(loop_name, suffix, triggered.table_name, triggered.key_column, filter, v.owner);
     END IF;
     UPDATE activation.loop_version x
        SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
-           filter_function = filter ->> 'function',
+           filter_function = filter ->> 'function', roll_function = roll, passes_function = passes,
            filter_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[],
-           filter_attnums = ARRAY(SELECT a.attnum FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS c(attname, ordinal)
-                                    JOIN pg_attribute a ON a.attrelid = v.users AND a.attname = c.attname ORDER BY c.ordinal)
+           old_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'))::name[],
+           filter_attnums = activation._column_numbers(triggered.table_name, ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[]),
+           old_attnums = activation._column_numbers(triggered.table_name, ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'))::name[])
      WHERE x.loop_id = v.loop_id AND x.version = v.version;
     FOR defined IN
-        SELECT n.step -> 'condition' AS condition, n.number::integer
-          FROM jsonb_array_elements(v.definition -> 'steps') WITH ORDINALITY AS n(step, number) WHERE n.step -> 'condition' <> 'null'
+        SELECT c.condition, c.step AS number
+          FROM (SELECT s.step, s.position, s.name,
+                       CASE s.step WHEN 0 THEN v.definition -> 'goal' ELSE v.definition #> ARRAY['steps', (s.position - 1)::text, 'condition'] END AS condition
+                  FROM activation.step s WHERE s.loop_id = v.loop_id AND s.version = v.version) c
+         WHERE c.condition <> 'null'
+         ORDER BY c.position
     LOOP
-        compiled := activation._compile_condition(loop_name, loop_name, suffix, defined.condition, key_type, v.owner, v.names);
+        compiled := activation._compile_condition(loop_name, loop_name, activation._which_condition(defined.number) || suffix, defined.condition, key_type, v.owner, v.names);
         UPDATE activation.step s
            SET every = (compiled ->> 'every')::interval, condition_function = compiled ->> 'condition', evaluate_function = compiled ->> 'evaluate'
          WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.step = defined.number;
         DELETE FROM activation.watch w WHERE w.loop_id = v.loop_id AND w.version = v.version AND w.step = defined.number;
-        INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete)
+        INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete, goal)
         SELECT DISTINCT v.loop_id, v.version, defined.number, activation._source((w ->> 0)::oid::regclass, (w ->> 1)::name),
-               (compiled ->> 'on_delete')::boolean
+               (compiled ->> 'on_delete')::boolean, defined.number = v.goal_step
           FROM jsonb_array_elements(compiled -> 'watches') AS w;
         INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
         SELECT v.loop_id, v.version, defined.number, p.part, activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')

@@ -15,20 +15,66 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation.on_insert(table_name regclass, user_key name DEFAULT NULL, filter text DEFAULT NULL) RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER
+-- The same, but completed: in the one spelling that a definition has.
+CREATE FUNCTION activation._fragment_checked(kind text, document jsonb) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer jsonb := activation._fragment(kind, document);
+BEGIN
+    PERFORM activation._raise(answer -> 'error');
+    RETURN answer -> 'definition';
+END
+$$;
+
+CREATE FUNCTION activation._table_trigger(builder text, table_name regclass, event text, columns name[], user_key name, filter text) RETURNS jsonb
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF table_name IS NULL THEN
-        RAISE EXCEPTION 'on_insert needs a table' USING ERRCODE = '22004', HINT = 'activation.on_insert(''users'')';
+        RAISE EXCEPTION '% needs a table', builder USING ERRCODE = '22004', HINT = format('activation.%s(''users'')', builder);
     END IF;
     RETURN activation._checked('trigger', jsonb_build_object('type', 'database', 'table', activation._table_name(table_name),
-                                                             'event', 'insert', 'user_key', user_key, 'filter', filter));
+                                                             'event', event, 'columns', to_jsonb(columns), 'user_key', user_key, 'filter', filter));
 END
 $$;
+
+CREATE FUNCTION activation.on_insert(table_name regclass, user_key name DEFAULT NULL, filter text DEFAULT NULL) RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._table_trigger('on_insert', table_name, 'insert', NULL, user_key, filter) $$;
 COMMENT ON FUNCTION activation.on_insert(regclass, name, text) IS
-'Trigger of a loop: a row inserted into table_name. filter: an SQL expression over NEW, the inserted row; only rows for which it is true count. user_key: the column with the user''s key where table_name is not the users table (not supported yet).';
+'Trigger of a loop: a row inserted into table_name. filter: an SQL expression over NEW, the inserted row; only rows for which it is true count. user_key: the column with the user''s key where table_name is not the users table (default: the only one that references it).';
+
+CREATE FUNCTION activation.on_update(table_name regclass, columns name[], user_key name DEFAULT NULL, filter text DEFAULT NULL) RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._table_trigger('on_update', table_name, 'update', columns, user_key, filter) $$;
+COMMENT ON FUNCTION activation.on_update(regclass, name[], name, text) IS
+'Trigger of a loop: a row of table_name in which one of columns changed (IS DISTINCT FROM). filter: an SQL expression over OLD and NEW, the row as it was and as it is. user_key: as in on_insert. A row whose key changed does not count.';
+
+CREATE FUNCTION activation.on_delete(table_name regclass, user_key name DEFAULT NULL, filter text DEFAULT NULL) RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._table_trigger('on_delete', table_name, 'delete', NULL, user_key, filter) $$;
+COMMENT ON FUNCTION activation.on_delete(regclass, name, text) IS
+'Trigger of a loop: a row deleted from table_name, which is not the users table: nobody would be left to mail. filter: an SQL expression over OLD, the deleted row. user_key: as in on_insert.';
+
+CREATE FUNCTION activation.on_event(event text) RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._checked('trigger', jsonb_build_object('type', 'event', 'event', event)) $$;
+COMMENT ON FUNCTION activation.on_event(text) IS
+'Trigger of a loop: an event told by activation.track(user_id, event, …).';
+
+CREATE FUNCTION activation.on_schedule(cron text, query text) RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._checked('trigger', jsonb_build_object('type', 'schedule', 'cron', cron, 'query', query)) $$;
+COMMENT ON FUNCTION activation.on_schedule(text, text) IS
+'Trigger of a loop: at the times of cron (minute hour day month weekday, on the clock of the setting timezone) everybody whom query returns is enrolled, as the loop''s reentry allows. query: one SELECT of one column, the users'' keys.';
 
 CREATE FUNCTION activation.query(sql text, timeout interval DEFAULT NULL, every interval DEFAULT NULL, watch jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -84,7 +130,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.step(text, interval, jsonb, jsonb, jsonb, text) IS
-'Step of a loop, for define_loop(steps => ARRAY[…]). condition: activation.query(…); action: sent when it is true (or at once without one); otherwise: sent when it is still false at its timeout; on_timeout: continue or exit; delay: to wait before the step starts. More than one step, delay and exit are not supported yet.';
+'Step of a loop, for define_loop(steps => ARRAY[…]). condition: activation.query(…); action: sent when it is true (or at once without one); otherwise: sent when it is still false at its timeout; on_timeout: continue or exit; delay: to wait before the step starts. Its clock begins when the step before was decided, or with the enrollment.';
+
+CREATE FUNCTION activation.send_window(days text, opens time, closes time, otherwise text DEFAULT 'next') RETURNS jsonb
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT activation._fragment_checked('send_window', jsonb_build_object('days', days, 'opens', to_char(opens, 'HH24:MI'),
+        'closes', CASE WHEN closes = '24:00' THEN '24:00' ELSE to_char(closes, 'HH24:MI') END, 'otherwise', otherwise))
+$$;
+COMMENT ON FUNCTION activation.send_window(text, time, time, text) IS
+'When a loop may mail, on the user''s own clock: days, as Mon-Fri or Mon,Wed,Sat; from opens to closes, over midnight where closes is earlier. The user''s time zone is that of the users table''s timezone column, else the setting. otherwise: what is due outside waits for the next window (next) or is dropped (skip).';
 
 CREATE FUNCTION activation._positive(argument text, duration interval) RETURNS void
 LANGUAGE plpgsql IMMUTABLE

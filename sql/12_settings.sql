@@ -10,11 +10,9 @@ AS $$
 DECLARE
     given record;
 BEGIN
-    FOR given IN SELECT * FROM (VALUES ('max_per_user', max_per_user::text), ('per', per::text),
-                                       ('erase_on_delete', erase_on_delete::text)) AS v(name, value)
-                  WHERE v.value IS NOT NULL LOOP
-        RAISE EXCEPTION 'setting % is not supported yet', given.name USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
-    END LOOP;
+    IF erase_on_delete IS NOT NULL THEN
+        RAISE EXCEPTION 'setting erase_on_delete is not supported yet' USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
+    END IF;
     FOR given IN SELECT * FROM (VALUES ('api_key', api_key), ('webhook_secret', webhook_secret)) AS v(name, value) WHERE v.value <> '' LOOP
         IF NOT activation._is_reference(given.value) THEN
             -- The statement may hold the key itself: keep it out of the server's log.
@@ -49,6 +47,13 @@ BEGIN
         RAISE EXCEPTION 'max_per_hour is %', max_per_hour
             USING ERRCODE = '22023', HINT = 'Give the emails that a loop may send in an hour, at least 1; to stop a loop, SELECT activation.pause_loop(…).';
     END IF;
+    IF max_per_user < 0 THEN
+        RAISE EXCEPTION 'max_per_user is %', max_per_user
+            USING ERRCODE = '22023', HINT = 'Give how many mails a user may get in the time of per, such as max_per_user => 3, per => ''1 day''; 0 lifts the cap.';
+    END IF;
+    IF per NOT BETWEEN interval '1 minute' AND interval '366 days' THEN
+        RAISE EXCEPTION 'per is %', per USING ERRCODE = '22023', HINT = 'Give the time in which max_per_user counts, from ''1 minute'' to ''366 days'', such as ''1 day''.';
+    END IF;
     IF condition_timeout NOT BETWEEN interval '1 second' AND interval '1 hour' THEN
         RAISE EXCEPTION 'condition_timeout is %', condition_timeout
             USING ERRCODE = '22023', HINT = 'Give how long a loop''s own SQL may run at a time, from ''1 second'' to ''1 hour''.';
@@ -56,6 +61,12 @@ BEGIN
     IF retention NOT BETWEEN interval '1 hour' AND interval '100 years' THEN
         RAISE EXCEPTION 'retention is %', retention
             USING ERRCODE = '22023', HINT = 'Give how long messages, attempts and requests are kept, at least ''1 hour'', such as ''90 days''.';
+    END IF;
+    IF (per IS NOT NULL OR coalesce(nullif(max_per_user, 0), (activation._setting()).max_per_user) IS NOT NULL)
+       AND coalesce(per, (activation._setting()).per) > coalesce(retention, (activation._setting()).retention) THEN
+        RAISE EXCEPTION 'per is longer than retention'
+            USING ERRCODE = '22023', DETAIL = format('per is %s, retention %s.', coalesce(per, (activation._setting()).per), coalesce(retention, (activation._setting()).retention)),
+                  HINT = 'Mails are counted for as long as they are kept: raise retention, or give a shorter per.';
     END IF;
 
     INSERT INTO activation.setting AS s (singleton) VALUES (true) ON CONFLICT DO NOTHING;
@@ -68,6 +79,8 @@ BEGIN
            public_url = CASE WHEN configure.public_url IS NULL THEN s.public_url ELSE nullif(configure.public_url, '') END,
            timezone = CASE WHEN configure.timezone IS NULL THEN s.timezone ELSE nullif(configure.timezone, '') END,
            rate = coalesce(configure.rate, s.rate),
+           max_per_user = CASE WHEN configure.max_per_user IS NULL THEN s.max_per_user ELSE nullif(configure.max_per_user, 0) END,
+           per = coalesce(configure.per, s.per),
            max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
            condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
            retention = coalesce(configure.retention, s.retention);
@@ -81,7 +94,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). The other arguments are not supported yet.';
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). max_per_user, per: how many mails a user gets from all loops together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. erase_on_delete is not supported yet.';
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER

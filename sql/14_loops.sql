@@ -64,12 +64,134 @@ BEGIN
          WHERE i.step #>> ARRAY['condition', k.key] IS NOT NULL
         UNION ALL
         SELECT ARRAY['steps', (i.n - 1)::text, 'delay'] FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS i(step, n)
+        UNION ALL
+        SELECT ARRAY['reentry'] WHERE definition ->> 'reentry' NOT IN ('once', 'always')
+        UNION ALL
+        SELECT ARRAY['goal', 'every'] WHERE definition #>> '{goal,every}' IS NOT NULL
     LOOP
         definition := jsonb_set(definition, path, to_jsonb(activation._duration(
             definition #>> path, format('%s: %s', what, path[cardinality(path)]), path[cardinality(path)] = 'delay')));
     END LOOP;
     RETURN definition;
 END
+$$;
+
+-- The users table of a loop: the one that is named, else the trigger's own, if it is one or references none, else the one
+-- that the trigger's table references; without a trigger's table the only one there is.
+CREATE FUNCTION activation._users_of(table_name regclass, named regclass, what text) RETURNS regclass
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found regclass[];
+BEGIN
+    IF named IS NOT NULL THEN
+        RETURN named;
+    END IF;
+    IF table_name IS NULL THEN
+        found := ARRAY(SELECT u.users FROM activation.users_table u JOIN pg_class c ON c.oid = u.users);
+        IF cardinality(found) = 0 THEN
+            RAISE EXCEPTION '%: no users table is registered', what
+                USING ERRCODE = '55000', HINT = 'SELECT activation.set_users(''users'', email => ''email'');';
+        END IF;
+    ELSIF EXISTS (SELECT FROM activation.users_table u WHERE u.users = table_name) THEN
+        RETURN table_name;
+    ELSE
+        found := ARRAY(SELECT DISTINCT u.users FROM pg_constraint c JOIN activation.users_table u ON u.users = c.confrelid
+                        WHERE c.contype = 'f' AND c.conrelid = table_name);
+        IF cardinality(found) = 0 THEN
+            RETURN table_name;
+        END IF;
+    END IF;
+    IF cardinality(found) > 1 THEN
+        RAISE EXCEPTION '%: it could be about users of %', what, (SELECT string_agg(activation._table_name(f), ' or ') FROM unnest(found) AS f)
+            USING ERRCODE = '22023', HINT = format('Say which: users => %L.', activation._table_name(found[1]));
+    END IF;
+    RETURN found[1];
+END
+$$;
+
+-- The column of the trigger's table that names the user: the one that is given, the key of a users table, or the only column
+-- that references it.
+CREATE FUNCTION activation._user_key(table_name regclass, given name, registered activation.users_table, event text, what text) RETURNS name
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found name[];
+    shown text := activation._table_name(table_name);
+BEGIN
+    IF event = 'update' AND activation._same_row(table_name) IS NULL THEN
+        RAISE EXCEPTION '%: table % has no primary key', what, shown
+            USING ERRCODE = '42P16', HINT = format('A row as it was and as it is are told to be the same by it: ALTER TABLE %s ADD PRIMARY KEY (…);', shown);
+    END IF;
+    IF table_name = registered.users THEN
+        IF given <> registered.key_column THEN
+            RAISE EXCEPTION '%: user_key is %, and the key of the users table % is %', what, quote_ident(given), shown, quote_ident(registered.key_column)
+                USING ERRCODE = '22023', HINT = 'Leave user_key out for a trigger on the users table.';
+        END IF;
+        IF event = 'delete' THEN
+            RAISE EXCEPTION '%: nobody is left to mail when a row of the users table % is deleted', what, shown
+                USING ERRCODE = '22023', HINT = 'Deleted users leave their loops by themselves. For accounts that are closed but kept, use activation.on_update(…).';
+        END IF;
+        RETURN registered.key_column;
+    END IF;
+    IF given IS NULL THEN
+        SELECT array_agg(DISTINCT a.attname) INTO found
+          FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+         WHERE c.contype = 'f' AND c.conrelid = table_name AND c.confrelid = registered.users AND cardinality(c.conkey) = 1
+           AND activation._same_keys(a.atttypid, activation._key_type(registered.users, registered.key_column));
+        IF cardinality(found) = 1 THEN
+            RETURN found[1];
+        END IF;
+        RAISE EXCEPTION '%: which column of % names the user?', what, shown
+            USING ERRCODE = '22023', DETAIL = CASE WHEN found IS NULL THEN format('No column references %s.', activation._table_name(registered.users))
+                                                   ELSE format('These reference it: %s.', array_to_string(found, ', ')) END,
+                  HINT = format('Name it: activation.on_%s(%L, user_key => ''user_id'').', event, shown);
+    END IF;
+    IF activation._key_type(table_name, given) IS NULL THEN
+        RAISE EXCEPTION '%: table % has no column %', what, shown, quote_ident(given)
+            USING ERRCODE = '42703', HINT = 'user_key names the column of the trigger''s table that holds the user''s key.';
+    END IF;
+    IF NOT activation._same_keys(activation._key_type(table_name, given), activation._key_type(registered.users, registered.key_column)) THEN
+        RAISE EXCEPTION '%: column % of % is not of the type of the user''s key', what, quote_ident(given), shown
+            USING ERRCODE = '42804', DETAIL = format('It is %s, and the key of %s is %s.', format_type(activation._key_type(table_name, given), NULL),
+                                                     activation._table_name(registered.users), format_type(activation._key_type(registered.users, registered.key_column), NULL)),
+                  HINT = 'user_key names the column of the trigger''s table that holds the user''s key.';
+    END IF;
+    RETURN given;
+END
+$$;
+
+-- Two loops whose schedules enroll whom other loops have mailed, again and again, would feed each other for ever.
+CREATE FUNCTION activation._check_circle(name text, definition jsonb, what text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    other text;
+BEGIN
+    IF NOT activation._reads_mail(definition) THEN
+        RETURN;
+    END IF;
+    SELECT l.name INTO other
+      FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+     WHERE l.name <> _check_circle.name AND l.state <> 'archived' AND activation._reads_mail(v.definition) ORDER BY 1 LIMIT 1;
+    IF other IS NOT NULL THEN
+        RAISE EXCEPTION '%: it and loop "%" would feed each other in a circle', what, other
+            USING ERRCODE = '22023', DETAIL = 'The schedule of each enrolls users by what loops have done, and lets them in again and again.',
+                  HINT = 'Let one of them take each user once (reentry => ''once''), or put both into one loop of two steps.';
+    END IF;
+END
+$$;
+
+-- Whether a definition's schedule enrolls users, more than once, by what activation's own tables say.
+CREATE FUNCTION activation._reads_mail(definition jsonb) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(definition #>> '{trigger,type}' = 'schedule' AND definition ->> 'reentry' <> 'once'
+                    AND definition #>> '{trigger,query}' ~* '\mactivation\s*\.\s*(message_log|journey|message|enrollment|attempt|request)\M', false)
 $$;
 
 CREATE FUNCTION activation._define(name text, document jsonb, owner name, names text) RETURNS integer
@@ -81,7 +203,10 @@ DECLARE
     answer jsonb := activation._normalise(name, document);
     definition jsonb := answer -> 'definition';
     what text := format('loop "%s"', name);
+    trigger jsonb;
+    table_name regclass;
     users regclass;
+    key_column name;
     registered activation.users_table;
     known activation.loop;
     current_version activation.loop_version;
@@ -108,22 +233,25 @@ BEGIN
         PERFORM activation._own_loop(name);
     END IF;
 
-    users := activation._find_table(definition #>> '{trigger,table}', names, what);
-    IF definition ->> 'users' IS NOT NULL AND activation._find_table(definition ->> 'users', names, what) <> users THEN
-        RAISE EXCEPTION '%: argument users is not supported yet', what
-            USING ERRCODE = '0A000', HINT = 'The trigger''s table is the users table for now; leave users out.';
+    trigger := definition -> 'trigger';
+    IF trigger ->> 'type' = 'database' THEN
+        table_name := activation._find_table(trigger ->> 'table', names, what);
+        PERFORM activation._check_table(table_name, what);
+        PERFORM activation._require_owner(owner, table_name, what);
     END IF;
+    users := activation._users_of(table_name, CASE WHEN definition ->> 'users' IS NOT NULL THEN activation._find_table(definition ->> 'users', names, what) END, what);
     PERFORM activation._check_table(users, what);
     PERFORM activation._require_owner(owner, users, what);
-    IF NOT EXISTS (SELECT FROM activation.users_table u WHERE u.users = here.users)
-       AND EXISTS (SELECT FROM pg_constraint c JOIN activation.users_table u ON u.users = c.confrelid WHERE c.contype = 'f' AND c.conrelid = here.users) THEN
-        RAISE EXCEPTION '%: a trigger on a table that is not the users table is not supported yet', what
-            USING ERRCODE = '0A000', DETAIL = format('Table %s references a users table by a foreign key.', activation._table_name(users)),
-                  HINT = 'Put the trigger on the users table, and name this table in the condition.';
-    END IF;
     registered := activation._register_users(users, NULL, NULL, NULL, what);
-    definition := jsonb_set(jsonb_set(activation._durations(definition, what),
-        '{trigger,table}', to_jsonb(activation._table_name(users))), '{users}', to_jsonb(activation._table_name(users)));
+    IF table_name IS NOT NULL THEN
+        key_column := activation._user_key(table_name, trigger ->> 'user_key', registered, trigger ->> 'event', what);
+        trigger := trigger || jsonb_build_object('table', activation._table_name(table_name), 'user_key', nullif(key_column, registered.key_column));
+        IF table_name <> users THEN
+            trigger := jsonb_set(trigger, '{user_key}', to_jsonb(key_column));
+        END IF;
+    END IF;
+    definition := activation._durations(definition, what) || jsonb_build_object('trigger', trigger, 'users', activation._table_name(users));
+    PERFORM activation._check_circle(name, definition, what);
     FOR step IN SELECT * FROM jsonb_array_elements(definition -> 'steps') LOOP
         IF step -> 'action' <> 'null' THEN
             PERFORM activation._check_email(what, step -> 'action', users, activation._find_template(step #>> '{action,template}'));
@@ -148,28 +276,47 @@ BEGIN
     ELSE
         SELECT max(v.version) + 1 INTO made FROM activation.loop_version v WHERE v.loop_id = known.loop_id;
     END IF;
-    source_id := activation._source(users, registered.key_column);
-    -- A loop that comes to a table (anew) enrolls nobody whose signal was written before it came.
-    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL THEN
-        generation := current_version.generation;
-    ELSE
-        UPDATE activation.source s SET generation = s.generation + 1 WHERE s.source_id = here.source_id RETURNING s.generation INTO generation;
+    IF table_name IS NOT NULL THEN
+        source_id := activation._source(table_name, key_column);
+        -- A loop that comes to a table (anew) enrolls nobody whose signal was written before it came.
+        IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL THEN
+            generation := current_version.generation;
+        ELSE
+            UPDATE activation.source s SET generation = s.generation + 1 WHERE s.source_id = here.source_id RETURNING s.generation INTO generation;
+        END IF;
     END IF;
-    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation, created_at)
-    VALUES (known.loop_id, made, definition, _define.owner, _define.names, here.users, here.source_id, definition #>> '{trigger,event}',
-            here.generation, activation._now());
-    INSERT INTO activation.step (loop_id, version, step, name, delay, timeout, action, otherwise, on_timeout)
-    SELECT known.loop_id, made, n.number, n.step ->> 'name', (n.step ->> 'delay')::interval, (n.step #>> '{condition,timeout}')::interval,
+    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation, reentry, holdout,
+                                         transactional, priority, over_cap, send_window, created_at)
+    VALUES (known.loop_id, made, definition, _define.owner, _define.names, here.users, here.source_id,
+            CASE WHEN definition ->> 'enroll' = 'existing' THEN 'existing' WHEN trigger ->> 'type' = 'database' THEN trigger ->> 'event' ELSE trigger ->> 'type' END, coalesce(here.generation, 0),
+            CASE definition ->> 'reentry' WHEN 'once' THEN NULL WHEN 'always' THEN interval '0' ELSE (definition ->> 'reentry')::interval END,
+            (definition ->> 'holdout')::numeric, (definition ->> 'transactional')::boolean, (definition ->> 'priority')::integer,
+            definition ->> 'over_cap', nullif(definition -> 'send_window', 'null'), activation._now());
+    -- A step keeps the number that its name had in earlier versions.
+    INSERT INTO activation.step (loop_id, version, step, position, name, delay, timeout, action, otherwise, on_timeout)
+    SELECT known.loop_id, made, coalesce(o.step, before.most + row_number() OVER (PARTITION BY o.step IS NULL ORDER BY n.number)), n.number, n.step ->> 'name',
+           (n.step ->> 'delay')::interval, (n.step #>> '{condition,timeout}')::interval,
            nullif(n.step -> 'action', 'null'), nullif(n.step -> 'otherwise', 'null'), n.step ->> 'on_timeout'
-      FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS n(step, number);
+      FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS n(step, number)
+      CROSS JOIN (SELECT coalesce(max(x.step), 0) AS most FROM activation.step x WHERE x.loop_id = known.loop_id) before
+      LEFT JOIN LATERAL (SELECT x.step FROM activation.step x WHERE x.loop_id = known.loop_id AND x.name = n.step ->> 'name' AND x.step > 0 LIMIT 1) o ON true;
+    IF definition -> 'goal' <> 'null' THEN
+        INSERT INTO activation.step (loop_id, version, step, position, name, delay, on_timeout) VALUES (known.loop_id, made, 0, 0, 'goal', '0', 'continue');
+    END IF;
+    UPDATE activation.loop_version v
+       SET goal_step = CASE WHEN here.definition -> 'goal' <> 'null' THEN 0
+                            ELSE (SELECT s.step FROM activation.step s WHERE s.loop_id = known.loop_id AND s.version = made
+                                     AND here.definition #> ARRAY['steps', (s.position - 1)::text, 'condition'] <> 'null' ORDER BY s.position LIMIT 1) END
+     WHERE v.loop_id = known.loop_id AND v.version = made;
     PERFORM activation._compile_version(known.loop_id, made);
-    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL
-       AND definition #>> '{trigger,filter}' IS NOT NULL THEN
+    IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL AND current_version.event = 'insert'
+       AND trigger ->> 'event' = 'insert' AND trigger ->> 'filter' IS NOT NULL THEN
         -- Who signed up while the loop had no filter is in it.
         INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id)
         SELECT g.at, g.source_id, g.generation, known.loop_id, g.user_id FROM activation.signal g
-         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.generation >= current_version.generation;
+         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.gone IS NULL AND g.generation >= current_version.generation;
     END IF;
+    PERFORM activation._begin_roll(known.loop_id, made, current_version.definition ->> 'enroll' <> 'new' AND known.state <> 'archived');
     UPDATE activation."loop" l
        SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
      WHERE l.loop_id = known.loop_id;
@@ -178,7 +325,8 @@ BEGIN
     -- Last, because a new trigger locks its table.
     FOR captured IN
         SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
-         WHERE s.source_id = here.source_id
+         WHERE s.source_id IN (here.source_id, current_version.source_id)
+            OR s.table_name IN (here.users, current_version.users)
             OR s.source_id IN (SELECT w.source_id FROM activation.watch w WHERE w.loop_id = known.loop_id AND w.version IN (made, current_version.version))
     LOOP
         PERFORM activation._generate_capture(captured);
@@ -293,26 +441,34 @@ $$;
 COMMENT ON FUNCTION activation.pause_loop(text, boolean) IS
 'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed until resume_loop(). cancel: cancel what is queued.';
 
-CREATE FUNCTION activation.resume_loop(name text) RETURNS void
+CREATE FUNCTION activation.resume_loop(name text, drop_older_than interval DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     l activation.loop := activation._own_loop(name);
+    cut timestamptz := activation._now() - drop_older_than;
 BEGIN
+    IF drop_older_than < interval '0' THEN
+        RAISE EXCEPTION 'drop_older_than is %', drop_older_than
+            USING ERRCODE = '22023', HINT = 'Give an age, such as ''1 day'': what came due longer ago is not sent. Leave it out to send all.';
+    END IF;
     IF l.state NOT IN ('paused', 'failing', 'stopped') AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id) THEN
         RAISE EXCEPTION 'loop "%" is not stopped', name
             USING ERRCODE = '55000', DETAIL = format('It is %s.', l.state),
                   HINT = CASE l.state WHEN 'archived' THEN 'Define it again to bring it back.' ELSE 'Only a loop that is paused, failing or stopped by the brake can be resumed.' END;
     END IF;
-    UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now() WHERE x.loop_id = l.loop_id;
+    UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now(), drop_before = cut WHERE x.loop_id = l.loop_id;
+    UPDATE activation.message m
+       SET state = 'cancelled', finished_at = activation._now(), last_error = 'it came due while the loop was paused'
+     WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL AND m.created_at < cut;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
     PERFORM activation._sweep(l.loop_id, activation._now());
     UPDATE activation.enrollment e SET retry_at = activation._now() WHERE e.loop_id = l.loop_id AND e.retry_at > activation._now();
 END
 $$;
-COMMENT ON FUNCTION activation.resume_loop(text) IS
-'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. The brake counts anew from now.';
+COMMENT ON FUNCTION activation.resume_loop(text, interval) IS
+'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. drop_older_than: what came due longer ago than this is not sent (default: all is). The brake counts anew from now.';
 
 CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -355,12 +511,14 @@ BEGIN
      WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
     UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
      WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
-    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL;
+    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL AND g.gone IS NULL;
     DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
+    DELETE FROM activation.roll r WHERE r.loop_id = l.loop_id;
     FOR captured IN
         SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
-         WHERE s.source_id IN (SELECT v.source_id FROM activation.loop_version v WHERE v.loop_id = l.loop_id
+         WHERE s.table_name IN (SELECT v.users FROM activation.loop_version v WHERE v.loop_id = l.loop_id)
+            OR s.source_id IN (SELECT v.source_id FROM activation.loop_version v WHERE v.loop_id = l.loop_id
                                UNION SELECT w.source_id FROM activation.watch w WHERE w.loop_id = l.loop_id)
     LOOP
         PERFORM activation._generate_capture(captured);
@@ -392,7 +550,8 @@ BEGIN
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
            AND (EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
                            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = unbind.table_name)
-                OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v WHERE v.users = unbind.table_name))
+                OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v JOIN activation.source s USING (source_id)
+                                  WHERE s.table_name = unbind.table_name))
     LOOP
         -- CASCADE: the evaluation of a condition hangs on the condition.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = bound);

@@ -69,7 +69,7 @@ def login(body: LoginIn, database: Database) -> TokenOut:
 @app.post("/projects", status_code=201, response_model=ProjectOut)
 def create_project(body: ProjectIn, user: CurrentUser, database: Database) -> Project:
     """Create a project. The first one is also an action, written in the same transaction: both stand, or neither."""
-    project = Project(user_id=user.id, name=body.name)
+    project = Project(owner_id=user.id, name=body.name)
     database.add(project)
     database.execute(
         insert(UserAction)
@@ -85,4 +85,4 @@ def create_project(body: ProjectIn, user: CurrentUser, database: Database) -> Pr
 @app.get("/projects", response_model=list[ProjectOut])
 def list_projects(user: CurrentUser, database: Database) -> Sequence[Project]:
     """The user's own projects, oldest first."""
-    return database.scalars(select(Project).where(Project.user_id == user.id).order_by(Project.id)).all()
+    return database.scalars(select(Project).where(Project.owner_id == user.id).order_by(Project.id)).all()

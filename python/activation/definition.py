@@ -34,7 +34,13 @@ _TOP: Document = {
 }
 _SHORT = ("condition", "action", "otherwise")
 _STEP = ("name", "delay", "condition", "action", "otherwise", "on_timeout")
-_TRIGGER: Document = {"type": "database", "table": None, "event": None, "user_key": None, "filter": None}
+#: What a trigger of each type may hold; `type` itself aside.
+_TRIGGERS: dict[str, Document] = {
+    "database": {"table": None, "event": None, "columns": None, "user_key": None, "filter": None},
+    "event": {"event": None},
+    "schedule": {"cron": None, "query": None},
+}
+_WINDOW: Document = {"days": None, "opens": None, "closes": None, "otherwise": "next"}
 _CONDITION: Document = {"type": "query", "query": None, "timeout": None, "every": None, "watch": None}
 _ACTION: Document = {
     "type": "email",
@@ -47,7 +53,7 @@ _ACTION: Document = {
     "resend_template": None,
 }
 _RECOVERY: Document = {"retries": 3, "backoff": "exponential", "initial": "30 seconds", "max": "1 hour"}
-_EVENTS = ("insert", "update", "delete", "event", "schedule")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 class _Checker:
@@ -125,9 +131,11 @@ def normalise(name: str | None, document: object) -> Document:
     for step_name in names:
         if names.count(step_name) > 1:
             check.refuse(f'has two steps named "{step_name}"', hint="Give every step a name of its own.")
+    if "goal" in names:
+        check.refuse('has a step named "goal"', hint="That is what its goal is called; choose another name.")
     result["recovery"] = fragment(str(name), "recovery", given.get("recovery") or {})
     _check_top(check, result)
-    _check_built(check, result)
+    _check_enroll(check, result)
     return result
 
 
@@ -148,7 +156,10 @@ def check_name(name: str | None) -> None:
 
 
 def fragment(loop: str, kind: str, value: object) -> Document:
-    """One part of a definition, checked and completed: kind is trigger, condition, action, otherwise or recovery."""
+    """One part of a definition, checked and completed.
+
+    kind: trigger, condition, goal, action, otherwise, recovery or send_window. Raises Refusal.
+    """
     check = _Checker(loop)
     given = check.mapping(value, kind)
     match kind:
@@ -158,6 +169,8 @@ def fragment(loop: str, kind: str, value: object) -> Document:
             return _condition(check, given, kind)
         case "recovery":
             return _recovery(check, given)
+        case "send_window":
+            return _window(check, given)
         case _:
             return _action(check, given, kind)
 
@@ -213,17 +226,91 @@ def _step(check: _Checker, step: Document, number: int) -> Document:
 
 
 def _trigger(check: _Checker, given: Document) -> Document:
-    check.known(given, _TRIGGER, "the trigger")
-    kind = check.one_of(given.get("type") or "database", ("database", "event", "schedule"), "trigger type")
-    if kind != "database":
-        check.not_yet(f'trigger type "{kind}"', "Use activation.on_insert(table) for now.")
-    event = check.one_of(given.get("event"), _EVENTS, "event")
-    if event != "insert":
-        check.not_yet(f'event "{event}"', "Use activation.on_insert(table) for now.")
+    kind = check.one_of(given.get("type") or "database", _TRIGGERS, "trigger type")
+    check.known(given, ("type", *_TRIGGERS[kind]), "the trigger")
+    result = {**_TRIGGERS[kind], **given, "type": kind}
+    if kind == "event":
+        check.text(result["event"], "trigger.event")
+        return result
+    if kind == "schedule":
+        check_cron(check.loop, check.text(result["cron"], "trigger.cron"))
+        check.text(result["query"], "trigger.query")
+        return result
+    event = check.one_of(result["event"], ("insert", "update", "delete"), "event")
+    check.text(result["table"], "trigger.table")
     for key in ("user_key", "filter"):
-        if given.get(key) is not None:
-            check.text(given[key], f"trigger.{key}")
-    return {**_TRIGGER, **given, "type": kind, "event": event, "table": check.text(given.get("table"), "trigger.table")}
+        if result[key] is not None:
+            check.text(result[key], f"trigger.{key}")
+    columns = result["columns"]
+    if event == "update":
+        if not isinstance(columns, list) or not columns or not all(isinstance(c, str) and c for c in columns):
+            check.refuse(
+                "trigger.columns is missing or not a list of columns",
+                hint="Name the columns whose change counts: activation.on_update('users', columns => '{plan}').",
+            )
+        result["columns"] = list(dict.fromkeys(columns))
+    elif columns is not None:
+        check.refuse("trigger.columns goes with updates only", hint="Leave it out, or use a filter over NEW.")
+    return result
+
+
+def check_cron(loop: str, expression: str) -> None:
+    """Refuses what is not a cron expression of five fields."""
+    from activation import cron
+
+    try:
+        cron.check(expression)
+    except ValueError as error:
+        _Checker(loop).refuse(
+            f'"{expression}" is not a cron expression',
+            detail=str(error),
+            hint="Write minute, hour, day, month and weekday: '0 9 * * Mon' is Mondays at nine.",
+        )
+
+
+def _window(check: _Checker, given: Document) -> Document:
+    check.known(given, _WINDOW, "the send window")
+    result = {**_WINDOW, **{key: value for key, value in given.items() if value is not None}}
+    result["days"] = ",".join(_weekdays(check, check.text(result["days"], "send_window.days")))
+    for key in ("opens", "closes"):
+        result[key] = _time_of_day(check, check.text(result[key], f"send_window.{key}"), f"send_window.{key}")
+    if result["opens"] == result["closes"]:
+        check.refuse(
+            f"its send window opens and closes at {result['opens']}: it would never open",
+            hint="Give two times; a whole day is '00:00' to '24:00'.",
+        )
+    if result["opens"] == "24:00":
+        check.refuse("its send window opens at 24:00: it would never open", hint="Midnight is '00:00'.")
+    check.one_of(result["otherwise"], ("next", "skip"), "send_window.otherwise")
+    return result
+
+
+def _weekdays(check: _Checker, days: str) -> list[str]:
+    """The days of `Mon-Fri, Sun` in the order of the week; a range may go over the week's end."""
+    found: set[int] = set()
+    for part in re.split(r"\s*,\s*", days.strip()):
+        first, *last = (_weekday(check, name, days) for name in re.split(r"\s*-\s*", part, maxsplit=1))
+        length = (last[0] - first) % 7 if last else 0
+        found.update((first + offset) % 7 for offset in range(length + 1))
+    return [day for number, day in enumerate(_DAYS) if number in found]
+
+
+def _weekday(check: _Checker, name: str, days: str) -> int:
+    short = name.strip().capitalize()[:3]
+    full = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+    if short not in _DAYS or not full[_DAYS.index(short)].startswith(name.strip().lower()):
+        check.refuse(
+            f'unknown day "{name.strip()}" in send_window.days "{days}"',
+            hint=f"Days are {', '.join(_DAYS)}, one by one or as in 'Mon-Fri'.",
+        )
+    return _DAYS.index(short)
+
+
+def _time_of_day(check: _Checker, text: str, where: str) -> str:
+    match = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})(?::00)?", text.strip())
+    if not match or not ((int(match[1]) < 24 and int(match[2]) < 60) or match[0].startswith("24:00")):
+        check.refuse(f'{where} is "{text}"', hint="Write a time of day as hours and minutes: '09:00'.")
+    return f"{int(match[1]):02}:{match[2]}"
 
 
 def _condition(check: _Checker, given: Document, where: str) -> Document:
@@ -285,8 +372,9 @@ def _recovery(check: _Checker, given: Document) -> Document:
 
 def _check_top(check: _Checker, result: Document) -> None:
     check.one_of(result["type"], ("activation", "retention"), "type")
-    if result["opinion"] is not None:
-        check.text(result["opinion"], "opinion")
+    for key in ("opinion", "topic"):
+        if result[key] is not None:
+            check.text(result[key], key)
     holdout = result["holdout"]
     if isinstance(holdout, bool) or not isinstance(holdout, int | float) or not 0 <= holdout <= 0.9:
         check.refuse(f"holdout is {_shown(holdout)}", hint="Give the share of users to leave out, from 0 to 0.9.")
@@ -296,24 +384,31 @@ def _check_top(check: _Checker, result: Document) -> None:
         check.refuse("transactional is not true or false", hint="Give true or false.")
     check.whole(result["priority"], "priority", -1000, 1000)
     check.text(result["reentry"], "reentry")
+    if result["per_hour"] is not None:
+        check.whole(result["per_hour"], "per_hour", 1, 10_000_000)
+        if result["enroll"] == "new":
+            check.refuse(
+                "has per_hour, which is for existing users",
+                hint="It says how many existing users are enrolled in an hour: add enroll => 'existing' or 'both'.",
+            )
+    if result["goal"] is not None:
+        result["goal"] = fragment(check.loop, "goal", result["goal"])
+        if result["goal"]["timeout"] is not None:
+            check.refuse(
+                "its goal has a timeout", hint="A goal is watched for ever. Give the timeout to a step's condition."
+            )
+    if result["send_window"] is not None:
+        result["send_window"] = fragment(check.loop, "send_window", result["send_window"])
 
 
-def _check_built(check: _Checker, result: Document) -> None:
-    """Refuses what this release cannot do yet, by its argument's name."""
-    for key in ("goal", "per_hour", "topic", "send_window"):
-        if result[key] is not None:
-            check.not_yet(key, "Leave it out for now.")
-    for key in ("reentry", "enroll", "transactional", "priority", "over_cap", "holdout"):
-        if result[key] != _TOP[key]:
-            check.not_yet(key, f"Leave it at {_shown(_TOP[key])} for now.")
-    if len(result["steps"]) > 1:
-        check.not_yet("steps", "Give one step for now.")
-    if re.search(r"[1-9]", str(result["steps"][0]["delay"])):
-        check.not_yet("delay", "Leave it out for now.")
-    if result["steps"][0]["on_timeout"] != "continue":
-        check.not_yet("on_timeout", "Leave it out for now.")
-    if result["trigger"]["user_key"] is not None:
-        check.not_yet("user_key", "The trigger's table is the users table for now.")
+def _check_enroll(check: _Checker, result: Document) -> None:
+    trigger = result["trigger"]
+    if result["enroll"] != "new" and not (trigger["type"] == "database" and trigger["event"] == "insert"):
+        check.refuse(
+            f"enroll => '{result['enroll']}' goes with activation.on_insert only",
+            hint="Existing users are those whose rows are in the trigger's table. For others, use "
+            "activation.on_schedule(cron, query), or activation.enroll(user_id, loop).",
+        )
 
 
 def _snake(key: str) -> str:

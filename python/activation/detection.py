@@ -17,6 +17,9 @@ from activation.database import Cancelled, Database, Failed
 FIRST_BATCH, FIRST_ASKED, SMALLEST_BATCH, LARGEST_BATCH = 500, 50, 20, 4000
 SHORT, LONG = 0.1, 0.4
 
+#: How many users at once become signals when they are walked over: at first and at most.
+FIRST_ROLL, LARGEST_ROLL = 2000, 20000
+
 #: Looks whether the table of wakes has grown so often, and so long after it could not be renewed (seconds).
 RENEW, RENEW_AGAIN = 0.5, 10.0
 
@@ -25,23 +28,24 @@ MAX_FAILURES = 20
 
 _ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[], $5) AS true_keys"
 _SWEEPS = "SELECT * FROM activation._detect_sweeps($1::integer[])"
+_ROLL = "SELECT activation._roll($1::integer, $2::integer) AS people"
 _STEP = "$1::integer, $2::integer, $3::integer, $4::integer"
 _SWEEP = f"SELECT activation._detect_sweep({_STEP}, $5::bigint, $6::integer) AS people"
 _STRETCH = f"SELECT ids FROM activation._detect_stretch({_STEP}, $5::bigint, $6::integer)"
 _SWEPT = f"SELECT activation._detect_swept({_STEP}, $5::bigint[], $6::integer)"
 _DEFER = "SELECT activation._detect_defer($1::bigint[], $2::timestamptz[], $3::boolean[])"
-_DECIDE = "SELECT activation._detect_decide($1::bigint[], $2::timestamptz[], $3::boolean[], $4::text[])"
+_DECIDE = "SELECT activation._detect_decide($1::integer, $2::bigint[], $3::timestamptz[], $4::boolean[], $5::text[])"
 
 
 #: An enrollment that is asked about: its id, when its user was last woken, whether it is new.
 _Row = tuple[int, str | None, bool]
 
 
-def adapted(size: int, used: int, seconds: float) -> int:
+def adapted(size: int, used: int, seconds: float, largest: int = LARGEST_BATCH) -> int:
     """The next size of a batch of this size, of which so much was used, and which took so long."""
     if seconds > LONG:
         return max(size // 2, SMALLEST_BATCH)
-    return min(size * 2, LARGEST_BATCH) if seconds < SHORT and used >= size else size
+    return min(size * 2, largest) if seconds < SHORT and used >= size else size
 
 
 class Detector:
@@ -51,6 +55,7 @@ class Detector:
         self._db = db
         self._slot = slot
         self._aside: set[int] = set()
+        self._put_off: set[int] = set()
         self._began = 0.0
         self._renew_at = 0.0
         #: How many the last round took, and whether the next one would find something at once.
@@ -58,6 +63,7 @@ class Detector:
         self.more = False
         #: How many enrollments of each kind the next round takes.
         self._batch = FIRST_BATCH
+        self._rolled = FIRST_ROLL
         #: About how many each loop is asked at once.
         self._sizes: dict[int, int] = {}
 
@@ -73,12 +79,15 @@ class Detector:
             parts = self._lock()
             self._began = time.monotonic()
             self._aside.clear()
+            self._put_off.clear()
             work = self._take(parts, due) if parts else []
             # The quick before the slow.
             for item in sorted(work, key=lambda item: -self._size(item["loop_id"])):
                 if item["loop_id"] not in self._aside:
                     self._loop(item)
             if parts and due["sweeps"] and self._sweeps(parts):
+                self.more = True
+            if due["rolls"] and self._roll():
                 self.more = True
         except BaseException:
             db.rollback()
@@ -108,6 +117,22 @@ class Detector:
         self.more = self.taken >= self._batch
         self._batch = adapted(self._batch, self.taken, time.monotonic() - self._began)
         return work
+
+    def _roll(self) -> bool:
+        """A chunk of users that are enrolled by walking over them. Returns whether there were any."""
+        loop_id = self._db.execute("SELECT activation._roll_due() AS loop_id")[0]["loop_id"]
+        if loop_id is None:
+            return False
+        size, began, people = self._rolled, time.monotonic(), 0
+        try:
+            with self._db.subtransaction():
+                people = int(self._db.execute(_ROLL, loop_id, size)[0]["people"])
+        except Cancelled:
+            self._set_aside("_detect_cancelled", {"loop_id": loop_id}, time.monotonic() - began)
+        except Failed as error:
+            self._strike({"loop_id": loop_id}, error.text)
+        self._rolled = adapted(size, people, time.monotonic() - began, LARGEST_ROLL)
+        return people > 0
 
     def _size(self, loop_id: int) -> int:
         return self._sizes.get(loop_id, FIRST_ASKED)
@@ -152,17 +177,19 @@ class Detector:
             self._asked(loop_id, people, began)
 
     def _loop(self, item: dict[str, Any]) -> None:
-        """Asks a loop about its people, the first of them at least."""
+        """Asks a loop about its people, the first of them at least. Who was put off about one question is put off about
+        all of them."""
         rows: list[_Row] = list(zip(item["ids"], item["woken"], item["fresh"], strict=True))
-        while rows and item["loop_id"] not in self._aside:
+        while rows and item["loop_id"] not in self._aside and item["loop_id"] not in self._put_off:
             size, began = self._size(item["loop_id"]), time.monotonic()
             self._ask(item, rows[:size])
             self._asked(item["loop_id"], len(rows[:size]), began)
             rows = rows[size:]
             if rows and self._late():
-                self.more = True
-                self._db.execute(_DEFER, *([row[i] for row in rows] for i in range(3)))
-                return
+                self._put_off.add(item["loop_id"])
+        if rows and item["loop_id"] in self._put_off:
+            self.more = True
+            self._db.execute(_DEFER, *([row[i] for row in rows] for i in range(3)))
 
     def _ask(self, item: dict[str, Any], rows: list[_Row]) -> None:
         failures: list[Failed] = []
@@ -198,7 +225,7 @@ class Detector:
                     middle = len(part) // 2
                     todo += [part[middle:], part[:middle]]
             else:
-                self._db.execute(_DECIDE, ids, woken, fresh, true_keys)
+                self._db.execute(_DECIDE, item["step"], ids, woken, fresh, true_keys)
                 spared += len(part)
         if failures and not spared and len(rows) > 1:
             self._strike(item, failures[-1].text)

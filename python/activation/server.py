@@ -6,6 +6,7 @@ PL/Python carries a traceback. What needs liquid or requests imports it when it 
 
 from __future__ import annotations
 
+import datetime
 import json
 import socket
 from collections.abc import Callable
@@ -41,8 +42,14 @@ def query_text(sql: str, key_type: str) -> str:
     )
 
 
-def row_columns(expression: str, columns: list[str]) -> list[str]:
-    return sqltext.row_columns(expression, "new", columns)
+def row_columns(expression: str, row: str, columns: list[str]) -> list[str]:
+    return sqltext.row_columns(expression, row, columns)
+
+
+def next_run(expression: str, timezone: str, after: str) -> str:
+    from activation import cron
+
+    return cron.next_after(expression, timezone, datetime.datetime.fromisoformat(after)).isoformat()
 
 
 def coverage(plan: str, key_expressions: list[str]) -> str:

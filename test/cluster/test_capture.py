@@ -79,7 +79,7 @@ def test_every_way_in(db: Database, kind: str) -> None:
     # Each was signalled once.
     assert sorted(row[0] for row in db.sql("SELECT user_id::int FROM activation.signal")) == sorted(expected)
     assert enrolled(db) == sorted(map(str, expected))
-    assert {name for table, name in triggers(db) if table != "actions"} == {"activation_insert"}
+    assert {name for table, name in triggers(db) if table != "actions"} == {"activation_insert", "activation_delete"}
     app.close()
 
 
@@ -227,6 +227,7 @@ def test_several_loops_share_one_trigger(db: Database, app: Connection) -> None:
     assert triggers(db) == [
         ("actions", "activation_insert"),
         ("actions", "activation_update"),
+        ("users", "activation_delete"),
         ("users", "activation_insert"),
         ("users", "activation_update"),
     ]

@@ -67,7 +67,7 @@ SELECT is(pg_temp.code('CALL activation.tick()', 'author'), '42501', 'nor does i
 SELECT set_eq(
     $$SELECT format('%s owner %s definer %s', split_part(p.proname, ': ', 2), pg_get_userbyid(p.proowner), p.prosecdef)
         FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname LIKE 'hers: %'$$,
-    ARRAY['condition (v1) owner author definer f', 'evaluate (v1) owner author definer t', 'filter (v1) owner author definer t', 'users (v1) owner author definer t'],
+    ARRAY['condition (v1) owner author definer f', 'evaluate (v1) owner author definer t', 'filter (v1) owner author definer t', 'passes (v1) owner author definer t', 'users (v1) owner author definer t'],
     'what is compiled runs with the rights of the loop''s owner');
 SELECT set_eq($$SELECT pg_get_userbyid(p.proowner)::text || p.prosecdef FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
                  WHERE t.tgrelid IN ('users'::regclass, 'actions'::regclass) AND NOT t.tgisinternal$$,

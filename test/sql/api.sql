@@ -171,7 +171,7 @@ SELECT results_eq($$SELECT event, detail FROM activation.why('3', 'greeting')$$,
 SELECT results_eq($$SELECT event FROM activation.why('1', 'greeting')$$,
     $$VALUES ('enrolled'), ('activated'), ('evaluated'), ('message promised'), ('cancelled')$$, 'why: who acted, and whose mail was cancelled');
 SELECT results_eq($$SELECT loop, event, detail FROM activation.why('99', 'greeting')$$,
-    $$VALUES ('greeting', 'not enrolled', 'no insert of user 99 into public.people was captured since the loop was defined')$$, 'why: who was never seen');
+    $$VALUES ('greeting', 'not enrolled', 'there is no user 99 in public.people')$$, 'why: who was never seen');
 INSERT INTO people VALUES (4, '');
 SELECT results_eq($$SELECT event FROM activation.why('4', 'greeting')$$, ARRAY['signal'], 'why: who was not taken yet');
 

@@ -19,7 +19,7 @@ SELECT is(
 
 SELECT is(activation.export_loop('first_project'), '{
     "type": "activation", "opinion": null, "users": "public.users",
-    "trigger": {"type": "database", "table": "public.users", "event": "insert", "user_key": null, "filter": null},
+    "trigger": {"type": "database", "table": "public.users", "event": "insert", "user_key": null, "filter": null, "columns": null},
     "steps": [{
         "name": "step1", "delay": "00:00:00", "on_timeout": "continue", "otherwise": null,
         "condition": {"type": "query", "timeout": "00:05:00", "every": null, "watch": null,
@@ -33,7 +33,7 @@ SELECT is(activation.export_loop('first_project'), '{
 
 SELECT set_eq(
     $$SELECT tgname::text FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal AND tgname LIKE 'activation%'$$,
-    ARRAY['activation_insert'], 'the users table has one trigger');
+    ARRAY['activation_delete', 'activation_insert'], 'the users table has a trigger for those who come and one for those who go');
 SELECT set_eq(
     $$SELECT tgname::text FROM pg_trigger WHERE tgrelid = 'user_actions'::regclass AND NOT tgisinternal$$,
     ARRAY['activation_insert', 'activation_update'], 'the table of the condition is watched');
@@ -99,7 +99,7 @@ SELECT set_eq($$SELECT proname::text FROM pg_proc WHERE pronamespace = 'activati
     $$SELECT format('first_project: %s (v%s)', k, v) FROM unnest(ARRAY['condition', 'evaluate', 'users']) k, generate_series(1, 3) v$$,
     'each with functions of its own');
 SELECT results_eq($$SELECT count(*)::integer FROM pg_trigger WHERE tgrelid IN ('users'::regclass, 'user_actions'::regclass) AND tgname LIKE 'activation%'$$,
-                  'VALUES (3)', 'and no more triggers');
+                  'VALUES (4)', 'and no more triggers');
 ROLLBACK TO before;
 SELECT is(pg_temp.everything(), :'unchanged'::jsonb, 'rolled back, nothing of it is left');
 

@@ -50,7 +50,20 @@ SELECT pg_temp.refused(pg_temp.loop(trigger => c.trigger), c.code, c.named, c.hi
     ($$activation.on_insert('nomail')$$, '42703', '{public.nomail,email}', $$email => '…'$$),
     ($$activation.on_insert(NULL)$$, '22004', '{on_insert}', 'on_insert'),
     ($$NULL$$, '22023', '{"loop \"refused\"","no trigger"}', 'on_insert'),
-    ($$activation.on_insert('users', user_key => 'id')$$, '0A000', '{user_key}', 'users table'),
+    ($$activation.on_insert('users', user_key => 'plan')$$, '22023', '{"loop \"refused\"",user_key,plan,public.users}', 'Leave user_key out'),
+    ($$activation.on_insert('users', filter => 'OLD.plan = NEW.plan')$$, '42703', '{"loop \"refused\"",filter,OLD}', 'NEW, the inserted row'),
+    ($$activation.on_update('users', columns => '{}')$$, '22023', '{trigger.columns}', 'on_update'),
+    ($$activation.on_update('users', columns => NULL)$$, '22023', '{trigger.columns}', 'on_update'),
+    ($$activation.on_update('users', columns => '{plann}')$$, '42703', '{"loop \"refused\"",plann}', ''),
+    ($$activation.on_update(NULL, columns => '{plan}')$$, '22004', '{on_update}', 'on_update'),
+    ($$activation.on_update('bare', columns => '{email}')$$, '42P16', '{public.bare}', 'set_users'),
+    ($$activation.on_delete('users')$$, '22023', '{"loop \"refused\"",public.users,"nobody is left"}', 'leave their loops'),
+    ($$activation.on_delete(NULL)$$, '22004', '{on_delete}', 'on_delete'),
+    ($$activation.on_event(NULL)$$, '22023', '{trigger.event}', 'text'),
+    ($$activation.on_event(' ')$$, '22023', '{trigger.event}', 'text'),
+    ($$activation.on_schedule('every day', 'SELECT id FROM users')$$, '22023', '{"every day"}', 'minute, hour, day'),
+    ($$activation.on_schedule('0 0 31 2 *', 'SELECT id FROM users')$$, '22023', '{"0 0 31 2 *"}', 'minute, hour, day'),
+    ($$activation.on_schedule('0 9 * * *', NULL)$$, '22023', '{trigger.query}', 'text'),
     ($$activation.on_insert('users', filter => 'NEW.nope = 1')$$, '42703', '{"loop \"refused\"",filter,"no column of public.users"}', 'NEW'),
     ($$activation.on_insert('users', filter => 'NEW.plan = NEW.nope')$$, '42703', '{"loop \"refused\"",filter,nope}', 'NEW'),
     ($$activation.on_insert('users', filter => 'NEW.plan = ''a'') OR (true')$$, '42601', '{filter}', 'NEW'),
@@ -63,9 +76,27 @@ SELECT is((pg_temp.outcome(pg_temp.loop(trigger => $$activation.on_insert('nowhe
           'an unknown table as an argument is PostgreSQL''s own error');
 
 SELECT activation.set_users('users');
-SELECT pg_temp.refused(pg_temp.loop(trigger => $$activation.on_insert('projects')$$,
-                                    condition => $$activation.query('SELECT FROM actions WHERE user_id = $1')$$),
-                       '0A000', '{"loop \"refused\"","not the users table"}', 'condition', 'a trigger on a table that references the users table');
+CREATE TABLE pairs_of (id bigint PRIMARY KEY, giver bigint REFERENCES users, taker bigint REFERENCES users, note text);
+CREATE TABLE unkeyed (owner_id bigint REFERENCES users, note text);
+SELECT pg_temp.refused(pg_temp.loop(trigger => c.trigger), c.code, ARRAY['loop "refused"'] || c.named, c.hint, 'trigger: ' || c.trigger)
+  FROM (VALUES
+    ($$activation.on_insert('pairs_of')$$, '22023', '{public.pairs_of,"names the user"}'::text[], 'user_key'),
+    ($$activation.on_insert('projects', user_key => 'owner')$$, '42703', '{public.projects,owner}', 'user_key'),
+    ($$activation.on_insert('projects', user_key => 'email')$$, '42804', '{public.projects,email}', 'user_key'),
+    ($$activation.on_update('unkeyed', columns => '{note}')$$, '42P16', '{public.unkeyed,"primary key"}', 'ADD PRIMARY KEY'),
+    ($$activation.on_delete('projects', filter => 'NEW.email IS NULL')$$, '42703', '{filter,NEW}', 'OLD, the deleted row'),
+    ($$activation.on_schedule('0 9 * * *', 'SELECT email FROM users')$$, '42804', '{"schedule''s query"}', 'type bigint'),
+    ($$activation.on_schedule('0 9 * * *', 'SELECT id, email FROM users')$$, '42804', '{"schedule''s query"}', 'type bigint'),
+    ($$activation.on_schedule('0 9 * * *', 'DELETE FROM users RETURNING id')$$, '42601', '{"schedule''s query"}', 'one SELECT'),
+    ($$activation.on_schedule('0 9 * * *', 'SELECT id FROM userz')$$, '42P01', '{"schedule''s query",userz}', 'one SELECT'),
+    ($$activation.on_schedule('0 9 * * *', 'SELECT user_id FROM passing')$$, '0A000', '{"schedule''s query",temporary}', 'permanent')
+  ) AS c(trigger, code, named, hint);
+SAVEPOINT circle;
+SELECT activation.define_loop('first of two', trigger => activation.on_schedule('0 9 * * *', $$SELECT user_id::bigint FROM activation.message_log WHERE loop = 'refused'$$),
+    action => activation.email('activation_nudge'), reentry => 'always');
+SELECT pg_temp.refused(pg_temp.loop(trigger => $$activation.on_schedule('0 9 * * *', 'SELECT user_id::bigint FROM activation.message_log WHERE loop = ''first of two''')$$,
+                                    more => $$reentry => '1 day'$$), '22023', '{"loop \"refused\"","loop \"first of two\"",circle}', 'once', 'loops that feed each other');
+ROLLBACK TO circle;
 
 -- Conditions.
 
@@ -185,30 +216,41 @@ SELECT pg_temp.refused(pg_temp.loop(more => c.more), c.code, c.named, c.hint, c.
     ($$names => NULL$$, '22004', '{"loop \"refused\"",names}', 'search_path')
   ) AS c(more, code, named, hint);
 
--- What is not built yet is refused by name, never accepted and ignored.
-
-SELECT pg_temp.refused(pg_temp.loop(more => c.argument || ' => ' || c.value), '0A000', ARRAY['loop "refused"', c.argument], 'for now', 'not yet: ' || c.argument)
+SELECT pg_temp.refused(pg_temp.loop(more => c.more), c.code, ARRAY['loop "refused"'] || c.named, c.hint, c.more)
   FROM (VALUES
-    ('goal', $$activation.query('SELECT FROM actions WHERE user_id = $1')$$),
-    ('holdout', '0.5'),
-    ('reentry', $$'always'$$),
-    ('enroll', $$'both'$$),
-    ('per_hour', '100'),
-    ('topic', $$'news'$$),
-    ('transactional', 'true'),
-    ('priority', '5'),
-    ('over_cap', $$'skip'$$),
-    ('send_window', $$'{"days": "mon-fri"}'$$),
-    ('users', $$'nomail'$$)
-  ) AS c(argument, value);
+    ($$goal => activation.query('SELECT FROM actions WHERE user_id = $1', timeout => '1 day')$$, '22023', '{goal,timeout}'::text[], 'condition'),
+    ($$goal => activation.query('SELECT FROM nowhere WHERE user_id = $1')$$, '42P01', '{nowhere}', 'one SELECT'),
+    ($$goal => '{"query": 1}'$$, '22023', '{goal.query}', 'text'),
+    ($$reentry => 'sometimes'$$, '22007', '{reentry,sometimes}', '3 days'),
+    ($$reentry => '-1 day'$$, '22023', '{reentry}', 'longer than zero'),
+    ($$reentry => ''$$, '22023', '{reentry}', 'text'),
+    ($$per_hour => 100$$, '22023', '{per_hour}', 'existing'),
+    ($$enroll => 'existing', per_hour => 0$$, '22023', '{per_hour}', 'from 1'),
+    ($$topic => ' '$$, '22023', '{topic}', 'text'),
+    ($$send_window => '{"days": "mon-fri"}'$$, '22023', '{send_window.opens}', 'text'),
+    ($$send_window => activation.send_window('Mon-Fri', '09:00', '09:00')$$, '22023', '{"never open"}', 'two times'),
+    ($$users => 'nomail'$$, '42703', '{public.nomail,email}', 'email =>'),
+    ($$users => 'bare'$$, '42P16', '{public.bare}', 'set_users')
+  ) AS c(more, code, named, hint)
+ WHERE c.more NOT LIKE '%activation.send_window%';
+
+SELECT pg_temp.refused('SELECT ' || c.call, '22023', c.named, c.hint)
+  FROM (VALUES
+    ($$activation.send_window('Mon-Fri', '09:00', '09:00')$$, '{"never open"}'::text[], 'two times'),
+    ($$activation.send_window('Mon-Fri', '24:00', '09:00')$$, '{"never open"}', '00:00'),
+    ($$activation.send_window('', '09:00', '17:00')$$, '{send_window.days}', 'text'),
+    ($$activation.send_window('Mon-Freitag', '09:00', '17:00')$$, '{Freitag}', 'Mon-Fri'),
+    ($$activation.send_window('Mon-Fri', '09:00', '17:00', 'later')$$, '{send_window.otherwise,later}', 'skip'),
+    ($$activation.send_window('Mon-Fri', NULL, '17:00')$$, '{send_window.opens}', 'text')
+  ) AS c(call, named, hint);
+SELECT pg_temp.refused(pg_temp.loop(trigger => $$activation.on_event('called')$$, more => $$enroll => 'existing'$$), '22023', '{"loop \"refused\"",existing}', 'on_schedule',
+                       'existing users of a loop that no insert starts');
 
 SELECT pg_temp.refused(format($$SELECT activation.define_loop('refused', trigger => activation.on_insert('users'), steps => ARRAY[%s]::jsonb[])$$,
                               replace(c.steps, 'MAIL', $$activation.email('milestone')$$)), c.code, ARRAY['loop "refused"'] || c.named, c.hint)
   FROM (VALUES
-    ($$activation.step('a', action => MAIL), activation.step('b', action => MAIL)$$, '0A000', '{steps}'::text[], 'one step'),
-    ($$activation.step('a', delay => '1 hour', action => MAIL)$$, '0A000', '{delay}', 'for now'),
-    ($$activation.step('a', action => MAIL, on_timeout => 'exit')$$, '0A000', '{on_timeout}', 'for now'),
-    ($$activation.step('a', action => MAIL, on_timeout => 'stop')$$, '22023', '{on_timeout,stop}', 'exit'),
+    ($$activation.step('a', action => MAIL, on_timeout => 'stop')$$, '22023', '{on_timeout,stop}'::text[], 'exit'),
+    ($$activation.step('goal', action => MAIL)$$, '22023', '{"named \"goal\""}', 'another name'),
     ($$activation.step('a', action => MAIL), activation.step('a', action => MAIL)$$, '22023', '{"two steps named \"a\""}', 'name of its own'),
     ($$activation.step('a', action => MAIL), activation.step(NULL, action => MAIL), activation.step('step2', action => MAIL)$$, '22023', '{step2}', 'name of its own'),
     ($$activation.step('a')$$, '22023', '{"step \"a\" sends nothing"}', 'action'),
@@ -245,10 +287,10 @@ SELECT pg_temp.refused(pg_temp.document(c.path, c.value), c.code, ARRAY['loop "r
     ('{steps,0,action,templat}', '"x"', '22023', '{templat,"the action"}', 'Did you mean "template"?'),
     ('{recovery}', '{"retrys": 3}', '22023', '{retrys,recovery}', 'Did you mean "retries"?'),
     ('{steps,0,trigger,event}', '"inserted"', '22023', '{event,inserted}', 'Did you mean "insert"?'),
-    ('{steps,0,trigger,event}', '"update"', '0A000', '{update}', 'on_insert'),
-    ('{steps,0,trigger,event}', '"delete"', '0A000', '{delete}', 'on_insert'),
-    ('{steps,0,trigger,type}', '"schedule"', '0A000', '{schedule}', 'on_insert'),
-    ('{steps,0,trigger,type}', '"event"', '0A000', '{event}', 'on_insert'),
+    ('{steps,0,trigger,event}', '"update"', '22023', '{trigger.columns}', 'on_update'),
+    ('{steps,0,trigger,event}', '"delete"', '22023', '{public.users}', 'leave their loops'),
+    ('{steps,0,trigger,type}', '"schedule"', '22023', '{"unknown key",trigger}', 'cron'),
+    ('{steps,0,trigger,type}', '"event"', '22023', '{"unknown key",table}', 'event'),
     ('{steps,0,trigger,type}', '"webhook"', '22023', '{webhook}', 'database'),
     ('{steps,0,trigger,table}', '"userz"', '42P01', '{userz}', 'schema'),
     ('{steps,0,trigger,table}', 'null', '22023', '{trigger.table}', 'text'),
@@ -257,7 +299,6 @@ SELECT pg_temp.refused(pg_temp.document(c.path, c.value), c.code, ARRAY['loop "r
     ('{steps,0,condition,timeout}', '"five minutes"', '22007', '{timeout,"five minutes"}', '3 days'),
     ('{steps,0,condition,timeout}', '"-5m"', '22023', '{timeout}', 'longer than zero'),
     ('{steps,0,condition,timeout}', '0', '22023', '{timeout}', 'longer than zero'),
-    ('{steps,0,delay}', '"1 hour"', '0A000', '{delay}', 'for now'),
     ('{steps,0,condition,every}', '"often"', '22007', '{every,often}', '3 days'),
     ('{recovery}', '{"initial": "soon"}', '22007', '{initial,soon}', '3 days'),
     ('{steps,0,delay}', '"soon"', '22007', '{delay,soon}', '3 days'),
@@ -268,8 +309,9 @@ SELECT pg_temp.refused(pg_temp.document(c.path, c.value), c.code, ARRAY['loop "r
     ('{recovery}', '{"backoff": "linear"}', '22023', '{linear}', 'exponential'),
     ('{type}', '"freemium"', '22023', '{type,freemium}', 'activation'),
     ('{holdout}', '"0.1"', '22023', '{holdout}', '0 to 0.9'),
-    ('{holdout}', '0.2', '0A000', '{holdout}', 'for now'),
-    ('{goal}', '{"type": "query", "query": "SELECT 1"}', '0A000', '{goal}', 'for now'),
+    ('{goal}', '{"type": "query", "query": "SELECT 1"}', '42P02', '{$1}', 'user_id = $1'),
+    ('{sendWindow}', '{"days": "Mon", "opens": "9", "closes": "17:00"}', '22023', '{send_window.opens}', '09:00'),
+    ('{sendWindow}', '{"days": "Mon", "opens": "09:00", "closes": "25:00"}', '22023', '{send_window.closes}', '09:00'),
     ('{steps}', '[]', '22023', '{"no steps"}', 'at least one'),
     ('{steps}', '"x"', '22023', '{"no steps"}', 'at least one'),
     ('{steps,0}', '1', '22023', '{steps[0]}', 'object'),
@@ -340,8 +382,24 @@ SELECT pg_temp.refused(format('SELECT activation.%s', c.call), c.code, c.named, 
     ($$configure(rate => 10001)$$, '22023', '{rate}', 'requests a second'),
     ($$configure(retention => '59 minutes')$$, '22023', '{retention,00:59:00}', '1 hour'),
     ($$configure(retention => '-1 day')$$, '22023', '{retention}', '1 hour'),
-    ($$configure(max_per_user => 3)$$, '0A000', '{max_per_user}', 'for now'),
-    ($$configure(per => '1 day')$$, '0A000', '{per}', 'for now'),
+    ($$configure(max_per_user => -1)$$, '22023', '{max_per_user}', 'per =>'),
+    ($$configure(per => '1 second')$$, '22023', '{per}', '1 minute'),
+    ($$configure(per => '100 days')$$, '22023', '{per,retention}', 'raise retention'),
+    ($$enroll(NULL, 'in use')$$, '22004', '{enroll}', 'key'),
+    ($$enroll('1', 'nope')$$, '42704', '{"loop \"nope\""}', '"in use"'),
+    ($$enroll('1', 'in use')$$, '02000', '{"user 1",public.users}', 'key'),
+    ($$enroll('one', 'in use')$$, '02000', '{"user one",public.users}', 'key'),
+    ($$enroll('1', 'in use', '[1]')$$, '22023', '{"user 1",context}', 'object'),
+    ($$cancel(NULL, 'in use')$$, '22004', '{cancel}', 'key'),
+    ($$cancel('1', 'nope')$$, '42704', '{"loop \"nope\""}', '"in use"'),
+    ($$track(NULL, 'called')$$, '22004', '{track}', 'key'),
+    ($$track('1', ' ')$$, '22023', '{event}', 'name'),
+    ($$track('1', 'called', '"x"')$$, '22023', '{called,properties}', 'object'),
+    ($$track('1', 'called')$$, '02000', '{"user 1",public.users}', 'key'),
+    ($$diff_loop('nope', '{}')$$, '42704', '{"loop \"nope\""}', '"in use"'),
+    ($$diff_loop('in use', '{"stepz": 1}')$$, '22023', '{"loop \"in use\"",stepz}', '"steps"'),
+    ($$migrate_loop('nope')$$, '42704', '{"loop \"nope\""}', '"in use"'),
+    ($$resume_loop('in use', '-1 day')$$, '22023', '{drop_older_than}', 'age'),
     ($$configure(max_per_hour => 0)$$, '22023', '{max_per_hour}', 'pause_loop'),
     ($$configure(max_per_hour => -5)$$, '22023', '{max_per_hour,-5}', 'pause_loop'),
     ($$configure(condition_timeout => '0')$$, '22023', '{condition_timeout}', '1 second'),

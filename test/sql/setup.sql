@@ -83,7 +83,7 @@ DECLARE
 BEGIN
     PERFORM activation._lock_parts(activation._all_parts(), true);
     FOR item IN SELECT * FROM activation._detect_take(activation._all_parts(), 1000, true, true, true) WHERE ids IS NOT NULL LOOP
-        PERFORM activation._detect_decide(item.ids, item.woken, item.fresh,
+        PERFORM activation._detect_decide(item.step, item.ids, item.woken, item.fresh,
                                           activation._detect_ask(item.loop_id, item.version, item.step, item.ids));
         items := items + 1;
     END LOOP;
