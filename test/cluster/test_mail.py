@@ -86,7 +86,9 @@ def test_user_deleted(db: Database, live: Connection, sandbox: Sandbox) -> None:
     tick(db)
     live.execute("DELETE FROM users WHERE id = 1")
     # One that no trigger sees is found out when the mail is about to go.
-    live.execute("SET session_replication_role = replica; DELETE FROM users WHERE id = 3; RESET session_replication_role")
+    live.execute(
+        "SET session_replication_role = replica; DELETE FROM users WHERE id = 3; RESET session_replication_role"
+    )
     live.execute("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
     tick(db)
     assert statuses(db) == {"1": "cancelled", "2": "sent", "3": "cancelled"}
