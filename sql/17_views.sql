@@ -225,7 +225,7 @@ BEGIN
                || CASE WHEN e.pass > 1 THEN format(', for the %s. time', e.pass) ELSE '' END
           FROM enrolled e
         UNION ALL
-        SELECT e.enrolled_at, 1, e.loop_name, 'held out', 'for comparison: this user gets no mail from the loop' FROM enrolled e WHERE e.holdout
+        SELECT e.enrolled_at, 2, e.loop_name, 'held out', 'for comparison: this user gets no mail from the loop' FROM enrolled e WHERE e.holdout
         UNION ALL
         SELECT e.created_at, 2, e.loop_name, 'evaluated',
                CASE WHEN e.activated_at = e.enrolled_at THEN 'condition true at enrollment' ELSE 'condition false at enrollment' END
