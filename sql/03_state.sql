@@ -86,15 +86,11 @@ COMMENT ON TABLE activation.event IS 'Events told by track(), for conditions suc
 -- who were there before the loop.
 CREATE TABLE activation.roll (
     loop_id  integer PRIMARY KEY REFERENCES activation.loop,
-    kind     text NOT NULL CHECK (kind IN ('schedule', 'existing')),
     due_at   timestamptz NOT NULL,
     began_at timestamptz NOT NULL,
     mark     jsonb,
     until    text,
-    enrolled bigint NOT NULL DEFAULT 0,
-    per_hour integer,
-    cron     text,
-    error    text
+    enrolled bigint NOT NULL DEFAULT 0
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.roll', '');
 COMMENT ON TABLE activation.roll IS 'Walks over users that enroll them in chunks: when the next chunk is due, how far it came (mark, until), how many it took.';

@@ -19,6 +19,15 @@ BEGIN
 END
 $$;
 
+-- A table's columns, in their order.
+CREATE FUNCTION activation._user_columns(users regclass) RETURNS text[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
+     WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
 -- Numbers of a table's columns, and names of those of them that still exist, in the order given.
 CREATE FUNCTION activation._column_numbers(table_name regclass, columns name[]) RETURNS smallint[]
 LANGUAGE sql STABLE

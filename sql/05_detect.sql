@@ -179,8 +179,8 @@ CREATE FUNCTION activation._held_out(loop text, user_id text, share numeric) RET
 LANGUAGE sql IMMUTABLE
 RETURN share > 0 AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
 
--- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user.
-CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
+-- Which of these users exist, asked through the black box of any loop on their table; NULL where there is none to ask.
+CREATE FUNCTION activation._existing(users regclass, user_ids text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -189,12 +189,31 @@ DECLARE
     rows text[];
 BEGIN
     SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
-     WHERE x.users = _still_gone.users AND l.state <> 'archived' ORDER BY x.loop_id LIMIT 1;
+     WHERE x.users = _existing.users AND l.state <> 'archived'
+       AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = x.users_function)
+     ORDER BY x.loop_id LIMIT 1;
+    IF v.users_function IS NULL THEN
+        RETURN NULL;
+    END IF;
     rows := activation._safe_eval(v.users_function, v.owner, user_ids);
-    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
-EXCEPTION WHEN others THEN
-    -- The table is gone, or its function: so are they.
-    RETURN user_ids;
+    RETURN ARRAY(SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
+END
+$$;
+
+-- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user.
+CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing(users, user_ids)));
+EXCEPTION
+    WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
+        -- Only met somebody else: the round is made anew in a moment.
+        RAISE;
+    WHEN others THEN
+        -- The table is gone: so are they.
+        RETURN user_ids;
 END
 $$;
 
@@ -265,76 +284,19 @@ BEGIN
 END
 $$;
 
--- The loop whose users are to be enrolled in chunks next, for this worker alone until its transaction ends.
-CREATE FUNCTION activation._roll_due() RETURNS integer
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT r.loop_id FROM activation.roll r JOIN activation._detect_loops(activation._now()) l(loop_id) USING (loop_id)
-     WHERE r.due_at <= activation._now() ORDER BY r.due_at LIMIT 1 FOR UPDATE OF r SKIP LOCKED
-$$;
-
--- The next chunk of users of a loop's walk, at most so many: as signals, which a round takes like any others. Runs an
--- author's code. Returns how many there were.
-CREATE FUNCTION activation._roll(loop_id integer, batch integer) RETURNS integer
+-- Lets people out of a loop: they are exited, and what is queued for them is cancelled.
+CREATE FUNCTION activation._leave(ids bigint[], reason text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-DECLARE
-    now timestamptz := activation._now();
-    r activation.roll;
-    v activation.loop_version;
-    wanted integer := batch;
-    marks text[] := '{}'::text[];
-    ended boolean;
-BEGIN
-    SELECT x.* INTO STRICT r FROM activation.roll x WHERE x.loop_id = _roll.loop_id;
-    SELECT x.* INTO STRICT v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version) WHERE l.loop_id = _roll.loop_id;
-    IF r.per_hour IS NOT NULL THEN
-        -- As many as the time since it began allows, those of the first moment included.
-        wanted := greatest(least(batch, 1 + floor(r.per_hour * extract(epoch FROM now - r.began_at) / 3600) - r.enrolled), 0);
-    END IF;
-    IF wanted > 0 THEN
-        PERFORM activation._evaluating(_roll.loop_id);
-        marks := activation._safe_eval(v.roll_function, v.owner, ARRAY[wanted::text, r.mark ->> 0, r.mark ->> 1, r.until]);
-        PERFORM activation._evaluating(NULL);
-        INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, how)
-        SELECT now, 0, 0, _roll.loop_id, m.mark::jsonb ->> 0, CASE r.kind WHEN 'existing' THEN 'as an existing user' END FROM unnest(marks) AS m(mark);
-    END IF;
-    ended := cardinality(marks) < wanted;
-    IF ended AND r.kind = 'existing' THEN
-        DELETE FROM activation.roll x WHERE x.loop_id = _roll.loop_id;
-    ELSE
-        UPDATE activation.roll x
-           SET mark = CASE WHEN ended THEN NULL ELSE coalesce(marks[cardinality(marks)]::jsonb, x.mark) END,
-               enrolled = x.enrolled + cardinality(marks),
-               due_at = CASE WHEN ended THEN activation._next_run(x.cron, (activation._setting()).timezone, now)
-                             WHEN x.per_hour IS NOT NULL THEN now + greatest(interval '1 hour' / x.per_hour, interval '1 second')
-                             ELSE now END
-         WHERE x.loop_id = _roll.loop_id;
-    END IF;
-    RETURN cardinality(marks);
-END
-$$;
-
--- Lets people out of a loop: they are exited, and what is queued for them is cancelled. Returns how many were on their way.
-CREATE FUNCTION activation._leave(ids bigint[], reason text) RETURNS integer
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    left_now integer;
 BEGIN
     UPDATE activation.enrollment e
        SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, starts_at = NULL, deadline = NULL
      WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting';
-    GET DIAGNOSTICS left_now = ROW_COUNT;
     UPDATE activation.message m
        SET state = 'cancelled', finished_at = activation._now(), last_error = _leave.reason
      WHERE m.enrollment_id = ANY (ids) AND m.request_id IS NULL AND m.finished_at IS NULL;
-    RETURN left_now;
 END
 $$;
 
@@ -369,8 +331,8 @@ BEGIN
 END
 $$;
 
--- Finds those whose step begins or is at its deadline, and those to be tried again, at most so many of each. Of every loop some: one with a long
--- queue does not hold the others up.
+-- Finds those whose step begins or is at its deadline, and those to be tried again, at most so many of each. Of every loop
+-- some: one with a long queue does not hold the others up.
 CREATE FUNCTION activation._find_due(parts integer[], batch integer) RETURNS bigint[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -403,8 +365,8 @@ $$;
 -- Gathers who is to be evaluated now, by question: the condition of the step that somebody is at, and the goal where that
 -- is another one. Who: the newly enrolled, the woken, those whose step begins or is at its deadline, and those to be tried
 -- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed
--- before the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes, people: what
--- to look for, see _detect_due(). The first row only says how many were taken of what most were taken of.
+-- before the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes,
+-- people: what to look for, see _detect_due(). The first row only says how many were taken of what most were taken of.
 CREATE FUNCTION activation._detect_take(parts integer[], batch integer, signals boolean, wakes boolean, people boolean)
 RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer)
 LANGUAGE plpgsql

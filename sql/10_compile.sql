@@ -409,25 +409,44 @@ AS $$
       FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = type
 $$;
 
--- Which of some users a filter on insertions lets pass by their rows as they are. NULL where that cannot be told.
+-- Makes a function over the app's own tables that is called through the black box: the body is ours, on a path that holds
+-- nothing of an author's, and it runs with the owner's rights.
+CREATE FUNCTION activation._compile_box(function_name name, key_type oid, body text, owner name) RETURNS name
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signature text := format('activation_compiled.%I(pg_catalog.text[])', function_name);
+    answer jsonb;
+BEGIN
+    answer := activation._run(activation._type_path(key_type), ARRAY[format(
+        E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
+        'BEGIN ATOMIC %s; END', signature, body)] || activation._own(signature, owner), true);
+    PERFORM activation._raise(answer -> 'error');
+    RETURN function_name;
+END
+$$;
+
+-- The call of a filter on insertions for a row n.
+CREATE FUNCTION activation._filter_call(filter jsonb) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('activation_compiled.%I(%s)', filter ->> 'function', string_agg(format('n.%I', c), ', ' ORDER BY o))
+      FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS u(c, o)
+$$;
+
+-- Which of some users a filter on insertions lets pass by their rows as they are.
 CREATE FUNCTION activation._compile_passes(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner name) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    function_name name := activation._compiled_name(base, ': passes' || suffix);
     key_type oid := activation._key_type(table_name, key_column);
-    answer jsonb;
 BEGIN
-    answer := activation._run(activation._type_path(key_type), ARRAY[format(
-        E'CREATE FUNCTION activation_compiled.%I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
-        'SET search_path FROM CURRENT\n'
-        'BEGIN ATOMIC SELECT DISTINCT k.key FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS n ON n.%I = k.key::%s WHERE activation_compiled.%I(%s); END',
-        function_name, activation._table_name(table_name), key_column, activation._type_name(key_type), filter ->> 'function',
-        (SELECT string_agg(format('n.%I', c), ', ' ORDER BY o) FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS u(c, o)))]
-        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
-    PERFORM activation._raise(answer -> 'error');
-    RETURN function_name;
+    RETURN activation._compile_box(activation._compiled_name(base, ': passes' || suffix), key_type, format(
+        'SELECT DISTINCT k.key FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS n ON n.%I = k.key::%s WHERE %s',
+        activation._table_name(table_name), key_column, activation._type_name(key_type), activation._filter_call(filter)), owner);
 END
 $$;
 
@@ -439,34 +458,23 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    function_name name := activation._compiled_name(base, ': roll' || suffix);
     key_type oid := activation._key_type(table_name, key_column);
     made name := activation._made_column(table_name, key_column);
-    type_name text := activation._type_name(key_type);
-    passes text := CASE WHEN filter IS NULL THEN 'true' ELSE format('activation_compiled.%I(%s)', filter ->> 'function',
-        (SELECT string_agg(format('n.%I', c), ', ' ORDER BY o) FROM jsonb_array_elements_text(filter -> 'columns') WITH ORDINALITY AS u(c, o))) END;
-    answer jsonb;
 BEGIN
-    answer := activation._run(activation._type_path(key_type), ARRAY[format(
+    RETURN activation._compile_box(activation._compiled_name(base, ': roll' || suffix), key_type, format(
         CASE WHEN made IS NULL THEN
-            E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
-            'SET search_path FROM CURRENT\n'
-            'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)::pg_catalog.text\n'
-            '  FROM (SELECT DISTINCT n.%3$I AS key FROM %2$s AS n\n'
-            '         WHERE n.%3$I IS NOT NULL AND ($1[2] IS NULL OR n.%3$I > $1[2]::%4$s) AND ($1[4] IS NULL OR n.%3$I <= $1[4]::%4$s) AND %6$s\n'
-            '         ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key; END'
+            E'SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)::pg_catalog.text\n'
+            '  FROM (SELECT DISTINCT n.%2$I AS key FROM %1$s AS n\n'
+            '         WHERE n.%2$I IS NOT NULL AND ($1[2] IS NULL OR n.%2$I > $1[2]::%3$s) AND ($1[4] IS NULL OR n.%2$I <= $1[4]::%3$s) AND %5$s\n'
+            '         ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key'
         ELSE
-            E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
-            'SET search_path FROM CURRENT\n'
-            'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, k.made)::pg_catalog.text\n'
-            '  FROM (SELECT n.%3$I AS key, n.%5$I AS made FROM %2$s AS n\n'
-            '         WHERE n.%3$I IS NOT NULL AND ($1[2] IS NULL OR (n.%5$I, n.%3$I) > ($1[3]::pg_catalog.timestamptz, $1[2]::%4$s))\n'
-            '           AND ($1[4] IS NULL OR n.%5$I <= $1[4]::pg_catalog.timestamptz) AND %6$s\n'
-            '         ORDER BY n.%5$I, n.%3$I LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.made, k.key; END'
-        END, function_name, activation._table_name(table_name), key_column, type_name, made, passes)]
-        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
-    PERFORM activation._raise(answer -> 'error');
-    RETURN function_name;
+            E'SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, k.made)::pg_catalog.text\n'
+            '  FROM (SELECT n.%2$I AS key, n.%4$I AS made FROM %1$s AS n\n'
+            '         WHERE n.%2$I IS NOT NULL AND ($1[2] IS NULL OR (n.%4$I, n.%2$I) > ($1[3]::pg_catalog.timestamptz, $1[2]::%3$s))\n'
+            '           AND ($1[4] IS NULL OR n.%4$I <= $1[4]::pg_catalog.timestamptz) AND %5$s\n'
+            '         ORDER BY n.%4$I, n.%2$I LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.made, k.key'
+        END, activation._table_name(table_name), key_column, activation._type_name(key_type), made,
+        CASE WHEN filter IS NULL THEN 'true' ELSE activation._filter_call(filter) END), owner);
 END
 $$;
 
@@ -545,22 +553,15 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    function_name name := activation._compiled_name(base, ': users' || suffix);
     registered activation.users_table;
     key_type oid;
-    answer jsonb;
 BEGIN
     SELECT * INTO STRICT registered FROM activation.users_table u WHERE u.users = _compile_users.users;
     key_type := activation._key_type(users, registered.key_column);
-    answer := activation._run(activation._type_path(key_type), ARRAY[format(
-        E'CREATE FUNCTION activation_compiled.%I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER\n'
-        'SET search_path FROM CURRENT\n'
-        'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key, u.%I, pg_catalog.to_jsonb(u))::pg_catalog.text\n'
-        '  FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS u ON u.%I = k.key::%s; END',
-        function_name, registered.email_column, activation._table_name(users), registered.key_column, activation._type_name(key_type))]
-        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
-    PERFORM activation._raise(answer -> 'error');
-    RETURN function_name;
+    RETURN activation._compile_box(activation._compiled_name(base, ': users' || suffix), key_type, format(
+        E'SELECT pg_catalog.jsonb_build_array(k.key, u.%I, pg_catalog.to_jsonb(u))::pg_catalog.text\n'
+        '  FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS u ON u.%I = k.key::%s',
+        registered.email_column, activation._table_name(users), registered.key_column, activation._type_name(key_type)), owner);
 END
 $$;
 
@@ -603,6 +604,8 @@ DECLARE
     triggered activation.source;
     roll name;
     passes name;
+    new_columns name[];
+    old_columns name[];
     compiled jsonb;
     defined record;
 BEGIN
@@ -639,13 +642,13 @@ BEGIN
     ELSIF v.definition ->> 'enroll' <> 'new' THEN
         roll := activation._compile_existing(loop_name, suffix, triggered.table_name, triggered.key_column, filter, v.owner);
     END IF;
+    new_columns := ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'));
+    old_columns := ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'));
     UPDATE activation.loop_version x
        SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
            filter_function = filter ->> 'function', roll_function = roll, passes_function = passes,
-           filter_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[],
-           old_columns = ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'))::name[],
-           filter_attnums = activation._column_numbers(triggered.table_name, ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'))::name[]),
-           old_attnums = activation._column_numbers(triggered.table_name, ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'))::name[])
+           filter_columns = new_columns, filter_attnums = activation._column_numbers(triggered.table_name, new_columns),
+           old_columns = here.old_columns, old_attnums = activation._column_numbers(triggered.table_name, here.old_columns)
      WHERE x.loop_id = v.loop_id AND x.version = v.version;
     FOR defined IN
         SELECT c.condition, c.step AS number

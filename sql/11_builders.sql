@@ -3,7 +3,8 @@
 
 -- Builders return parts of a definition.
 
-CREATE FUNCTION activation._checked(kind text, document jsonb) RETURNS jsonb
+-- A part of a definition as it was given, or completed, in the one spelling that a definition has.
+CREATE FUNCTION activation._checked(kind text, document jsonb, completed boolean DEFAULT false) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -11,20 +12,7 @@ DECLARE
     answer jsonb := activation._fragment(kind, document);
 BEGIN
     PERFORM activation._raise(answer -> 'error');
-    RETURN document;
-END
-$$;
-
--- The same, but completed: in the one spelling that a definition has.
-CREATE FUNCTION activation._fragment_checked(kind text, document jsonb) RETURNS jsonb
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    answer jsonb := activation._fragment(kind, document);
-BEGIN
-    PERFORM activation._raise(answer -> 'error');
-    RETURN answer -> 'definition';
+    RETURN CASE WHEN completed THEN answer -> 'definition' ELSE document END;
 END
 $$;
 
@@ -136,8 +124,8 @@ CREATE FUNCTION activation.send_window(days text, opens time, closes time, other
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT activation._fragment_checked('send_window', jsonb_build_object('days', days, 'opens', to_char(opens, 'HH24:MI'),
-        'closes', CASE WHEN closes = '24:00' THEN '24:00' ELSE to_char(closes, 'HH24:MI') END, 'otherwise', otherwise))
+    SELECT activation._checked('send_window', jsonb_build_object('days', days, 'opens', to_char(opens, 'HH24:MI'),
+        'closes', CASE WHEN closes = '24:00' THEN '24:00' ELSE to_char(closes, 'HH24:MI') END, 'otherwise', otherwise), completed => true)
 $$;
 COMMENT ON FUNCTION activation.send_window(text, time, time, text) IS
 'When a loop may mail, on the user''s own clock: days, as Mon-Fri or Mon,Wed,Sat; from opens to closes, over midnight where closes is earlier. The user''s time zone is that of the users table''s timezone column, else the setting. otherwise: what is due outside waits for the next window (next) or is dropped (skip).';

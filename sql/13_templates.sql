@@ -1,13 +1,5 @@
 -- Templates of the database's own.
 
-CREATE FUNCTION activation._user_columns(users regclass) RETURNS text[]
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-     WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped
-$$;
-
 -- A template by name: the newest of this database, else the built-in.
 CREATE FUNCTION activation._find_template(template text) RETURNS jsonb
 LANGUAGE sql STABLE

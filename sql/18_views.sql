@@ -101,8 +101,9 @@ BEGIN
                          CASE WHEN NOT activation._function_exists(v.users_function) THEN 'its compiled functions are gone: define it again' END,
                          CASE WHEN l.state = 'stopped' THEN format('%s messages wait; SELECT activation.resume_loop(%L)', q.waiting, l.name) END,
                          CASE WHEN k.last_error IS DISTINCT FROM l.reason THEN k.last_error END,
-                         CASE r.kind WHEN 'schedule' THEN format('next run at %s', to_char(r.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
-                                     WHEN 'existing' THEN format('%s existing users enrolled so far', r.enrolled) END,
+                         CASE WHEN r.due_at IS NULL THEN NULL
+                              WHEN v.event = 'schedule' THEN format('next run at %s', to_char(r.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
+                              ELSE format('%s existing users enrolled so far', r.enrolled) END,
                          CASE WHEN bad.people > 0 THEN format('%s people cannot be evaluated: %s', bad.people, bad.error) END,
                          CASE WHEN f.people > 0 THEN format('%s people not enrolled because the filter raised: %s', f.people, f.error) END)
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)

@@ -1,19 +1,12 @@
 -- What the app and operators say about one user.
 
--- Whether a user exists: asked through the black box of any loop on that users table.
+-- Whether a user exists; NULL where no loop can tell.
 CREATE FUNCTION activation._user_exists(users regclass, wanted_user text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v activation.loop_version;
 BEGIN
-    SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
-     WHERE x.users = _user_exists.users AND l.state <> 'archived' AND activation._function_exists(x.users_function) ORDER BY x.loop_id LIMIT 1;
-    IF v.users_function IS NULL THEN
-        RETURN NULL;
-    END IF;
-    RETURN activation._safe_eval(v.users_function, v.owner, ARRAY[wanted_user]) <> '{}';
+    RETURN wanted_user = ANY (activation._existing(users, ARRAY[wanted_user]));
 EXCEPTION WHEN data_exception THEN
     -- Not even of the key's type.
     RETURN false;
