@@ -569,7 +569,8 @@ BEGIN
                AND v.loop_id = e.loop_id AND v.version = e.version AND v.goal_step = question;
         END IF;
         late := ARRAY(SELECT (a.id, 'otherwise', NULL, NULL)::activation.decided
-                        FROM unnest(ids) AS a(id) JOIN activation.enrollment e ON e.enrollment_id = a.id
+                        FROM unnest(ids) AS a(id)
+                        CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
                        WHERE e.step = question AND e.state = 'waiting' AND e.deadline <= now AND coalesce(e.starts_at <= now, true)
                          AND NOT e.user_id = ANY (true_keys));
     END IF;
@@ -607,7 +608,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     WITH decided AS (
-        SELECT e.enrollment_id, p.branch, p.at, p.fresh, coalesce(e.starts_at, CASE p.branch WHEN 'otherwise' THEN e.deadline END, now) AS due_at
+        SELECT e.enrollment_id, e.loop_id, e.version, p.branch, p.at, p.fresh, coalesce(e.starts_at, CASE p.branch WHEN 'otherwise' THEN e.deadline END, now) AS due_at
           FROM unnest(people) AS p(id, branch, at, fresh)
           CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = p.id OFFSET 0) e
          WHERE e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true)
@@ -629,8 +630,10 @@ BEGIN
           LEFT JOIN LATERAL (SELECT x.step, x.delay, x.timeout FROM activation.step x
                               WHERE x.loop_id = s.loop_id AND x.version = s.version AND x.position = s.position + 1) n ON true,
                LATERAL (SELECT d.branch = 'otherwise' AND s.on_timeout = 'exit' AS exits) f
-         WHERE e.enrollment_id = d.enrollment_id AND e.state = 'waiting' AND e.step = question
-           AND s.loop_id = e.loop_id AND s.version = e.version AND s.step = question
+         -- Asked again, for the sake of a cancel() meanwhile, and so that no index is used for it: statistics from when
+         -- hardly anybody waited would have all who do read for each of these.
+         WHERE e.enrollment_id = d.enrollment_id AND e.state IS NOT DISTINCT FROM 'waiting' AND e.step IS NOT DISTINCT FROM question
+           AND s.loop_id = d.loop_id AND s.version = d.version AND s.step = question
         RETURNING e.enrollment_id, e.loop_id, e.version, e.user_id, e.activated_at, e.holdout, d.branch, d.due_at,
                   CASE d.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email,
                   activation._nudge(s, d.branch) AS nudge

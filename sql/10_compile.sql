@@ -174,6 +174,7 @@ DECLARE
     reading regclass;
     root regclass;
     watch_column name;
+    named boolean;
     covering record;
     every interval := (condition ->> 'every')::interval;
 BEGIN
@@ -253,9 +254,10 @@ BEGIN
     FOREACH reading IN ARRAY reads.tables LOOP
         root := coalesce(pg_partition_root(reading), reading);
         watch_column := NULL;
-        SELECT w.value INTO watch_column FROM jsonb_each_text(coalesce(nullif(condition -> 'watch', 'null'), '{}')) AS w
+        SELECT w.value, true INTO watch_column, named FROM jsonb_each_text(coalesce(nullif(condition -> 'watch', 'null'), '{}')) AS w
          WHERE to_regclass(w.key) = root;
-        IF watch_column IS NULL THEN
+        -- A table named with null is to carry no trigger.
+        IF named IS NULL THEN
             SELECT c.column_name INTO watch_column
               FROM (SELECT x ->> 2 AS column_name, coalesce(pg_partition_root(t.oid), t.oid) AS root
                       FROM jsonb_array_elements(found -> 'covered') AS x
@@ -283,6 +285,8 @@ BEGIN
         IF covering.named IS NULL THEN
             RAISE EXCEPTION 'loop "%": watch names table %, which does not exist', loop, covering.key
                 USING ERRCODE = '42P01', HINT = 'Write the table with its schema: {"public.orders": "user_id"}.';
+        ELSIF covering.key_column IS NULL THEN
+            CONTINUE;
         ELSIF activation._key_type(covering.named, covering.key_column) IS NULL THEN
             RAISE EXCEPTION 'loop "%": watch names column % of %, which does not exist', loop, covering.key_column, covering.named
                 USING ERRCODE = '42703', HINT = 'Name the column that holds the user''s key.';
@@ -301,7 +305,7 @@ BEGIN
         every := '1 minute';
         RAISE NOTICE 'loop "%": its condition is asked again every minute for all who wait', loop
             USING DETAIL = CASE WHEN unwatched <> '{}'
-                                THEN format('It reads %s in a way that does not tell whose row changed.', array_to_string(unwatched, ', '))
+                                THEN format('It reads %s in a way that does not tell whose row changed, or watch says that no trigger is to be there.', array_to_string(unwatched, ', '))
                                 ELSE 'It depends on the time or on a function that cannot be looked into.' END,
                   HINT = 'Another interval: activation.query(…, every => ''5 minutes''); a table that tells: watch => ''{"table": "column"}''.';
     END IF;

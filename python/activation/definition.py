@@ -319,11 +319,11 @@ def _condition(check: _Checker, given: Document, where: str) -> Document:
     query = check.text(given.get("query"), f"{where}.query")
     watch = given.get("watch")
     if watch is not None and not (
-        isinstance(watch, dict) and all(isinstance(column, str) for column in watch.values())
+        isinstance(watch, dict) and all(column is None or isinstance(column, str) for column in watch.values())
     ):
         check.refuse(
             f"{where}.watch is not an object of table and column",
-            hint='Write it as {"table": "column of the user\'s key"}.',
+            hint='Write it as {"table": "column of the user\'s key"}, or null for a table that is to carry no trigger.',
         )
     return {**_CONDITION, **given, "type": "query", "query": query}
 

@@ -445,6 +445,36 @@ def test_wakes_leave_nothing_behind(db: Database, app: Connection) -> None:
         assert worker.ended(5)
 
 
+def test_statistics_from_a_quiet_time(db: Database, app: Connection) -> None:
+    """When nobody waited as the tables were analyzed, a crowd that comes afterwards is found one by one all the same,
+    and not by walking over all who wait for each of them."""
+    define(app, timeout="5m", otherwise=True)
+    for table in ("enrollment", "message", "signal"):
+        db.sql(f"ALTER TABLE activation.{table} SET (autovacuum_enabled = false)")
+    crowd = """
+        WITH u AS (INSERT INTO users (email) SELECT 'u@acme.dev' FROM generate_series(1, %s::integer) RETURNING id)
+        INSERT INTO actions (user_id) SELECT id FROM u
+    """
+    entries_read = """
+        SELECT sum(s.idx_tup_read) + max(t.seq_tup_read)
+          FROM pg_stat_user_indexes s JOIN pg_stat_user_tables t USING (relid)
+         WHERE relid = 'activation.enrollment'::regclass
+    """
+    db.sql(crowd, 300)
+    tick(db)
+    db.sql("ANALYZE activation.enrollment, activation.message, activation.signal")
+    db.sql("SELECT pg_stat_force_next_flush()")
+    before = db.value(entries_read)
+    people = 4_000
+    db.sql(crowd, people)
+    db.sql("INSERT INTO users (email) SELECT 'u@acme.dev' FROM generate_series(1, %s::integer)", people)
+    tick(db)
+    tick(db, "1 hour")
+    assert len(messages(db)) == 300 + 2 * people
+    db.sql("SELECT pg_stat_force_next_flush()")
+    assert db.value(entries_read) - before < 200 * people
+
+
 def test_inside_a_transaction(db: Database) -> None:
     with (
         db.connect() as connection,

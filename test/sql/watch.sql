@@ -107,6 +107,7 @@ SELECT is(pg_temp.found(activation.query(c.query)), c.found, c.query)
 SELECT is(pg_temp.found(activation.query('SELECT FROM actions WHERE user_id + 0 = $1', every => '2 hours')), 'every 02:00:00', 'every, as given');
 SELECT is(pg_temp.found(activation.query('SELECT FROM actions WHERE user_id = $1', every => '2 hours')), 'actions.user_id every 02:00:00', 'also beside what is watched');
 SELECT is(pg_temp.found(activation.query('SELECT FROM actions WHERE user_id + 0 = $1', watch => '{"public.actions": "user_id"}')), 'actions.user_id', 'watch names the column');
+SELECT is(pg_temp.found(activation.query('SELECT FROM actions WHERE user_id = $1', watch => '{"public.actions": null}')), 'every 00:01:00', 'watch forbids a trigger');
 SELECT is(pg_temp.found(activation.query('SELECT FROM users WHERE id = $1 AND acted(id)', watch => '{"public.actions": "user_id"}')), 'actions.user_id users.id every 00:01:00',
           'or a table that only a function reads');
 
