@@ -20,6 +20,7 @@ from pathlib import Path
 import charts
 import detection
 import drain
+import journeys
 import latency
 import signup
 import watched
@@ -31,6 +32,7 @@ PARTS: dict[str, tuple[str, Callable[[Cluster, Effort, str], list[Figure]]]] = {
     "signup": ("What a signup pays", signup.measure),
     "watched": ("What a table pays that conditions read", lambda cluster, effort, _: watched.measure(cluster, effort)),
     "detection": ("Detection", lambda cluster, effort, _: detection.measure(cluster, effort)),
+    "journeys": ("Journeys", lambda cluster, effort, _: journeys.measure(cluster, effort)),
     "drain": ("The drain", lambda cluster, effort, _: drain.measure(cluster, effort)),
     "latency": ("From commit to request, and idle", latency.measure),
 }

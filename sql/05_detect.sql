@@ -33,9 +33,7 @@ BEGIN
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
         IF one_by_one THEN
-            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
-                    -- It would take the price of a scan that cannot be avoided for a reason.
-                    set_config('jit', 'off', true);
+            PERFORM set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
         END IF;
         EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
         evaluated := true;
@@ -148,13 +146,11 @@ END;
 
 -- What a round would find to do: signals, wakes, people whose step begins, at their deadline or to be tried again, sweeps, users to be enrolled in chunks. Asked many times a
 -- second, without a lock, so that a worker with nothing to do costs next to nothing. Without sequential scans, since a plan
--- made while the tables were small would stay; without JIT, which would take the price of one that cannot be avoided for a
--- reason.
+-- made while the tables were small would stay.
 CREATE FUNCTION activation._detect_due(OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean, OUT rolls boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
-SET jit = off
 AS $$
 DECLARE
     now timestamptz := activation._now();
@@ -306,7 +302,6 @@ CREATE FUNCTION activation._take_wakes(parts integer[], batch integer, OUT taken
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
-SET jit = off
 AS $$
 BEGIN
     WITH wakes AS (
@@ -333,31 +328,32 @@ $$;
 
 -- Finds those whose step begins or is at its deadline, and those to be tried again, at most so many of each. Of every loop
 -- some: one with a long queue does not hold the others up.
-CREATE FUNCTION activation._find_due(parts integer[], batch integer) RETURNS bigint[]
+-- now is an argument, since an index cannot be walked up to a function that reads the clock.
+CREATE FUNCTION activation._find_due(parts integer[], batch integer, now timestamptz) RETURNS bigint[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
     SELECT array_agg(e.enrollment_id)
       FROM (SELECT d.enrollment_id
-              FROM activation._detect_loops(activation._now()) l(loop_id)
+              FROM activation._detect_loops(_find_due.now) l(loop_id)
               CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY coalesce(x.starts_at, x.deadline)) AS place FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND coalesce(x.starts_at, x.deadline) <= activation._now()
-                                     AND (x.retry_at IS NULL OR x.retry_at <= activation._now()) AND activation._part(x.user_id) = ANY (parts)
+                                   WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND coalesce(x.starts_at, x.deadline) <= _find_due.now
+                                     AND (x.retry_at IS NULL OR x.retry_at <= _find_due.now) AND activation._part(x.user_id) = ANY (parts)
                                    ORDER BY coalesce(x.starts_at, x.deadline) LIMIT batch) d
              ORDER BY d.place LIMIT batch) e
 $$;
 
-CREATE FUNCTION activation._find_retries(parts integer[], batch integer) RETURNS bigint[]
+CREATE FUNCTION activation._find_retries(parts integer[], batch integer, now timestamptz) RETURNS bigint[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
     SELECT array_agg(e.enrollment_id)
       FROM (SELECT d.enrollment_id
-              FROM activation._detect_loops(activation._now()) l(loop_id)
+              FROM activation._detect_loops(_find_retries.now) l(loop_id)
               CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY x.retry_at) AS place FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= activation._now() AND activation._part(x.user_id) = ANY (parts)
+                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= _find_retries.now AND activation._part(x.user_id) = ANY (parts)
                                    ORDER BY x.retry_at LIMIT batch) d
              ORDER BY d.place LIMIT batch) e
 $$;
@@ -389,8 +385,8 @@ BEGIN
         SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
     END IF;
     IF people THEN
-        due_ids := activation._find_due(parts, batch);
-        retried_ids := activation._find_retries(parts, batch);
+        due_ids := activation._find_due(parts, batch, now);
+        retried_ids := activation._find_retries(parts, batch, now);
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
                         greatest(new.taken, awake.taken, cardinality(due_ids || retried_ids));

@@ -81,12 +81,11 @@ END
 $$;
 
 -- Whether there is anything to claim or to give up, for a deliverer that has walked no queue: asked many times a second by
--- one with nothing to do. Without sequential scans and JIT, see _detect_due().
+-- one with nothing to do. Without sequential scans, see _detect_due().
 CREATE FUNCTION activation._deliver_due() RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
-SET jit = off
 AS $$
 DECLARE
     now timestamptz := activation._now();

@@ -80,10 +80,13 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
         "SELECT pg_catalog.current_setting('search_path') AS search_path,"
         " pg_catalog.current_setting('default_transaction_isolation') AS default_transaction_isolation,"
         " pg_catalog.current_setting('lock_timeout') AS lock_timeout,"
+        " pg_catalog.current_setting('jit') AS jit,"
         " pg_catalog.current_setting('application_name') AS application_name"
     )[0]
     _set(db, "search_path", "pg_catalog, pg_temp")
     _set(db, "default_transaction_isolation", "read committed")
+    # Its statements are many and short; one that the planner takes for a long one would be compiled for longer than it runs.
+    _set(db, "jit", "off")
     _set(db, "application_name", f"activation {kind}" if kind == "tick" else f"activation {kind} {slot}")
     if kind != "tick":
         # Workers do not wait for each other for long: one may hold a row while it runs an author's endless query, which

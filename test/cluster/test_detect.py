@@ -475,6 +475,27 @@ def test_statistics_from_a_quiet_time(db: Database, app: Connection) -> None:
     assert db.value(entries_read) - before < 200 * people
 
 
+def test_who_merely_waits_is_not_read(db: Database, app: Connection) -> None:
+    """One person's deadline costs the same however many others have theirs later."""
+    define(app, timeout="1 hour", otherwise=True)
+    db.sql("INSERT INTO users (email) SELECT 'u@acme.dev' FROM generate_series(1, 5000)")
+    tick(db)
+    db.sql("UPDATE activation.enrollment SET deadline = now() - interval '1 minute' WHERE user_id = '7'")
+    db.sql("UPDATE activation.enrollment SET retry_at = now() + interval '1 hour' WHERE user_id::integer > 3000")
+    db.sql("VACUUM ANALYZE activation.enrollment")
+    read = """
+        SELECT sum(s.idx_tup_read) + max(t.seq_tup_read)
+          FROM pg_stat_user_indexes s JOIN pg_stat_user_tables t USING (relid)
+         WHERE relid = 'activation.enrollment'::regclass
+    """
+    db.sql("SELECT pg_stat_force_next_flush()")
+    before = db.value(read)
+    tick(db)
+    assert messages(db) == [("7", "otherwise")]
+    db.sql("SELECT pg_stat_force_next_flush()")
+    assert db.value(read) - before < 500
+
+
 def test_inside_a_transaction(db: Database) -> None:
     with (
         db.connect() as connection,
