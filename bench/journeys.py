@@ -19,7 +19,8 @@ STEPS = """
             activation.step('welcome', action => activation.email('activation_welcome')),
             activation.step('second', delay => '1 day', action => activation.email('milestone')),
             activation.step('third', delay => '1 day',
-                condition => activation.query($$SELECT FROM actions WHERE user_id = $1 AND action_type = 'seen'$$, timeout => '3 days'),
+                condition => activation.query($$SELECT FROM actions WHERE user_id = $1 AND action_type = 'seen'$$,
+                                              timeout => '3 days'),
                 action => activation.email('milestone'), otherwise => activation.email('activation_nudge')),
             activation.step('fourth', delay => '1 day', action => activation.email('milestone')),
             activation.step('fifth', delay => '1 day', action => activation.email('milestone'))]);
@@ -29,17 +30,19 @@ STEPS = """
 FILL = """
     INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(%(low)s, %(high)s) g;
     INSERT INTO activation.enrollment
-           (loop_id, version, user_id, state, step, enrolled_at, created_at, starts_at, deadline, template_mark, history)
-    SELECT 1, 1, g::text, 'waiting', 1 + g %% 5, now() - '5 days'::interval, now() - '5 days'::interval, now() + '1 day',
-           CASE WHEN g %% 5 = 2 THEN now() + '4 days'::interval END, 0,
-           (SELECT jsonb_agg(jsonb_build_array(n, 'action', now() - '1 day'::interval)) FROM generate_series(1, g %% 5) n)
+           (loop_id, version, user_id, state, step, enrolled_at, created_at, starts_at, deadline, template_mark,
+            history)
+    SELECT 1, 1, g::text, 'waiting', 1 + g %% 5, now() - '5 days'::interval, now() - '5 days'::interval,
+           now() + '1 day', CASE WHEN g %% 5 = 2 THEN now() + '4 days'::interval END, 0,
+           (SELECT jsonb_agg(jsonb_build_array(n, 'action', now() - '1 day'::interval))
+              FROM generate_series(1, g %% 5) n)
       FROM generate_series(%(low)s, %(high)s) g;
     INSERT INTO activation.message
            (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at,
             request_id, recipient, subject, sent_at, finished_at)
-    SELECT gen_random_uuid(), e.enrollment_id, 1, 1, e.user_id, n, 'action', 'sent', now() - '1 day'::interval, now() - '1 day'::interval,
-           gen_random_uuid(), 'u@acme.dev', 'Hello', now() - '1 day'::interval, now() - '1 day'::interval
-      FROM activation.enrollment e, generate_series(1, e.step - 1) n
+    SELECT gen_random_uuid(), e.enrollment_id, 1, 1, e.user_id, n, 'action', 'sent', d.day, d.day,
+           gen_random_uuid(), 'u@acme.dev', 'Hello', d.day, d.day
+      FROM activation.enrollment e, generate_series(1, e.step - 1) n, (SELECT now() - '1 day'::interval) d(day)
      WHERE e.enrollment_id BETWEEN %(low)s AND %(high)s;
 """
 SCHEDULE = """
@@ -47,7 +50,8 @@ SCHEDULE = """
     INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(1, {people}) g;
     ANALYZE users;
     SELECT activation.define_loop('win_back', trigger => activation.on_schedule('0 0 1 1 *', 'SELECT id FROM users'),
-        users => 'users', steps => ARRAY[activation.step('later', delay => '1 day', action => activation.email('milestone'))]);
+        users => 'users',
+        steps => ARRAY[activation.step('later', delay => '1 day', action => activation.email('milestone'))]);
 """
 TRANSACTION = """
     SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float FROM pg_stat_activity

@@ -50,9 +50,10 @@ CREATE TABLE activation.enrollment (
     how           text,
     context       jsonb,
     history       jsonb,
-    UNIQUE (user_id, loop_id, pass),
-    FOREIGN KEY (loop_id, version) REFERENCES activation.loop_version
+    UNIQUE (user_id, loop_id, pass)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+-- No foreign key: whoever enrolls has just read the version, versions are never deleted, and asking once more for every
+-- row takes as long as the row itself.
 -- By loop first, so that who waits in a loop that is paused costs the others nothing.
 CREATE INDEX enrollment_due ON activation.enrollment (loop_id, coalesce(starts_at, deadline)) WHERE state = 'waiting';
 CREATE INDEX enrollment_retry ON activation.enrollment (loop_id, retry_at) WHERE retry_at IS NOT NULL;
