@@ -85,7 +85,8 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
     )[0]
     _set(db, "search_path", "pg_catalog, pg_temp")
     _set(db, "default_transaction_isolation", "read committed")
-    # Its statements are many and short; one that the planner takes for a long one would be compiled for longer than it runs.
+    # Its statements are many and short; one that the planner takes for a long one would be compiled for longer than it
+    # runs.
     _set(db, "jit", "off")
     _set(db, "application_name", f"activation {kind}" if kind == "tick" else f"activation {kind} {slot}")
     if kind != "tick":
