@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""docs/loops.md is run as it stands, and README's session against the example app's tables."""
+"""docs/loops.md is run as it stands; README's loops are run under pg_cron, in test_schedule.py."""
 
 from __future__ import annotations
 

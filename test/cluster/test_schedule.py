@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The engine under pg_cron, on one server and one start(): a new job can wait a minute for its first run.
 
 The server lets nobody in on TCP without a password, and on its socket whom the operating system knows, as Debian's own
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -28,7 +30,7 @@ OWNERS_LOOP = """
       action    => activation.email('activation_welcome',
                      personalization => '{"name": "{{user.name}}", "activationLink": "{{user.activation_link}}"}'),
       recovery  => activation.retry(3, 'exponential'));
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,37 @@ def test_from_signup_to_the_inbox(server: Cluster, sandbox: Sandbox) -> None:
     assert email.to == ["ada@acme.dev"] and "Hi Ada," in str(email.text) and "https://acme.dev/go" in str(email.html)
     wait_until(lambda: server.value("SELECT status FROM activation.message_log") == "sent")
     assert workers(server) == {"detector 1": "ok", "deliverer 1": "ok"}
+
+
+def test_the_sequence_of_the_readme(server: Cluster) -> None:
+    """As it is written there: greeted at once, unless it is night or weekend; and the goal is seen when it is reached."""
+    server.sql("ALTER TABLE users ADD invited_by bigint")
+    server.sql("CREATE TABLE projects (id bigserial PRIMARY KEY, owner_id bigint REFERENCES users)")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = (block for block in readme.split("```sql\n") if "'onboarding'" in block.partition("```")[0])
+    server.sql(block.partition("```")[0])
+    server.sql("INSERT INTO users (id, email, invited_by) VALUES (7, 'grace@acme.dev', NULL), (8, 'bob@acme.dev', 7)")
+    mails = "SELECT step, status FROM activation.message_log WHERE user_id = '7' AND loop = 'onboarding'"
+
+    def greeted() -> bool:
+        ((held_out,),) = server.sql(
+            "SELECT holdout FROM activation.journey WHERE user_id = '7' AND loop = 'onboarding'"
+        ) or [(None,)]
+        if held_out is None:
+            return False
+        in_window = server.value(
+            "SELECT activation._window_opens(activation.send_window('Mon-Fri', '09:00', '17:30'), 'UTC', now()) IS NULL"
+        )
+        return server.sql(mails) == [("welcome", "held_out" if held_out else "sent" if in_window else "queued")]
+
+    wait_until(greeted, 100)
+    server.sql("INSERT INTO projects (owner_id) VALUES (7)")
+    activated = "SELECT activated_at IS NOT NULL FROM activation.journey WHERE user_id = '7' AND loop = 'onboarding'"
+    wait_until(lambda: server.value(activated), 100)
+    assert not server.sql("SELECT FROM activation.journey WHERE user_id = '8' AND loop = 'onboarding'"), (
+        "who was invited is left out"
+    )
+    server.sql("SELECT activation.archive_loop('onboarding')")
 
 
 def test_a_slot_is_taken_once(server: Cluster) -> None:
