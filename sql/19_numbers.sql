@@ -1,0 +1,1 @@
+-- What came of it, in numbers: views over enrollments and messages.

@@ -1,0 +1,1 @@
+-- A loop rehearsed over the app's own history. Reads only.

@@ -1,0 +1,1 @@
+-- Which early action goes with staying, by the app's own tables. Reads only.
