@@ -288,7 +288,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     UPDATE activation.enrollment e
-       SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, starts_at = NULL, deadline = NULL
+       SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, deadline = NULL
      WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting';
     UPDATE activation.message m
        SET state = 'cancelled', finished_at = activation._now(), last_error = _leave.reason

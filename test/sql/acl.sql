@@ -18,8 +18,10 @@ GRANT EXECUTE ON FUNCTION activation.start, activation.stop, activation.resume, 
   activation.resume_loop, activation.why, activation._status TO operator;
 GRANT SELECT ON activation.status, activation.message_log, activation.journey TO operator;
 GRANT USAGE ON SCHEMA activation TO viewer;
-GRANT EXECUTE ON FUNCTION activation.why, activation._status TO viewer;
-GRANT SELECT ON activation.status, activation.message_log, activation.journey TO viewer;
+GRANT EXECUTE ON FUNCTION activation.why, activation.power, activation._status, activation._now, activation._two_tails,
+  activation._wilson, activation._percent TO viewer;
+GRANT SELECT ON activation.status, activation.message_log, activation.journey, activation.funnel, activation.cohort,
+  activation.time_to_activate, activation.lift, activation.mail_numbers TO viewer;
 
 CREATE TABLE users (id bigint PRIMARY KEY, email text, plan text);
 CREATE TABLE actions (user_id bigint, what text);
@@ -104,7 +106,9 @@ SELECT is(pg_temp.code('INSERT INTO activation.signal (source_id, generation, us
 
 SELECT is(pg_temp.code(c, r), '00000', format('%s: %s', r, c))
   FROM (VALUES ('viewer', 'SELECT * FROM activation.status'), ('viewer', 'SELECT * FROM activation.message_log'), ('viewer', 'SELECT * FROM activation.journey'),
-               ('viewer', 'SELECT * FROM activation.why(''1'')'), ('operator', 'SELECT * FROM activation.status'), ('operator', 'SELECT activation.stop()'),
+               ('viewer', 'SELECT * FROM activation.why(''1'')'),
+               ('viewer', 'SELECT * FROM activation.funnel'), ('viewer', 'SELECT * FROM activation.cohort'), ('viewer', 'SELECT * FROM activation.lift'),
+               ('viewer', 'SELECT * FROM activation.time_to_activate'), ('viewer', 'SELECT * FROM activation.mail_numbers'), ('operator', 'SELECT * FROM activation.status'), ('operator', 'SELECT activation.stop()'),
                ('operator', 'SELECT activation.set_mode(''live'', backlog => ''send'')'), ('operator', 'SELECT activation.resume()')) AS v(r, c);
 SELECT is(pg_temp.code(c, r), '42501', format('not %s: %s', r, c))
   FROM (VALUES ('viewer', 'SELECT activation.set_mode(''capture'')'), ('viewer', 'SELECT activation.stop()'), ('viewer', 'SELECT * FROM activation.secret'), ('viewer', 'SELECT * FROM activation.message'),

@@ -25,6 +25,7 @@ SELECT set_eq(
         'activation.on_schedule(text,text)',
         'activation.on_update(regclass,name[],name,text)',
         'activation.pause_loop(text,boolean)',
+        'activation.power(text)',
         'activation.preview(text,text)',
         'activation.query(text,interval,interval,jsonb)',
         'activation.resolve(uuid,text)',
@@ -52,7 +53,7 @@ SELECT is_empty(
 
 SELECT set_eq(
     $$SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'v'$$,
-    ARRAY['journey', 'message_log', 'status'],
+    ARRAY['_span', 'cohort', 'funnel', 'journey', 'lift', 'mail_numbers', 'message_log', 'status', 'time_to_activate'],
     'the views are these');
 
 CREATE TEMP VIEW member AS
