@@ -20,6 +20,7 @@ from pathlib import Path
 import charts
 import detection
 import drain
+import insight
 import journeys
 import latency
 import signup
@@ -34,6 +35,7 @@ PARTS: dict[str, tuple[str, Callable[[Cluster, Effort, str], list[Figure]]]] = {
     "detection": ("Detection", lambda cluster, effort, _: detection.measure(cluster, effort)),
     "journeys": ("Journeys", lambda cluster, effort, _: journeys.measure(cluster, effort)),
     "drain": ("The drain", lambda cluster, effort, _: drain.measure(cluster, effort)),
+    "insight": ("Numbers", lambda cluster, effort, _: insight.measure(cluster, effort)),
     "latency": ("From commit to request, and idle", latency.measure),
 }
 

@@ -43,7 +43,7 @@ COMMENT ON SCHEMA activation_compiled IS 'Functions that activation generates fr
 
 -- The one clock. Tests move it with SET activation.now; it moves only for the session that sets it.
 CREATE FUNCTION activation._now() RETURNS timestamptz
-LANGUAGE sql VOLATILE
+LANGUAGE sql VOLATILE PARALLEL SAFE
 RETURN coalesce(nullif(current_setting('activation.now', true), '')::timestamptz, clock_timestamp());
 
 -- The engine divides users by the hash of their key, so that several detectors never hold the same user.

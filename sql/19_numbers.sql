@@ -45,17 +45,24 @@ COMMENT ON VIEW activation.funnel IS
 'How far people came, by loop and version: a row for those enrolled, one for each step with those for whom it began, one for those activated. share: of the enrolled. promised, sent: mails of the step, as far back as retention keeps them; held-out people''s are promised and never sent. Somebody enrolled several times counts once, by the first time.';
 
 CREATE VIEW activation.cohort AS
-SELECT l.name AS loop, p.week, count(*) AS enrolled, count(*) FILTER (WHERE p.mature) AS mature,
-       count(*) FILTER (WHERE p.mature AND p.in_time) AS activated,
-       round(count(*) FILTER (WHERE p.mature AND p.in_time)::numeric / nullif(count(*) FILTER (WHERE p.mature), 0), 4) AS rate,
-       count(*) FILTER (WHERE NOT p.mature) AS not_mature
-  FROM (SELECT e.loop_id, date_trunc('week', e.enrolled_at AT TIME ZONE z.timezone)::date AS week,
-               e.enrolled_at + s.span <= c.now AS mature, coalesce(e.activated_at <= e.enrolled_at + s.span, false) AS in_time
-          FROM activation.enrollment e
-          JOIN activation._span s USING (loop_id, version)
-          CROSS JOIN (SELECT activation._now() AS now) c
-          CROSS JOIN (SELECT coalesce((SELECT x.timezone FROM activation.setting x), 'UTC') AS timezone) z
-         WHERE e.pass = 1) p
+-- The weeks once, and then a look-up for each person: what a week is depends on the time zone, and asking that takes long.
+WITH zone AS (
+    SELECT coalesce((SELECT x.timezone FROM activation.setting x), 'UTC') AS timezone, activation._now() AS now
+), week AS MATERIALIZED (
+    SELECT array_agg(w.monday AT TIME ZONE z.timezone ORDER BY w.monday) AS starts, array_agg(w.monday::date ORDER BY w.monday) AS mondays
+      FROM zone z, generate_series(date_trunc('week', (SELECT min(e.enrolled_at) FROM activation.enrollment e) AT TIME ZONE z.timezone),
+                                   z.now AT TIME ZONE z.timezone, '7 days') AS w(monday)
+), span AS MATERIALIZED (
+    SELECT s.loop_id, s.version, s.span, z.now - s.span AS mature_since FROM activation._span s, zone z
+)
+SELECT l.name AS loop, (SELECT w.mondays FROM week w)[p.week] AS week, sum(p.enrolled)::bigint AS enrolled, sum(p.mature)::bigint AS mature,
+       sum(p.activated)::bigint AS activated, round(sum(p.activated) / nullif(sum(p.mature), 0), 4) AS rate, sum(p.enrolled - p.mature)::bigint AS not_mature
+  FROM (SELECT e.loop_id, width_bucket(e.enrolled_at, (SELECT w.starts FROM week w)) AS week, count(*) AS enrolled,
+               count(*) FILTER (WHERE e.enrolled_at <= s.mature_since) AS mature,
+               count(*) FILTER (WHERE e.enrolled_at <= s.mature_since AND e.activated_at - e.enrolled_at <= s.span) AS activated
+          FROM activation.enrollment e JOIN span s USING (loop_id, version)
+         WHERE e.pass = 1
+         GROUP BY 1, 2) p
   JOIN activation."loop" l USING (loop_id)
  GROUP BY 1, 2
  ORDER BY 1, 2;
@@ -63,31 +70,30 @@ COMMENT ON VIEW activation.cohort IS
 'Activation by the week of enrollment (its Monday, in the time zone of configure()): rate is of the mature only, those who were enrolled as long ago as the delays and timeouts of the loop''s steps add up to (a step or a goal without a timeout counts two weeks), and counts who acted within that time; not_mature: how many still have time.';
 
 CREATE VIEW activation.time_to_activate AS
-WITH person AS (
-    -- Who has not acted is censored: now, or when their row was deleted.
-    SELECT e.loop_id, e.activated_at IS NOT NULL AS acted,
-           greatest(extract(epoch FROM coalesce(e.activated_at, CASE WHEN e.reason = 'the user was deleted' THEN e.decided_at END, c.now) - e.enrolled_at),
-                    0)::bigint AS seconds
-      FROM activation.enrollment e CROSS JOIN (SELECT activation._now() AS now) c
-     WHERE e.pass = 1
-), moment AS (
-    SELECT p.loop_id, p.seconds, count(*) AS people, count(*) FILTER (WHERE p.acted) AS acted FROM person p GROUP BY 1, 2
-), risk AS (
-    SELECT m.*, sum(m.people) OVER (PARTITION BY m.loop_id ORDER BY m.seconds DESC) AS at_risk FROM moment m
+WITH place AS (
+    -- Who has not acted is censored: now, or when their row was deleted. In the order of time, those who acted before those
+    -- who were seen just as long: of n who still wait, one fewer does.
+    SELECT p.*, t.people + 1 - row_number() OVER (PARTITION BY p.loop_id ORDER BY p.seconds, p.acted DESC) AS n
+      FROM (SELECT e.loop_id, e.activated_at IS NOT NULL AS acted,
+                   greatest(date_part('epoch', coalesce(e.activated_at, CASE WHEN e.reason = 'the user was deleted' THEN e.decided_at END, c.now)
+                                               - e.enrolled_at), 0)::bigint AS seconds
+              FROM activation.enrollment e CROSS JOIN (SELECT activation._now() AS now) c
+             WHERE e.pass = 1) p
+      JOIN (SELECT e.loop_id, count(*) AS people FROM activation.enrollment e WHERE e.pass = 1 GROUP BY 1) t USING (loop_id)
 ), curve AS (
-    SELECT r.loop_id, r.seconds,
-           exp(sum(CASE WHEN r.acted = r.at_risk THEN '-Infinity' ELSE ln(1 - r.acted::double precision / r.at_risk::double precision) END)
-                   OVER (PARTITION BY r.loop_id ORDER BY r.seconds)) AS still_waiting
-      FROM risk r WHERE r.acted > 0
+    SELECT p.loop_id, p.acted, p.seconds,
+           exp(sum(CASE WHEN NOT p.acted THEN 0 WHEN p.n = 1 THEN '-Infinity' ELSE ln((p.n - 1) / p.n::double precision) END)
+                   OVER (PARTITION BY p.loop_id ORDER BY p.seconds, p.acted DESC ROWS UNBOUNDED PRECEDING)) AS still_waiting
+      FROM place p
 )
-SELECT l.name AS loop, t.people, t.activated, t.people - t.activated AS censored, q.median, q.p90
-  FROM (SELECT m.loop_id, sum(m.people)::bigint AS people, sum(m.acted)::bigint AS activated FROM moment m GROUP BY 1) t
+SELECT l.name AS loop, q.people, q.activated, q.people - q.activated AS censored, q.median, q.p90
+  -- A little above, for what exp(ln(1/2)) is.
+  FROM (SELECT c.loop_id, count(*) AS people, count(*) FILTER (WHERE c.acted) AS activated,
+               make_interval(secs => min(c.seconds) FILTER (WHERE c.still_waiting <= 0.5 + 1e-9)) AS median,
+               make_interval(secs => min(c.seconds) FILTER (WHERE c.still_waiting <= 0.1 + 1e-9)) AS p90
+          FROM curve c GROUP BY 1) q
   JOIN activation."loop" l USING (loop_id)
   JOIN activation.loop_version v USING (loop_id, version)
-  -- A little above, for what exp(ln(1/2)) is.
-  LEFT JOIN (SELECT c.loop_id, make_interval(secs => min(c.seconds) FILTER (WHERE c.still_waiting <= 0.5 + 1e-9)) AS median,
-                    make_interval(secs => min(c.seconds) FILTER (WHERE c.still_waiting <= 0.1 + 1e-9)) AS p90
-               FROM curve c GROUP BY 1) q USING (loop_id)
  WHERE v.goal_step IS NOT NULL
  ORDER BY 1;
 COMMENT ON VIEW activation.time_to_activate IS
@@ -96,18 +102,18 @@ COMMENT ON VIEW activation.time_to_activate IS
 -- Both tails of the standard normal distribution beyond z: erfc(|z| / sqrt(2)) by formula 7.1.26 of Abramowitz and Stegun,
 -- Handbook of Mathematical Functions, whose error is under 1.5e-7.
 CREATE FUNCTION activation._two_tails(z double precision) RETURNS double precision
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (SELECT t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))) * exp(-least(z * z / 2, 700))
           FROM (SELECT 1 / (1 + 0.3275911 * abs(z) / sqrt(2::double precision)) AS t) x);
 
 -- One bound of Wilson's interval at 95 % for a proportion; side is -1 for the lower and 1 for the upper one.
 CREATE FUNCTION activation._wilson(acted bigint, people bigint, side integer) RETURNS double precision
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (SELECT (2 * acted + z * z + side * z * sqrt(z * z + 4 * acted * (1 - acted::double precision / people))) / (2 * (people + z * z))
           FROM (SELECT 1.959963984540054::double precision AS z) x WHERE people > 0);
 
 CREATE FUNCTION activation._percent(share double precision) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT trim_scale(round(share::numeric * 100, 1)) || ' %' $$;
 
@@ -117,13 +123,12 @@ WITH side AS (
     SELECT e.loop_id, count(*) FILTER (WHERE NOT e.holdout) AS treated, count(*) FILTER (WHERE NOT e.holdout AND a.in_time) AS treated_activated,
            count(*) FILTER (WHERE e.holdout) AS holdout, count(*) FILTER (WHERE e.holdout AND a.in_time) AS holdout_activated
       FROM activation.enrollment e
-      JOIN activation._span s USING (loop_id, version)
+      JOIN (SELECT x.*, activation._now() - x.span AS mature_since FROM activation._span x) s USING (loop_id, version)
       JOIN activation.loop_version v USING (loop_id, version)
       JOIN activation."loop" l USING (loop_id)
       JOIN activation.loop_version today ON today.loop_id = l.loop_id AND today.version = l.version AND today.holdout = v.holdout
-      CROSS JOIN (SELECT activation._now() AS now) c
-      CROSS JOIN LATERAL (SELECT coalesce(e.activated_at <= e.enrolled_at + s.span, false) AS in_time) a
-     WHERE e.pass = 1 AND v.holdout > 0 AND e.enrolled_at + s.span <= c.now
+      CROSS JOIN LATERAL (SELECT coalesce(e.activated_at - e.enrolled_at <= s.span, false) AS in_time) a
+     WHERE e.pass = 1 AND v.holdout > 0 AND e.enrolled_at <= s.mature_since
      GROUP BY 1
 ), rate AS (
     SELECT l.name AS loop, l.loop_id, v.holdout AS share, v.goal_step, p.span, coalesce(x.treated, 0) AS treated, coalesce(x.treated_activated, 0) AS treated_activated,

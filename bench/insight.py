@@ -1,0 +1,59 @@
+"""The numbers: what each view takes over a million enrollments in three loops."""
+
+from __future__ import annotations
+
+import time
+
+from common import Effort, Figure, say
+
+from harness import Cluster
+
+FILL = """
+    CREATE TABLE users (id bigint PRIMARY KEY, email text);
+    CREATE TABLE actions (user_id bigint);
+    SELECT activation.define_loop('loop ' || n, trigger => activation.on_insert('users'), holdout => n / 10.0,
+        goal => activation.query($$SELECT FROM actions WHERE user_id = $1$$),
+        steps => ARRAY[activation.step('welcome', action => activation.email('activation_welcome')),
+            activation.step('nudge', delay => '3 days', action => activation.email('activation_nudge'))])
+      FROM generate_series(0, 2) n;
+    INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, activated_at,
+                                       decided_at, starts_at, holdout, template_mark)
+    SELECT 1 + g % 3, 1, g::text, CASE WHEN g % 10 < 8 THEN 'completed' ELSE 'waiting' END, 1 + g % 2, e.at, e.at,
+           CASE WHEN g % 10 < 4 THEN e.at + random() * interval '20 days' END,
+           CASE WHEN g % 10 < 8 THEN e.at + '3 days' END,
+           CASE WHEN g % 10 >= 8 THEN now() + '1 day' END, g % 3 > 0 AND random() < (g % 3) / 10.0, 0
+      FROM generate_series(1, {people}) g,
+           LATERAL (SELECT now() - interval '1 hour' - (random() + g * 0) * interval '300 days') e(at);
+    INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at,
+                                    next_attempt_at, request_id, sent_at, finished_at)
+    SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, 1, e.user_id, 1, 'action', 'sent', e.enrolled_at, e.enrolled_at,
+           gen_random_uuid(), e.enrolled_at, e.enrolled_at FROM activation.enrollment e WHERE NOT e.holdout;
+    VACUUM ANALYZE activation.enrollment;
+    VACUUM ANALYZE activation.message
+"""
+QUESTIONS = (
+    "funnel",
+    "cohort",
+    "time_to_activate",
+    "lift",
+    "mail_numbers",
+    "power('loop 1')",
+)
+
+
+def measure(cluster: Cluster, effort: Effort) -> list[Figure]:
+    people = 100_000 if effort.quick else 1_000_000
+    say(f"Numbers over {people:,} enrollments …")
+    db = cluster.create_database()
+    for statement in FILL.format(people=people).split(";"):
+        db.sql(statement)
+    figures = []
+    for question in QUESTIONS:
+        took = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert db.sql(f"SELECT * FROM activation.{question}")
+            took.append(time.perf_counter() - start)
+        figures.append(Figure(f"{question} over {people:,} enrollments, s", took, at_most=2))
+    db.drop()
+    return figures
