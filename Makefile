@@ -86,6 +86,9 @@ bench-soak:
 bench-rate:
 	@scripts/with-env python bench/rate.py $(ARGS)
 
+bench-seeds:
+	@scripts/with-env python bench/seeds.py $(ARGS)
+
 bench-history:
 	@scripts/with-env python bench/history.py $(ARGS)
 
@@ -100,4 +103,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-history chaos clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-seeds bench-history chaos clean-environment

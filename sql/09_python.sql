@@ -80,6 +80,16 @@ from activation import server
 return server.coverage(plan, key_expressions)
 $$;
 
+-- What goes with staying, from what suggest() counted. With its owner's rights, for callers who may not call _python().
+CREATE FUNCTION activation._suggest_rank(plan jsonb, counted jsonb, totals jsonb) RETURNS jsonb
+LANGUAGE plpython3u SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.suggest_rank(plan, counted, totals)
+$$;
+
 -- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep.
 CREATE FUNCTION activation._run(names text, statements text[], keep boolean) RETURNS jsonb
 LANGUAGE plpython3u

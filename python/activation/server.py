@@ -34,11 +34,17 @@ def fragment(kind: str, document: str) -> str:
 
 
 def query_text(sql: str, key_type: str) -> str:
-    """The forms of a condition that the compiler needs: without semicolon, freed of `*`, and with a key to explain."""
+    """The forms of a query about a user: without semicolon, freed of `*`, with a key to explain, and with the key of a
+    row named "activation key"."""
     body = sqltext.without_terminator(sql)
     key = f"(pg_catalog.current_setting('activation.key', true)::{key_type})"
     return json.dumps(
-        {"body": body, "starless": sqltext.without_star(body), "explained": sqltext.with_parameter(body, key)}
+        {
+            "body": body,
+            "starless": sqltext.without_star(body),
+            "explained": sqltext.with_parameter(body, key),
+            "keyed": sqltext.with_parameter(body, f'("activation key".key::{key_type})'),
+        }
     )
 
 
@@ -57,6 +63,12 @@ def coverage(plan: str, key_expressions: list[str]) -> str:
     return json.dumps(
         {"covered": sorted(found.covered), "uncovered": sorted(found.uncovered), "negative": found.negative}
     )
+
+
+def suggest_rank(plan: str, counted: str, totals: str) -> str:
+    from activation import suggestion
+
+    return json.dumps(suggestion.rank(json.loads(plan), json.loads(counted), json.loads(totals)))
 
 
 def check_template(
