@@ -80,6 +80,26 @@ from activation import server
 return server.coverage(plan, key_expressions)
 $$;
 
+-- What a query calls, and whether it reads the clock.
+CREATE FUNCTION activation._query_names(query text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.query_names(query)
+$$;
+
+-- A query about a user, as of an earlier moment.
+CREATE FUNCTION activation._as_of(query text, tables jsonb, key text, at text) RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.as_of(query, tables, key, at)
+$$;
+
 -- What goes with staying, from what suggest() counted. With its owner's rights, for callers who may not call _python().
 CREATE FUNCTION activation._suggest_rank(plan jsonb, counted jsonb, totals jsonb) RETURNS jsonb
 LANGUAGE plpython3u SECURITY DEFINER

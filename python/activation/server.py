@@ -65,6 +65,18 @@ def coverage(plan: str, key_expressions: list[str]) -> str:
     )
 
 
+def query_names(sql: str) -> str:
+    from activation import simulation
+
+    return json.dumps({"clock": simulation.depends_on_clock(sql), "called": simulation.called(sql)})
+
+
+def as_of(sql: str, tables: str, key: str, at: str) -> str:
+    from activation import simulation
+
+    return simulation.as_of(sql, [simulation.TimedTable(**table) for table in json.loads(tables)], key, at)
+
+
 def suggest_rank(plan: str, counted: str, totals: str) -> str:
     from activation import suggestion
 

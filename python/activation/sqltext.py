@@ -63,13 +63,14 @@ def _comment_end(sql: str, at: int) -> int:
     return len(sql)
 
 
-def _significant(sql: str) -> list[Token]:
+def significant(sql: str) -> list[Token]:
+    """The tokens but space and comments."""
     return [token for token in tokens(sql) if token.kind != "space"]
 
 
 def without_terminator(sql: str) -> str:
     """The statement without its trailing semicolons and what is written after them."""
-    words = _significant(sql)
+    words = significant(sql)
     while words and words[-1].text == ";":
         sql = sql[: words.pop().start]
     return sql
@@ -77,7 +78,7 @@ def without_terminator(sql: str) -> str:
 
 def without_star(sql: str) -> str | None:
     """`SELECT FROM …` for a plain `SELECT * FROM …`, which has as many rows and needs no column; None for others."""
-    words = _significant(sql)
+    words = significant(sql)
     if [word.text.upper() for word in words[:3]] != ["SELECT", "*", "FROM"]:
         return None
     depth = 0
@@ -96,21 +97,22 @@ def with_parameter(sql: str, replacement: str) -> str:
 def row_columns(expression: str, row: str, columns: Iterable[str]) -> list[str]:
     """Which of a row's columns an expression names as `row.column`; all of them when it names the whole row."""
     known = list(columns)
-    words = _significant(expression)
+    words = significant(expression)
     used: list[str] = []
     for i, word in enumerate(words):
-        if word.kind != "name" or _folded(word.text) != row:
+        if word.kind != "name" or folded(word.text) != row:
             continue
         if i > 0 and words[i - 1].text == ".":
             continue
         if i + 2 < len(words) and words[i + 1].text == "." and words[i + 2].kind == "name":
-            used.append(_folded(words[i + 2].text))
+            used.append(folded(words[i + 2].text))
         else:
             return known
     return [column for column in known if column in used]
 
 
-def _folded(identifier: str) -> str:
+def folded(identifier: str) -> str:
+    """The name that an identifier stands for."""
     if identifier.startswith('"'):
         return identifier[1:-1].replace('""', '"')
     return identifier.lower()
