@@ -16,6 +16,46 @@ AS $$
      ORDER BY lower(replace(a.attname, '_', '')) IN ('createdat', 'insertedat', 'created', 'inserted') DESC, a.attnum LIMIT 1
 $$;
 
+-- The table of users that is meant, and its key, where it may not be registered yet: {"users", "key"}.
+CREATE FUNCTION activation._suggest_users(users regclass, names text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keyed integer;
+    shown text;
+    key name;
+BEGIN
+    IF users IS NULL THEN
+        SELECT count(*), min(u.users::oid)::regclass INTO keyed, users FROM activation.users_table u;
+        IF keyed > 1 THEN
+            RAISE EXCEPTION 'there are several tables of users'
+                USING ERRCODE = '22023', DETAIL = format('%s.', (SELECT string_agg(activation._table_name(u.users), ', ') FROM activation.users_table u)),
+                      HINT = 'Say which: suggest(users => …).';
+        END IF;
+        IF users IS NULL THEN
+            PERFORM set_config('search_path', names, true);
+            users := pg_catalog.to_regclass('users');
+            PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        END IF;
+        IF users IS NULL THEN
+            RAISE EXCEPTION 'there is no table of users to go by' USING ERRCODE = '42P01', HINT = 'Name it: suggest(users => ''members'').';
+        END IF;
+    END IF;
+    shown := activation._table_name(users);
+    IF shown IS NULL OR (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = users) THEN
+        RAISE EXCEPTION '% is not a table', coalesce(shown, users::text) USING ERRCODE = '42809', HINT = 'Name the table whose rows are users.';
+    END IF;
+    key := coalesce((SELECT u.key_column FROM activation.users_table u WHERE u.users = _suggest_users.users), (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                                             WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1));
+    IF key IS NULL THEN
+        RAISE EXCEPTION 'table % has no primary key of one column', shown
+            USING ERRCODE = '42P16', HINT = format('Say what identifies a user: SELECT activation.set_users(%L, key => ''id'');', shown);
+    END IF;
+    RETURN jsonb_build_object('users', shown, 'key', key);
+END
+$$;
+
 -- The loop that is to be rehearsed, in one document: its name, definition, owner, names, and its trigger as what can be read:
 -- {"table", "key", "made", "filter"}. problem: why nobody's enrollment can be replayed. Raises what define_loop() would.
 CREATE FUNCTION activation._simulate_plan(loop text, definition jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text) RETURNS jsonb
@@ -395,3 +435,38 @@ END
 $$;
 COMMENT ON FUNCTION activation.simulate(text, jsonb, timestamptz, timestamptz, jsonb, text) IS
 'Rehearses a loop, or a definition, over what the app''s tables say happened between since and until; writes nothing. Rows by part: enrolled; mail (by step, branch and what would have become of it, how long after enrollment in the median, and to how many who had reached the goal by then); activated (rate, median and ninth tenth by Kaplan and Meier); emails (days, the busiest one, requests at the provider''s rate); person (the first ten with their timelines); note (what cannot be replayed, and why). A condition is asked as of each moment at which a row of the user''s came, with the rows that had come by then: timestamps names columns that tell, {"public.projects": "made_on"}, where they are not found. Deleted and updated rows, caps, and other loops are not known to it. Reads with the caller''s rights; raises 42704, 42501, 22023, 55000, 0A000.';
+
+CREATE FUNCTION activation.milestone(condition jsonb, since timestamptz DEFAULT '-infinity', users regclass DEFAULT NULL, timestamps jsonb DEFAULT NULL,
+                                     names text DEFAULT current_setting('search_path'))
+RETURNS TABLE (user_id text, signed_up_at timestamptz, reached_at timestamptz)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    whose jsonb := activation._suggest_users(users, names);
+    problem text;
+    row record;
+BEGIN
+    FOR row IN
+        SELECT s.* FROM activation._simulate('(milestone)', jsonb_build_object('trigger', activation.on_insert((whose ->> 'users')::regclass), 'condition', condition,
+                                             'action', activation.email('milestone')), milestone.since, now(), milestone.timestamps, milestone.names) s
+    LOOP
+        IF row.notes IS NOT NULL THEN
+            SELECT n INTO problem FROM jsonb_array_elements_text(coalesce(nullif(row.notes -> 'notes', 'null'), '[]')) AS n WHERE n LIKE '%cannot be replayed%' LIMIT 1;
+            IF problem IS NOT NULL THEN
+                RAISE EXCEPTION 'when people reached this milestone cannot be told from the tables'
+                    USING ERRCODE = '55000', DETAIL = regexp_replace(problem, '^.*cannot be replayed: (.*)$', '\1') || '.',
+                          HINT = 'Name the column that tells: timestamps => ''{"public.projects": "made_on"}''.';
+            END IF;
+        ELSIF row.step IS NULL THEN
+            user_id := row.user_id;
+            signed_up_at := row.at;
+            reached_at := row.goal_at;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.milestone(jsonb, timestamptz, regclass, jsonb, text) IS
+'When each user reached a milestone, a condition as activation.query() makes it, from their signup to now, whether or not any loop has ever watched it: by the insertion times of the rows that it reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads only, with the caller''s rights; raises 55000 where the tables do not tell.';

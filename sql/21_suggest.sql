@@ -10,13 +10,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     caller name := activation._caller();
-    registered activation.users_table;
     key name;
     made name;
     days integer[];
     tables jsonb;
     left_out text[];
-    keyed integer;
     shown text;
 BEGIN
     IF within IS NULL OR within < interval '1 day' OR within > interval '7 days' THEN
@@ -24,33 +22,8 @@ BEGIN
             USING ERRCODE = '22023', DETAIL = 'Whether somebody stays is seen in their second week, so that an action has to lie in the first.',
                   HINT = 'Give between one day and seven: within => ''3 days''.';
     END IF;
-    IF users IS NULL THEN
-        SELECT count(*), min(u.users::oid)::regclass INTO keyed, users FROM activation.users_table u;
-        IF keyed > 1 THEN
-            RAISE EXCEPTION 'there are several tables of users'
-                USING ERRCODE = '22023', DETAIL = format('%s.', (SELECT string_agg(activation._table_name(u.users), ', ') FROM activation.users_table u)),
-                      HINT = 'Say which: suggest(users => …).';
-        END IF;
-        IF users IS NULL THEN
-            PERFORM set_config('search_path', names, true);
-            users := pg_catalog.to_regclass('users');
-            PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        END IF;
-        IF users IS NULL THEN
-            RAISE EXCEPTION 'there is no table of users to go by' USING ERRCODE = '42P01', HINT = 'Name it: suggest(users => ''members'').';
-        END IF;
-    END IF;
+    SELECT x.users, x.key INTO users, key FROM jsonb_to_record(activation._suggest_users(users, names)) AS x(users regclass, key name);
     shown := activation._table_name(users);
-    IF shown IS NULL OR (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = users) THEN
-        RAISE EXCEPTION '% is not a table', coalesce(shown, users::text) USING ERRCODE = '42809', HINT = 'Name the table whose rows are users.';
-    END IF;
-    SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = _suggest_plan.users;
-    key := coalesce(registered.key_column, (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                                             WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1));
-    IF key IS NULL THEN
-        RAISE EXCEPTION 'table % has no primary key of one column', shown
-            USING ERRCODE = '42P16', HINT = format('Say what identifies a user: SELECT activation.set_users(%L, key => ''id'');', shown);
-    END IF;
     IF NOT has_table_privilege(caller, users, 'SELECT') THEN
         RAISE EXCEPTION '% may not read %', quote_ident(caller), shown
             USING ERRCODE = '42501', HINT = format('GRANT SELECT ON %s TO %I;', shown, caller);

@@ -211,6 +211,20 @@ def test_named_timestamps(db: Database) -> None:
     ) == [(1,)]
 
 
+def test_a_milestone_of_the_past(db: Database) -> None:
+    """Of everybody, though no loop ever watched it."""
+    small(db)
+    rows = db.sql(
+        "SELECT user_id::integer, extract(epoch FROM reached_at - signed_up_at)::integer / 3600 FROM activation.milestone(activation.query('SELECT 1 FROM projects WHERE owner_id = $1')) ORDER BY 1"
+    )
+    assert rows == [(g, g * 3 if g % 2 == 0 else None) for g in range(1, 21)]
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="cannot be told from the tables") as caught:
+        db.sql(
+            "SELECT * FROM activation.milestone(activation.query('SELECT 1 FROM projects WHERE owner_id = $1 AND now() > created_at'))"
+        )
+    assert "reads the clock" in str(caught.value.diag.message_detail)
+
+
 def refused(db: Database, arguments: str, error: type[psycopg.Error], message: str, hint: str) -> None:
     with pytest.raises(error, match=message) as caught:
         db.sql(f"SELECT * FROM activation.simulate({arguments})")

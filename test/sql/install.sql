@@ -18,6 +18,7 @@ SELECT set_eq(
         'activation.enroll(text,text,jsonb)',
         'activation.export_loop(text)',
         'activation.import_loop(text,jsonb,name,text)',
+        'activation.milestone(jsonb,timestamp with time zone,regclass,jsonb,text)',
         'activation.migrate_loop(text)',
         'activation.on_delete(regclass,name,text)',
         'activation.on_event(text)',
@@ -96,8 +97,8 @@ SELECT is_empty(
 
 SELECT is_empty(
     $$SELECT r.oid::regprocedure FROM routine r
-       WHERE left(r.proname, 1) <> '_' AND r.prokind = 'f' AND NOT r.prosecdef AND r.proname NOT IN ('suggest', 'simulate')$$,
-    'callers need EXECUTE on a public function and no right besides: each is SECURITY DEFINER, but for the two that read the app''s tables as their caller');
+       WHERE left(r.proname, 1) <> '_' AND r.prokind = 'f' AND NOT r.prosecdef AND r.proname NOT IN ('suggest', 'simulate', 'milestone')$$,
+    'callers need EXECUTE on a public function and no right besides: each is SECURITY DEFINER, but for those that read the app''s tables as their caller');
 
 SELECT is_empty(
     $$SELECT r.oid::regprocedure FROM routine r WHERE left(r.proname, 1) <> '_' AND coalesce(obj_description(r.oid, 'pg_proc'), '') = ''$$,
