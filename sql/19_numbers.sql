@@ -227,7 +227,7 @@ BEGIN
     FOREACH holdout IN ARRAY ARRAY(SELECT DISTINCT h FROM unnest(ARRAY[CASE WHEN v.holdout > 0 THEN v.holdout ELSE 0.1 END, 0.5]) AS h ORDER BY h) LOOP
         -- Unpooled variances, sides of different size; Fleiss, Statistical Methods for Rates and Proportions, chapter 4.
         people_for_5_points := ceil(needed_z * (p * (1 - p) / holdout + higher * (1 - higher) / (1 - holdout)) / 0.05 ^ 2);
-        months_for_5_points := ceil(people_for_5_points / people_a_month * 10) / 10;
+        months_for_5_points := round(ceil(people_for_5_points / people_a_month * 10) / 10, 1);
         known_by := (now + make_interval(days => least(ceil(greatest(people_for_5_points
                  - CASE WHEN v.holdout = holdout THEN (SELECT count(*) FROM activation.enrollment e JOIN activation.loop_version x USING (loop_id, version)
                                                         WHERE e.loop_id = l.loop_id AND e.pass = 1 AND x.holdout = v.holdout) ELSE 0 END, 0)

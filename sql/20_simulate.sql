@@ -413,11 +413,12 @@ BEGIN
           FROM mail m GROUP BY m.step, m.branch, m.status
         UNION ALL
         SELECT 3, 0, 'activated', NULL, NULL, NULL, t.activated, round(t.activated::numeric / nullif(t.people, 0), 4), NULL, time.median, NULL,
-               format('half by %s, nine in ten by %s (Kaplan-Meier)', coalesce(time.median::text, 'later than can be seen'), coalesce(time.p90::text, 'later than can be seen'))
+               concat_ws(', ', CASE WHEN time.median IS NULL THEN 'fewer than half so far' ELSE format('half within %s', time.median) END,
+                         CASE WHEN time.median IS NULL THEN NULL WHEN time.p90 IS NULL THEN 'fewer than nine in ten so far' ELSE format('nine in ten within %s', time.p90) END)
           FROM total t, time, about a WHERE a.goal
         UNION ALL
         SELECT 4, 0, 'emails', NULL, NULL, NULL, count(*), NULL, min(m.at), NULL, NULL,
-               format('%s people, %s; most on %s: %s, in at least %s requests%s', count(DISTINCT m.user_id), CASE WHEN count(*) = 0 THEN 'no day' ELSE format('%s days', count(DISTINCT m.at::date)) END,
+               format('%s people, %s; most on %s: %s, in %s or more requests%s', count(DISTINCT m.user_id), CASE WHEN count(*) = 0 THEN 'no day' ELSE format('%s days', count(DISTINCT m.at::date)) END,
                       coalesce((SELECT b.day::text FROM busiest b), 'none'), coalesce((SELECT b.emails FROM busiest b), 0), ceil(coalesce((SELECT b.emails FROM busiest b), 0) / 100.0),
                       (SELECT CASE WHEN a.rate IS NULL THEN '; the provider''s rate is not known yet'
                                    ELSE format(', %s s at %s a second', ceil(ceil(coalesce((SELECT b.emails FROM busiest b), 0) / 100.0) / a.rate), a.rate) END FROM about a))

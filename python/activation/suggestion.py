@@ -97,7 +97,11 @@ def rank(plan: dict[str, Any], counted: list[dict[str, Any]], totals: list[list[
         if variant.early.phi > 0 and (key not in best or variant.early.phi > best[key][1].early.phi):
             best[key] = (action, variant, q)
     found = []
-    for action, variant, q in best.values():
+    for (table, _, value), (action, variant, q) in best.items():
+        # A kind of row that tells no more than any row of that table is not worth a line.
+        whole = best.get((table, None, None))
+        if value is not None and whole is not None and whole[1].both.phi >= variant.both.phi:
+            continue
         holds = newcombe(variant.late)[0] > 0
         if q <= (SMALL if holds else VERY_SMALL):
             found.append(_shown(plan, action, variant, q, holds))

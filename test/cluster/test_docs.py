@@ -1,11 +1,12 @@
 # ruff: noqa: E501
-"""docs/loops.md is run as it stands; README's loops are run under pg_cron, in test_schedule.py."""
+"""docs/loops.md and docs/insight.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from decoys import app
 from harness import Database
 from loops import tick
 
@@ -46,3 +47,17 @@ def test_loops(db: Database) -> None:
     assert db.sql(
         "SELECT user_id, how FROM activation.enrollment WHERE loop_id = (SELECT loop_id FROM activation.loop WHERE name = 'news') ORDER BY 1"
     ) == [("42", "as an existing user")]
+
+
+def test_insight(db: Database) -> None:
+    """With the loop that it suggests, once that has enrolled people."""
+    app(db, 0.5, planted=True, decoys=4, people=4000)
+    found = blocks("insight.md")
+    assert len(found) > 8
+    for block in found:
+        if "activation.funnel" in block:
+            db.sql(db.value("SELECT loop FROM activation.suggest() LIMIT 1"))
+            db.sql("INSERT INTO users (id) SELECT generate_series(10001, 10050)")
+            tick(db)
+            db.sql("UPDATE activation.enrollment SET enrolled_at = now() - interval '5 days'")
+        assert db.sql(block.strip().rstrip(";")) or "mail_numbers" in block, block

@@ -151,7 +151,7 @@ def test_what_it_says(db: Database) -> None:
     }
     ((people, share, detail),) = [(row[3], row[4], row[6]) for row in rows if row[0] == "activated"]
     assert (people, share) == (10, 0.5)
-    assert detail == "half by 60:00:00, nine in ten by later than can be seen (Kaplan-Meier)"
+    assert detail == "half within 60:00:00, fewer than nine in ten so far"
     ((emails, detail),) = [(row[3], row[6]) for row in rows if row[0] == "emails"]
     assert emails == 20 and "20 people" in detail and "rate is not known yet" in detail
     people_shown = [row for row in rows if row[0].startswith("person ")]

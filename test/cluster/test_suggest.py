@@ -75,12 +75,17 @@ def test_the_loop_runs(db: Database) -> None:
     app(db, 0.7, planted=True, decoys=2)
     db.sql("""
         INSERT INTO tasks (project_id, created_at) SELECT p.id, p.created_at + interval '1 hour' FROM projects p, generate_series(1, 3) WHERE random() < 0.8;
-        UPDATE projects SET kind = 'it''s $$ mine' WHERE kind = 'shop';
+        CREATE TABLE logs (user_id bigint REFERENCES users, what text, created_at timestamptz DEFAULT now());
+        INSERT INTO logs SELECT id, 'seen', created_at + interval '1 hour' FROM users, generate_series(1, 1 + (random() * 4 + 0 * id)::integer);
+        INSERT INTO logs SELECT id, 'it''s $$ mine', created_at + interval '2 hours' FROM users JOIN trait USING (id) WHERE planted;
         ANALYZE
     """)
     found = suggest(db)
     assert {row["table_name"] for row in found} >= {"public.projects", "public.tasks"}
     assert {row["value"] for row in found} >= {None, "it's $$ mine"}
+    assert not [row for row in found if row["table_name"] == "public.projects" and row["value"]], (
+        "no kind tells more than any"
+    )
     for row in found:
         db.sql(row["loop"])
     assert db.value("SELECT count(*) FROM activation.loop") == len(found)
