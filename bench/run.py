@@ -20,6 +20,7 @@ from pathlib import Path
 import charts
 import detection
 import drain
+import feedback
 import insight
 import journeys
 import latency
@@ -36,6 +37,7 @@ PARTS: dict[str, tuple[str, Callable[[Cluster, Effort, str], list[Figure]]]] = {
     "journeys": ("Journeys", lambda cluster, effort, _: journeys.measure(cluster, effort)),
     "drain": ("The drain", lambda cluster, effort, _: drain.measure(cluster, effort)),
     "insight": ("Numbers", lambda cluster, effort, _: insight.measure(cluster, effort)),
+    "feedback": ("Feedback and rights", feedback.measure),
     "latency": ("From commit to request, and idle", latency.measure),
 }
 

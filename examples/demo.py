@@ -242,7 +242,7 @@ class Demo:
         create_tables()
         self.database.execute((APP / "roles.sql").read_bytes())
         os.environ["DATABASE_URL"] = self.cluster.url("example_app")
-        say("users, projects, user_actions. The app may SELECT and INSERT there, and has no right on activation.\n ")
+        say("users, projects, user_actions. The app may SELECT and INSERT there, and reads nothing of activation.\n ")
 
         self.database.execute("CREATE EXTENSION pg_cron")
         loop = (APP / "activation.sql").read_text(encoding="utf-8")
@@ -258,7 +258,7 @@ class Demo:
         """Live mode, with the sandbox in Resend's place, and workers."""
         heading("3. Live, with the sandbox in Resend's place")
         for statement in (
-            f"SELECT activation.configure(resend_url => '{self.sandbox.url}')",
+            f"SELECT activation.configure(resend_url => '{self.sandbox.url}', public_url => '{self.app_url}/activation')",
             "SELECT activation.set_mode('live')",
             "SELECT activation.start()",
         ):
@@ -289,14 +289,26 @@ class Demo:
         median, longest = statistics.median(self.welcome_ms), max(self.welcome_ms)
         say(f" \nFrom a project's commit to its email: median {median:.0f} ms, longest {longest:.0f} ms.")
 
+    def somebody_leaves(self) -> None:
+        """One click in a mail program: a POST to the link in the mail's header, which the app answers."""
+        heading(f"7. {LATE.name} has read enough, and clicks “unsubscribe” in her mail program")
+        mail = next(email for email in self.sandbox.emails if email.to == [LATE.email])
+        link = mail.as_json()["headers"]["List-Unsubscribe"].strip("<>")
+        answer = requests.post(link, data={"List-Unsubscribe": "One-Click"}, timeout=30)
+        say(f"POST {link}: HTTP {answer.status_code}")
+        self._select("SELECT name, subscribed FROM activation.preferences(%s)", str(LATE.user_id))
+        left = self.database.execute("SELECT bool_or(subscribed) FROM activation.preferences(%s)", [str(LATE.user_id)])
+        if answer.status_code != 200 or left.fetchone() != (False,):
+            raise Failed("She should be unsubscribed, and is not.")
+
     def look_back(self) -> None:
         """One person's timeline, and how everything is."""
         wait_for(self._all_recorded, self._patience(), "the last outcome to be recorded")
         if len(self.sandbox.emails) != len(PEOPLE) + 1:
             raise Failed(f"There should be {len(PEOPLE) + 1} emails, and there are {len(self.sandbox.emails)}.")
-        heading(f"7. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
+        heading(f"8. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
         self._select("SELECT at, loop, event, detail FROM activation.why(%s)", str(LATE.user_id))
-        heading("8. How it is: SELECT * FROM activation.status")
+        heading("9. How it is: SELECT * FROM activation.status")
         self._select("SELECT component, state, detail FROM activation.status")
 
     def stay(self) -> None:
@@ -409,6 +421,7 @@ def run(stack: ExitStack, bin_folder: Path) -> None:
         demo.app_url = stack.enter_context(running_app())
         demo.go_live()
         demo.people_come()
+        demo.somebody_leaves()
         demo.look_back()
     except (Failed, psycopg.Error, requests.RequestException) as error:
         raise Failed(f"{error}\n\n{demo.diagnosis()}") from error

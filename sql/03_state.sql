@@ -148,6 +148,57 @@ CREATE INDEX remark_at ON activation.remark (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.remark', '');
 COMMENT ON TABLE activation.remark IS 'What was noticed about a user and harmed nothing, such as a time zone that does not exist.';
 
+-- What people have said they want. Topic '' is all mail that is not transactional.
+CREATE TABLE activation.consent (
+    users      regclass NOT NULL,
+    user_id    text NOT NULL,
+    topic      text NOT NULL,
+    subscribed boolean NOT NULL,
+    at         timestamptz NOT NULL,
+    source     text NOT NULL,
+    PRIMARY KEY (user_id, users, topic)
+);
+SELECT pg_catalog.pg_extension_config_dump('activation.consent', '');
+COMMENT ON TABLE activation.consent IS 'What people unsubscribed from, and subscribed to again.';
+
+-- Addresses are folded (no display name, lower case); of people who were forgotten there is a keyed hash instead.
+CREATE TABLE activation.suppression (
+    address text PRIMARY KEY,
+    reason  text NOT NULL,
+    source  text NOT NULL,
+    at      timestamptz NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('activation.suppression', '');
+COMMENT ON TABLE activation.suppression IS 'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
+
+-- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns.
+CREATE TABLE activation.webhook_event (
+    webhook_id  text PRIMARY KEY,
+    type        text NOT NULL,
+    at          timestamptz NOT NULL,
+    received_at timestamptz NOT NULL,
+    message_id  uuid,
+    applied     boolean NOT NULL,
+    payload     jsonb NOT NULL
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX webhook_event_message ON activation.webhook_event (message_id) WHERE message_id IS NOT NULL;
+CREATE INDEX webhook_event_received ON activation.webhook_event (received_at);
+CREATE INDEX webhook_event_open ON activation.webhook_event (at) WHERE NOT applied;
+SELECT pg_catalog.pg_extension_config_dump('activation.webhook_event', '');
+COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(); kept for retention.';
+
+-- A sequence, because it keeps counting where the call that counted raised.
+CREATE SEQUENCE activation.webhook_refused;
+COMMENT ON SEQUENCE activation.webhook_refused IS 'How many webhooks were refused; not dumped.';
+
+-- People who are to be forgotten as soon as no mail to them is on its way.
+CREATE TABLE activation.erasure (
+    user_id  text PRIMARY KEY,
+    asked_at timestamptz NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('activation.erasure', '');
+COMMENT ON TABLE activation.erasure IS 'Users whom erase() or the deletion of their row wants forgotten, and who have a mail on its way.';
+
 -- One call of Resend's API: the exact bytes, its idempotency key (the id), and who holds it now. Repeated byte for byte
 -- until its outcome is known or it is 23 hours old.
 CREATE TABLE activation.request (

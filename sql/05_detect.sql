@@ -225,6 +225,7 @@ DECLARE
     mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
     gone_sources integer[];
     gone_users text[];
+    gone record;
 BEGIN
     WITH signals AS (
         DELETE FROM activation.signal
@@ -268,14 +269,20 @@ BEGIN
            (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone), (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone)
       INTO taken, ids, gone_sources, gone_users;
     IF gone_users IS NOT NULL THEN
-        PERFORM activation._leave(ARRAY(
-            SELECT e.enrollment_id
-              FROM (SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
-                      FROM unnest(gone_sources, gone_users) AS u(source_id, user_id) JOIN activation.source s USING (source_id) GROUP BY 1) g
-              CROSS JOIN LATERAL unnest(g.users) AS k(user_id)
-              JOIN activation.enrollment e ON e.user_id = k.user_id
-              JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = g.table_name),
-            'the user was deleted');
+        FOR gone IN
+            SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
+              FROM unnest(gone_sources, gone_users) AS u(source_id, user_id) JOIN activation.source s USING (source_id) GROUP BY 1
+        LOOP
+            PERFORM activation._leave(ARRAY(
+                SELECT e.enrollment_id
+                  FROM unnest(gone.users) AS k(user_id)
+                  JOIN activation.enrollment e ON e.user_id = k.user_id
+                  JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = gone.table_name),
+                'the user was deleted');
+            IF (activation._setting()).erase_on_delete THEN
+                INSERT INTO activation.erasure (user_id, asked_at) SELECT DISTINCT k, now FROM unnest(gone.users) AS k ON CONFLICT DO NOTHING;
+            END IF;
+        END LOOP;
     END IF;
 END
 $$;

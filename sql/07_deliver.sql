@@ -56,7 +56,7 @@ $$;
 -- whether there is anything to claim or to give up. marks: how far the queue of each loop was walked, see _claim_messages.
 CREATE FUNCTION activation._deliver_state(host text, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (mode text, redirect_to text, disarmed text, paused text, paused_key text, sender text, reply_to text, resend_url text,
-               api_key text, slow boolean, due boolean, expired boolean)
+               api_key text, public_url text, signing_key text, slow boolean, due boolean, expired boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -69,7 +69,7 @@ BEGIN
     SELECT * INTO p FROM activation.provider;
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
         CASE WHEN p.paused_until > now THEN p.pause_reason END, p.paused_key,
-        s.sender, s.reply_to, s.resend_url, s.api_key, activation._slow_provider(),
+        s.sender, s.reply_to, s.resend_url, s.api_key, s.public_url, (SELECT x.key FROM activation.signing x), activation._slow_provider(),
         EXISTS (SELECT FROM activation._queues(now, mark_loops, mark_ats, mark_ids))
         OR EXISTS (SELECT FROM activation.request r
                     WHERE r.state = 'open' AND r.next_attempt_at <= now
@@ -303,7 +303,7 @@ $$;
 -- marks: the low-water mark of each loop's queue, so that dead entries before it are not walked again.
 CREATE FUNCTION activation._claim_messages(wanted integer, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
-               batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text)
+               batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text, enrollment_id bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -375,7 +375,7 @@ BEGIN
         RETURN;
     END IF;
     FOR owned IN
-        SELECT m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap,
+        SELECT m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic' AS topic,
                s.max_per_user IS NOT NULL AND NOT v.transactional AS capped,
                u.timezone_column, goal.evaluate_function AS goal_function,
                EXISTS (SELECT FROM activation.step x WHERE x.loop_id = m.loop_id AND x.version = m.version AND activation._nudges(x)) AS nudges,
@@ -384,7 +384,7 @@ BEGIN
           LEFT JOIN activation.step goal ON goal.loop_id = v.loop_id AND goal.version = v.version AND goal.step = v.goal_step
           LEFT JOIN activation.users_table u ON u.users = v.users
          WHERE m.message_id = ANY (claimed)
-         GROUP BY m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.priority,
+         GROUP BY m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic', v.priority,
                   u.timezone_column, goal.evaluate_function
          ORDER BY v.priority DESC, min(m.next_attempt_at)
     LOOP
@@ -444,6 +444,7 @@ BEGIN
             kept := ARRAY(SELECT unnest(kept) EXCEPT SELECT unnest(dropped));
         END IF;
         kept := activation._claim_gone(kept, rows);
+        kept := activation._claim_unwanted(kept, rows, owned.users, owned.topic, owned.transactional, now);
         IF owned.send_window IS NOT NULL THEN
             kept := activation._claim_window(kept, rows, owned.send_window, owned.timezone_column, now);
         END IF;
@@ -456,7 +457,7 @@ BEGIN
               FROM (SELECT u.r::jsonb AS j FROM unnest(rows) AS u(r) OFFSET 0) r
         )
         SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
-               f.email, f.user_row, e.template_mark, e.context::text
+               f.email, f.user_row, e.template_mark, e.context::text, m.enrollment_id
           FROM activation.message m JOIN found f ON f.key = m.user_id
           JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
          WHERE m.message_id = ANY (kept)
@@ -467,7 +468,7 @@ BEGIN
     IF returned < cardinality(claimed) THEN
         RETURN QUERY
         SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
-               NULL::text, NULL::text, NULL::integer, NULL::text
+               NULL::text, NULL::text, NULL::integer, NULL::text, NULL::bigint
           FROM activation.message m
          WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
     END IF;
@@ -492,6 +493,68 @@ BEGIN
     END IF;
     PERFORM activation._leave(ARRAY(SELECT m.enrollment_id FROM activation.message m WHERE m.message_id = ANY (gone)), 'the user no longer exists');
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
+END
+$$;
+
+-- The signing key, made when it is first needed: 244 random bits.
+CREATE FUNCTION activation._signing_key() RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO activation.signing (key) SELECT encode(sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), 'hex')
+     WHERE NOT EXISTS (SELECT FROM activation.signing) ON CONFLICT DO NOTHING;
+    RETURN (SELECT s.key FROM activation.signing s);
+END
+$$;
+
+-- An address as it is compared: without a display name, in lower case.
+CREATE FUNCTION activation._fold_address(address text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT lower(btrim(coalesce((regexp_match(address, '<([^<>]*)>\s*$'))[1], address))) $$;
+
+-- What stands for the address of somebody who was forgotten.
+CREATE FUNCTION activation._hash_address(folded text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT 'sha256:' || encode(sha256(convert_to(s.key || ' ' || folded, 'UTF8')), 'hex') FROM activation.signing s $$;
+
+-- Messages to suppressed addresses end as suppressed, those that their user has unsubscribed from as cancelled, with the
+-- rest of their way through the loop. The others are returned.
+CREATE FUNCTION activation._claim_unwanted(messages uuid[], rows text[], users regclass, topic text, transactional boolean, now timestamptz) RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    ended uuid[] := '{}'::uuid[];
+    unsubscribed uuid[];
+BEGIN
+    IF NOT transactional THEN
+        SELECT array_agg(m.message_id) INTO unsubscribed
+          FROM activation.message m
+         WHERE m.message_id = ANY (messages)
+           AND EXISTS (SELECT FROM activation.consent c
+                        WHERE c.user_id = m.user_id AND c.users = _claim_unwanted.users AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')) AND NOT c.subscribed);
+        IF unsubscribed IS NOT NULL THEN
+            PERFORM activation._leave(ARRAY(SELECT m.enrollment_id FROM activation.message m WHERE m.message_id = ANY (unsubscribed)), 'the user has unsubscribed');
+            ended := unsubscribed;
+        END IF;
+    END IF;
+    IF EXISTS (SELECT FROM activation.suppression) THEN
+        WITH address AS MATERIALIZED (
+            SELECT u.r::jsonb ->> 0 AS key, activation._fold_address(u.r::jsonb ->> 1) AS folded FROM unnest(rows) AS u(r)
+        ), suppressed AS (
+            UPDATE activation.message m
+               SET state = 'suppressed', finished_at = now, recipient = a.folded, last_error = format('%s, since %s', s.reason, s.at)
+              FROM address a JOIN activation.suppression s ON s.address IN (a.folded, activation._hash_address(a.folded))
+             WHERE m.message_id = ANY (messages) AND m.message_id <> ALL (ended) AND m.user_id = a.key
+            RETURNING m.message_id
+        )
+        SELECT ended || coalesce(array_agg(x.message_id), '{}') INTO ended FROM suppressed x;
+    END IF;
+    RETURN CASE WHEN ended = '{}' THEN messages ELSE ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(ended)) END;
 END
 $$;
 
@@ -582,11 +645,11 @@ $$;
 
 -- What a deliverer needs to render a branch of a step; it keeps the answer, since versions never change.
 CREATE FUNCTION activation._branch(loop_id integer, version integer, step integer, branch text)
-RETURNS TABLE (loop text, action text, recovery text)
+RETURNS TABLE (loop text, action text, recovery text, transactional boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT l.name, (CASE _branch.branch WHEN 'action' THEN s.action ELSE s.otherwise END)::text, (v.definition -> 'recovery')::text
+    SELECT l.name, (CASE _branch.branch WHEN 'action' THEN s.action ELSE s.otherwise END)::text, (v.definition -> 'recovery')::text, v.transactional
       FROM activation.step s JOIN activation.loop_version v USING (loop_id, version) JOIN activation."loop" l USING (loop_id)
      WHERE s.loop_id = _branch.loop_id AND s.version = _branch.version AND s.step = _branch.step
 $$;

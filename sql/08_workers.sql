@@ -122,6 +122,8 @@ BEGIN
     events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < oldest ORDER BY x.at LIMIT 1000);
     DELETE FROM activation.event x WHERE x.event_id = ANY (events);
     DELETE FROM activation.remark k WHERE k.at < oldest;
+    DELETE FROM activation.webhook_event w WHERE w.webhook_id = ANY (ARRAY(
+        SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < oldest ORDER BY x.received_at LIMIT 1000));
 
     DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
     WITH fine AS (

@@ -80,6 +80,27 @@ from activation import server
 return server.coverage(plan, key_expressions)
 $$;
 
+-- The enrollment that a token of ours is of, else NULL.
+CREATE FUNCTION activation._read_token(key text, token text) RETURNS bigint
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.read_token(key, token)
+$$;
+
+-- What is wrong with a webhook's signature, or NULL. secrets: those stored under the names that references name.
+CREATE FUNCTION activation._webhook_problem(body text, id text, sent_at text, signatures text, refs text, secrets jsonb, now double precision)
+RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
+$$;
+
 -- What a query calls, and whether it reads the clock.
 CREATE FUNCTION activation._query_names(query text) RETURNS jsonb
 LANGUAGE plpython3u

@@ -10,10 +10,9 @@ AS $$
 DECLARE
     given record;
 BEGIN
-    IF erase_on_delete IS NOT NULL THEN
-        RAISE EXCEPTION 'setting erase_on_delete is not supported yet' USING ERRCODE = '0A000', HINT = 'Leave it out for now.';
-    END IF;
-    FOR given IN SELECT * FROM (VALUES ('api_key', api_key), ('webhook_secret', webhook_secret)) AS v(name, value) WHERE v.value <> '' LOOP
+    -- While a webhook's secret is rotated there are two of it.
+    FOR given IN SELECT 'api_key' AS name, api_key AS value WHERE api_key <> ''
+                 UNION ALL SELECT 'webhook_secret', w FROM unnest(string_to_array(nullif(webhook_secret, ''), ' ')) AS w LOOP
         IF NOT activation._is_reference(given.value) THEN
             -- The statement may hold the key itself: keep it out of the server's log.
             PERFORM set_config('log_min_error_statement', 'panic', true);
@@ -83,7 +82,15 @@ BEGIN
            per = coalesce(configure.per, s.per),
            max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
            condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
-           retention = coalesce(configure.retention, s.retention);
+           retention = coalesce(configure.retention, s.retention),
+           erase_on_delete = coalesce(configure.erase_on_delete, s.erase_on_delete);
+    IF public_url = '' AND (activation._setting()).mode = 'live' THEN
+        PERFORM activation._check_leavable(NULL);
+    END IF;
+    IF public_url <> '' THEN
+        -- Links are signed from now on.
+        PERFORM activation._signing_key();
+    END IF;
     IF resend_url IS NOT NULL THEN
         -- Another provider has another rate.
         DELETE FROM activation.provider;
@@ -94,7 +101,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). max_per_user, per: how many mails a user gets from all loops together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. erase_on_delete is not supported yet.';
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). max_per_user, per: how many mails a user gets from all loops together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. erase_on_delete: whether deleting a user''s row in the app does what erase() does (default false).';
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -230,6 +237,26 @@ $$;
 COMMENT ON FUNCTION activation.set_users(regclass, name, name, name) IS
 'Registers a users table. key: the column that identifies a user and leads an index (default: the primary key); email: the column with the address (default: email); timezone: a column with the user''s time zone. For the table''s owner.';
 
+-- Mail that is not transactional can be left with one click, and that takes an address where somebody listens.
+CREATE FUNCTION activation._check_leavable(public_url text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    loops text;
+BEGIN
+    IF public_url IS NULL THEN
+        SELECT string_agg(quote_ident(l.name), ', ' ORDER BY l.name) INTO loops
+          FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) WHERE l.state <> 'archived' AND NOT v.transactional;
+        IF loops IS NOT NULL THEN
+            RAISE EXCEPTION 'people could not unsubscribe from mail of %', loops
+                USING ERRCODE = '55000', DETAIL = 'Every mail that is not transactional carries a link for that, and public_url says nothing of where it leads.',
+                      HINT = 'SELECT activation.configure(public_url => ''https://acme.dev/activation''), where your app answers as docs/consent.md shows; or define such loops with transactional => true.';
+        END IF;
+    END IF;
+END
+$$;
+
 -- ---- mode ------------------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION activation.set_mode(mode text, redirect_to text DEFAULT NULL, hosts text[] DEFAULT NULL, backlog text DEFAULT NULL) RETURNS void
@@ -261,6 +288,9 @@ BEGIN
        AND NOT EXISTS (SELECT FROM unnest(hosts) AS h(pattern) WHERE format('%s:%s', here.host, here.port) LIKE h.pattern) THEN
         RAISE EXCEPTION 'hosts matches nothing here: this server is %:%', here.host, here.port
             USING ERRCODE = '22023', HINT = 'Patterns are those of LIKE over host:port, such as ''db%.acme.dev:5432''.';
+    END IF;
+    IF mode = 'live' THEN
+        PERFORM activation._check_leavable(s.public_url);
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('mode'));
 

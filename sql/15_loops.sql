@@ -321,6 +321,9 @@ BEGIN
        SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
      WHERE l.loop_id = known.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = known.loop_id;
+    IF (activation._setting()).mode = 'live' THEN
+        PERFORM activation._check_leavable((activation._setting()).public_url);
+    END IF;
 
     -- Last, because a new trigger locks its table.
     FOR captured IN

@@ -11,3 +11,7 @@ SELECT activation.define_loop('first_project',
   action    => activation.email('activation_welcome',
                  personalization => '{"name": "{{user.name}}", "activationLink": "{{user.activation_link}}"}'),
   recovery  => activation.retry(3, 'exponential'));
+
+-- What the app's own pages call: webhooks, and the link in every mail.
+GRANT USAGE ON SCHEMA activation TO example_app;
+GRANT EXECUTE ON FUNCTION activation.receive_webhook, activation.unsubscribe, activation.resubscribe, activation.preferences TO example_app;

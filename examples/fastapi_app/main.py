@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
+from . import mail
 from .database import CurrentUser, Database, connect
 from .models import FIRST_PROJECT_CREATED, Project, Session, User, UserAction
 from .passwords import NO_PASSWORD, hash_password, hash_token, new_token, verify_password
@@ -27,6 +28,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="Example app", lifespan=lifespan)
+app.include_router(mail.router)
 
 
 @app.get("/")

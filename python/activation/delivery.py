@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from activation import keys
+from activation import keys, tokens
 from activation.database import Cancelled, Database, Failed
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
 from activation.render import Rendered, Source, built_in, render, variables_of
@@ -49,6 +49,7 @@ class _Branch:
     loop: str
     action: dict[str, Any]
     recovery: str
+    transactional: bool
 
 
 @dataclass
@@ -449,7 +450,8 @@ class Deliverer:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
         rows = self._db.execute(
             "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, batch_limit, email,"
-            f" user_row, template_mark, context FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
+            " user_row, template_mark, context, enrollment_id"
+            f" FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
             wanted,
             *self._mark_columns(),
         )
@@ -473,12 +475,18 @@ class Deliverer:
         if not _ADDRESS.fullmatch(address):
             raise RenderError(f"not an email address: {address[:100]}")
         branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
+        leave = (
+            None
+            if branch.transactional
+            else tokens.link(state["public_url"], state["signing_key"], row["enrollment_id"])
+        )
         rendered = rendered_mail(
             branch.action,
             branch.loop,
             json.loads(row["user_row"]),
             row["context"],
             self._source_for(branch.action, row["template_mark"]),
+            leave,
         )
         email = {
             "from": branch.action["sender"] or state["sender"],
@@ -487,6 +495,7 @@ class Deliverer:
             **({"html": rendered.html} if rendered.html is not None else {}),
             "text": rendered.text,
             **({"reply_to": reply_to} if (reply_to := branch.action["reply_to"] or state["reply_to"]) else {}),
+            **({"headers": _leaving(leave)} if leave else {}),
             "tags": [{"name": "activation_message", "value": row["message_id"]}],
         }
         return _Mail(row["message_id"], row["loop_id"], email, branch.recovery, row["batch_limit"] or BATCH)
@@ -514,7 +523,7 @@ class Deliverer:
             row = self._db.execute("SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key)[
                 0
             ]
-            self._branches[key] = _Branch(row["loop"], json.loads(row["action"]), row["recovery"])
+            self._branches[key] = _Branch(row["loop"], json.loads(row["action"]), row["recovery"], row["transactional"])
         return self._branches[key]
 
     def _source_for(self, action: dict[str, Any], mark: int) -> Source | None:
@@ -558,15 +567,27 @@ def find_source(db: Database, template: str, mark: int) -> Source | None:
 
 
 def rendered_mail(
-    action: dict[str, Any], loop: str, user: dict[str, Any], context: str | None, source: Source | None
+    action: dict[str, Any],
+    loop: str,
+    user: dict[str, Any],
+    context: str | None,
+    source: Source | None,
+    unsubscribe_url: str | None = None,
 ) -> Rendered:
     """One mail of a loop for one user's row. Raises RenderError."""
     if source is None:
         raise RenderError(f"template {action['template']} does not exist")
     if action["subject"]:
         source = Source(action["subject"], source.html, source.text)
-    variables = variables_of(action["personalization"], user, loop, json.loads(context) if context else None, None)
+    variables = variables_of(
+        action["personalization"], user, loop, json.loads(context) if context else None, unsubscribe_url
+    )
     return render(source, variables)
+
+
+def _leaving(url: str) -> dict[str, str]:
+    """The headers by which a mail program lets people leave with one click (RFC 2369, RFC 8058)."""
+    return {"List-Unsubscribe": f"<{url}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 
 
 def _groups(mails: list[_Mail]) -> list[list[_Mail]]:

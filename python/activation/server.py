@@ -65,6 +65,28 @@ def coverage(plan: str, key_expressions: list[str]) -> str:
     )
 
 
+def read_token(key: str, token: str | None) -> int | None:
+    from activation import tokens
+
+    return tokens.read(key, token) if token is not None else None
+
+
+def webhook_problem(
+    body: str, webhook_id: str, timestamp: str, signatures: str, references: str | None, stored: str | None, now: float
+) -> str | None:
+    from activation import signature
+
+    known = json.loads(stored or "{}")
+    try:
+        secrets = [keys.resolve(reference, known.get) for reference in (references or "").split()]
+        if not secrets:
+            return "no webhook_secret is configured"
+        signature.verify(body, webhook_id, timestamp, signatures, secrets, now)
+    except (KeyUnavailable, signature.BadSignature) as problem:
+        return str(problem)
+    return None
+
+
 def query_names(sql: str) -> str:
     from activation import simulation
 

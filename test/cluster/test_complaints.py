@@ -31,7 +31,7 @@ def app(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
     connection = db.connect()
     connection.execute(APP)
     db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s, max_per_hour => 100000)",
+        "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => %s, max_per_hour => 100000)",
         sandbox.url,
     )
     db.sql("SELECT activation.set_mode('live')")

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""docs/loops.md and docs/insight.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
+"""docs/loops.md, insight.md and consent.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
 
 from __future__ import annotations
 
@@ -61,3 +61,17 @@ def test_insight(db: Database) -> None:
             tick(db)
             db.sql("UPDATE activation.enrollment SET enrolled_at = now() - interval '5 days'")
         assert db.sql(block.strip().rstrip(";")) or "mail_numbers" in block, block
+
+
+def test_consent(db: Database) -> None:
+    db.sql(APP)
+    db.sql(
+        "SELECT activation.define_loop('first', trigger => activation.on_insert('users'), action => activation.email('milestone'))"
+    )
+    tick(db)
+    found = blocks("consent.md")
+    assert len(found) == 5
+    with db.connect() as connection:
+        for block in found:
+            connection.execute(block.encode())
+    assert db.sql("SELECT address FROM activation.suppression WHERE address LIKE '%@%'") == []

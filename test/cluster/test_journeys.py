@@ -209,7 +209,7 @@ def test_a_path_held_out(db: Database, app: Connection) -> None:
 def test_mails_of_a_person_keep_their_order(db: Database, app: Connection, sandbox: Any) -> None:
     """The second waits for the first, as long as that may still be sent; a failed one holds up nothing."""
     db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
+        "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
         sandbox.url,
     )
     db.sql("SELECT activation.set_mode('live')")
@@ -400,7 +400,7 @@ def test_by_hand(db: Database, app: Connection) -> None:
 
 def test_context_in_a_mail(db: Database, app: Connection, sandbox: Any) -> None:
     db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
+        "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
         sandbox.url,
     )
     db.sql("SELECT activation.set_mode('live')")
@@ -568,7 +568,7 @@ def test_mail_waits_for_the_window(db: Database, app: Connection) -> None:
 
 def live(db: Database, sandbox: Any, more: str = "") -> None:
     db.sql(
-        f"SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => '{sandbox.url}'{more})"
+        f"SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => '{sandbox.url}'{more})"
     )
     db.sql("SELECT activation.set_mode('live')")
 

@@ -30,6 +30,7 @@ ALTER TABLE users OWNER TO owner;
 ALTER TABLE actions OWNER TO owner;
 GRANT INSERT ON users, actions TO app;
 SELECT activation.set_secret('resend', 're_stored');
+SELECT activation.configure(public_url => 'https://acme.dev/activation');
 SELECT activation.define_loop('not hers', trigger => activation.on_insert('users'), action => activation.email('milestone'));
 
 CREATE FUNCTION pg_temp.code(statement text, role name) RETURNS text LANGUAGE sql AS $$ SELECT (pg_temp.outcome(statement, role)).code $$;

@@ -255,14 +255,16 @@ COMMENT ON FUNCTION activation.power(text) IS
 
 CREATE VIEW activation.mail_numbers AS
 SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sent, sum(g.delivered)::bigint AS delivered, sum(g.bounced)::bigint AS bounced,
-       sum(g.complained)::bigint AS complained, sum(g.activated)::bigint AS activated_in_7_days, round(sum(g.activated) / sum(g.sent), 4) AS rate
+       sum(g.complained)::bigint AS complained, sum(g.opened)::bigint AS opened, sum(g.clicked)::bigint AS clicked, sum(g.activated)::bigint AS activated_in_7_days, round(sum(g.activated) / sum(g.sent), 4) AS rate
   FROM (SELECT CASE m.branch WHEN 'action' THEN s.action ELSE s.otherwise END ->> 'template' AS template,
-               m.template_mark, m.sent, m.delivered, m.bounced, m.complained, m.activated
+               m.template_mark, m.sent, m.delivered, m.bounced, m.complained, m.opened, m.clicked, m.activated
           FROM (SELECT x.loop_id, x.version, x.step, x.branch, e.template_mark, count(*) AS sent,
                        count(*) FILTER (WHERE x.state IN ('delivered', 'complained')) AS delivered, count(*) FILTER (WHERE x.state = 'bounced') AS bounced,
-                       count(*) FILTER (WHERE x.state = 'complained') AS complained,
+                       count(*) FILTER (WHERE x.state = 'complained') AS complained, count(*) FILTER (WHERE w.opened) AS opened, count(*) FILTER (WHERE w.clicked) AS clicked,
                        count(*) FILTER (WHERE e.activated_at >= x.sent_at AND e.activated_at <= x.sent_at + interval '7 days') AS activated
                   FROM activation.message x JOIN activation.enrollment e USING (enrollment_id)
+                  LEFT JOIN (SELECT y.message_id, bool_or(y.type = 'email.opened') AS opened, bool_or(y.type = 'email.clicked') AS clicked
+                               FROM activation.webhook_event y WHERE y.type IN ('email.opened', 'email.clicked') GROUP BY 1) w USING (message_id)
                  WHERE x.state IN ('sent', 'delivered', 'bounced', 'complained')
                  GROUP BY 1, 2, 3, 4, 5) m
           JOIN activation.step s USING (loop_id, version, step)) g
@@ -271,4 +273,4 @@ SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sen
  GROUP BY 1, 2
  ORDER BY 1, 2;
 COMMENT ON VIEW activation.mail_numbers IS
-'What became of the mails of each template and version of it (0: the built-in one), as far back as retention keeps them: sent, and of these delivered, bounced and complained of as far as Resend has told; activated_in_7_days: sent to people who were activated within seven days afterwards, which need not be its doing; rate: their share.';
+'What became of the mails of each template and version of it (0: the built-in one), as far back as retention keeps them: sent, and of these delivered, bounced, complained of, opened and clicked as far as Resend has told by webhooks; activated_in_7_days: sent to people who were activated within seven days afterwards, which need not be its doing; rate: their share.';

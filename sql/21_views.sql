@@ -274,6 +274,11 @@ BEGIN
                                    coalesce('deadline ' || e.deadline, 'no deadline'), e.last_error) END
           FROM enrolled e WHERE e.state = 'waiting'
         UNION ALL
+        SELECT w.at, 8, m.loop_name, 'told by Resend',
+               concat_ws(', ', w.type, w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,message}', w.payload #>> '{data,failed,reason}',
+                         w.payload #>> '{data,suppressed,message}', w.payload #>> '{data,click,link}')
+          FROM mail m JOIN activation.webhook_event w ON w.message_id = m.message_id
+        UNION ALL
         SELECT r.at, 5, l.name, 'noticed', r.remark
           FROM activation.remark r JOIN activation."loop" l USING (loop_id)
          WHERE r.user_id = wanted_user AND (wanted_loop IS NULL OR r.loop_id = wanted_loop)
@@ -290,6 +295,10 @@ BEGIN
     )
     SELECT t.at, t.loop, t.event, t.detail FROM (
         SELECT t.* FROM told t
+        UNION ALL
+        SELECT c.at, 8, NULL, CASE WHEN c.subscribed THEN 'subscribed again' ELSE 'unsubscribed' END,
+               format('%s, by %s', CASE c.topic WHEN '' THEN 'everything that is not transactional' ELSE 'topic ' || c.topic END, c.source)
+          FROM activation.consent c WHERE c.user_id = wanted_user AND wanted_loop IS NULL
         UNION ALL
         SELECT activation._now(), 11, l.name, 'not enrolled', activation._why_not(wanted_user, l.loop_id)
           FROM activation."loop" l

@@ -1,0 +1,139 @@
+-- What comes back from Resend. Events come at least once and in any order; each is kept by its id, and moves its message
+-- only forwards.
+
+-- Brings events to their messages: those that have not reached them yet, because a request was still on its way or the answer
+-- not written down. Returns how many.
+CREATE FUNCTION activation._apply_events(only_id text DEFAULT NULL) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    w record;
+    applied integer := 0;
+    bounced_for_good boolean;
+    why text;
+BEGIN
+    FOR w IN
+        SELECT x.webhook_id, x.type, x.at, x.payload, m.message_id, m.state, m.recipient
+          FROM activation.webhook_event x JOIN activation.message m USING (message_id)
+         WHERE NOT x.applied AND (only_id IS NULL OR x.webhook_id = only_id) AND m.state <> 'sending'
+         ORDER BY x.at, x.webhook_id LIMIT 1000 FOR UPDATE OF x SKIP LOCKED
+    LOOP
+        bounced_for_good := w.type = 'email.bounced' AND coalesce(w.payload #>> '{data,bounce,type}', 'Permanent') = 'Permanent';
+        why := CASE w.type WHEN 'email.bounced' THEN concat_ws(': ', 'bounced', w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,subType}', w.payload #>> '{data,bounce,message}')
+                           WHEN 'email.complained' THEN 'complained'
+                           WHEN 'email.failed' THEN concat_ws(': ', 'failed', w.payload #>> '{data,failed,reason}')
+                           WHEN 'email.suppressed' THEN concat_ws(': ', 'suppressed by Resend', w.payload #>> '{data,suppressed,reason}', w.payload #>> '{data,suppressed,message}') END;
+        -- A mail of which nobody knew is known to have been sent by whatever is told of it.
+        UPDATE activation.message m
+           SET state = CASE w.type WHEN 'email.complained' THEN 'complained'
+                                   WHEN 'email.bounced' THEN CASE WHEN m.state = 'complained' THEN m.state ELSE 'bounced' END
+                                   WHEN 'email.failed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'failed' END
+                                   WHEN 'email.suppressed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'suppressed' END
+                                   WHEN 'email.delivered' THEN CASE WHEN m.state IN ('sent', 'unknown') THEN 'delivered' ELSE m.state END
+                                   ELSE CASE WHEN m.state = 'unknown' THEN 'sent' ELSE m.state END END,
+               sent_at = coalesce(m.sent_at, (w.payload #>> '{data,created_at}')::timestamptz, w.at),
+               resend_id = coalesce(m.resend_id, w.payload #>> '{data,email_id}'), last_error = coalesce(why, CASE WHEN m.state <> 'unknown' THEN m.last_error END)
+         WHERE m.message_id = w.message_id AND m.state IN ('sent', 'delivered', 'bounced', 'complained', 'unknown');
+        IF bounced_for_good OR w.type IN ('email.complained', 'email.suppressed') THEN
+            INSERT INTO activation.suppression (address, reason, source, at)
+            SELECT activation._fold_address(t), why, 'webhook ' || w.webhook_id, w.at
+              FROM jsonb_array_elements_text(CASE jsonb_typeof(w.payload #> '{data,to}') WHEN 'array' THEN w.payload #> '{data,to}' ELSE to_jsonb(ARRAY[w.recipient]) END) AS t
+             WHERE t IS NOT NULL
+            ON CONFLICT DO NOTHING;
+        END IF;
+        UPDATE activation.webhook_event x SET applied = true WHERE x.webhook_id = w.webhook_id;
+        applied := applied + 1;
+    END LOOP;
+    RETURN applied;
+END
+$$;
+
+-- Refuses a webhook. The last three digits of the code are the HTTP status to answer.
+CREATE FUNCTION activation._refuse_webhook(status integer, problem text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM nextval('activation.webhook_refused');
+    RAISE EXCEPTION 'webhook refused: %', problem
+        USING ERRCODE = 'HT' || status, HINT = format('Answer it with HTTP status %s.', status);
+END
+$$;
+
+CREATE FUNCTION activation.receive_webhook(body text, headers jsonb) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    s activation.setting;
+    given record;
+    problem text;
+    event jsonb;
+    tags jsonb;
+    tagged text;
+    at timestamptz;
+    about uuid;
+    own boolean;
+BEGIN
+    IF octet_length(coalesce(body, '')) > 1000000 THEN
+        PERFORM activation._refuse_webhook(413, format('its body has %s bytes', octet_length(body)));
+    ELSIF coalesce(body, '') = '' THEN
+        PERFORM activation._refuse_webhook(400, 'it has no body');
+    ELSIF jsonb_typeof(headers) IS DISTINCT FROM 'object' OR octet_length(headers::text) > 100000 THEN
+        PERFORM activation._refuse_webhook(400, 'its headers are not an object of texts');
+    END IF;
+    SELECT count(*) FILTER (WHERE k.name = 'id') AS ids, count(*) FILTER (WHERE k.name = 'timestamp') AS timestamps, count(*) FILTER (WHERE k.name = 'signature') AS signatures,
+           min(h.value #>> '{}') FILTER (WHERE k.name = 'id') AS id, min(h.value #>> '{}') FILTER (WHERE k.name = 'timestamp') AS timestamp,
+           min(h.value #>> '{}') FILTER (WHERE k.name = 'signature') AS signature, bool_and(jsonb_typeof(h.value) = 'string') AS texts
+      INTO given
+      FROM jsonb_each(headers) AS h(key, value), substring(lower(h.key) FROM '^(?:svix|webhook)-(id|timestamp|signature)$') AS k(name)
+     WHERE k.name IS NOT NULL;
+    IF given.ids <> 1 OR given.timestamps <> 1 OR given.signatures <> 1 OR NOT given.texts OR length(given.id) NOT BETWEEN 1 AND 256 THEN
+        PERFORM activation._refuse_webhook(400, 'it needs svix-id, svix-timestamp and svix-signature, each once');
+    END IF;
+    s := activation._setting();
+    problem := activation._webhook_problem(body, given.id, given.timestamp, given.signature, s.webhook_secret,
+        (SELECT jsonb_object_agg(x.name, x.value) FROM activation.secret x WHERE 'secret:' || x.name = ANY (string_to_array(s.webhook_secret, ' '))),
+        extract(epoch FROM now)::double precision);
+    IF problem IS NOT NULL THEN
+        PERFORM activation._refuse_webhook(CASE WHEN s.webhook_secret IS NULL THEN 503 ELSE 401 END, problem);
+    END IF;
+    BEGIN
+        event := body::jsonb;
+        at := (event ->> 'created_at')::timestamptz;
+    EXCEPTION WHEN data_exception THEN
+        event := NULL;
+    END;
+    IF jsonb_typeof(event) IS DISTINCT FROM 'object' OR jsonb_typeof(event -> 'type') IS DISTINCT FROM 'string' THEN
+        PERFORM activation._refuse_webhook(400, 'its body is not an event');
+    END IF;
+    -- Tags are an object, or, as one source has it, an array.
+    tags := event #> '{data,tags}';
+    tagged := CASE jsonb_typeof(tags) WHEN 'object' THEN tags ->> 'activation_message'
+                                      WHEN 'array' THEN (SELECT t ->> 'value' FROM jsonb_array_elements(tags) AS t WHERE t ->> 'name' = 'activation_message' LIMIT 1) END;
+    IF tagged ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN
+        about := tagged::uuid;
+    END IF;
+    own := about IS NOT NULL AND event ->> 'type' LIKE 'email.%' AND EXISTS (SELECT FROM activation.message m WHERE m.message_id = about);
+    INSERT INTO activation.webhook_event (webhook_id, type, at, received_at, message_id, applied, payload)
+    VALUES (given.id, left(event ->> 'type', 100), coalesce(at, now), now, CASE WHEN own THEN about END, NOT own, event)
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN 'duplicate';
+    ELSIF NOT own THEN
+        IF event ->> 'type' = 'suppression.added' AND event #>> '{data,email}' IS NOT NULL THEN
+            INSERT INTO activation.suppression (address, reason, source, at)
+            VALUES (activation._fold_address(event #>> '{data,email}'), coalesce(event #>> '{data,origin}', 'suppressed by Resend'), 'webhook ' || given.id, coalesce(at, now))
+            ON CONFLICT DO NOTHING;
+            RETURN 'applied';
+        END IF;
+        RETURN 'kept';
+    END IF;
+    RETURN CASE activation._apply_events(given.id) WHEN 1 THEN 'applied' ELSE 'kept' END;
+END
+$$;
+COMMENT ON FUNCTION activation.receive_webhook(text, jsonb) IS
+'Takes a webhook of Resend. body: as it came, byte for byte; headers: an object, names in any case. Returns applied (it reached its message), kept (of no message of ours, of a type that changes nothing, or the message''s own request is still on its way) or duplicate: answer 200 to all of them. Refuses with SQLSTATE HT400, HT401, HT413 or HT503, whose digits are the HTTP status to answer, and stores nothing but a count (the sequence activation.webhook_refused). The secret is configure(webhook_secret => …): one reference, or two with a space between while it is rotated.';

@@ -1,0 +1,460 @@
+# ruff: noqa: E501
+"""What people want is done, what Resend tells is heard, and who is to be forgotten is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from activation.sandbox import Sandbox
+from harness import Connection, Database
+from loops import tick
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+APP = """
+    CREATE TABLE users (id text PRIMARY KEY, email text, name text);
+    CREATE TABLE actions (user_id text);
+    CREATE INDEX ON actions (user_id);
+"""
+WELCOME, NUDGE = "activation.email('activation_welcome')", "activation.email('activation_nudge')"
+
+
+@pytest.fixture
+def app(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
+    connection = db.connect()
+    connection.execute(APP)
+    db.sql("SELECT activation.set_secret('hook', %s)", SECRET)
+    db.sql(
+        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s,"
+        " public_url => 'https://acme.dev/activation', webhook_secret => 'secret:hook')",
+        sandbox.url,
+    )
+    db.sql("SELECT activation.set_mode('live')")
+    yield connection
+    connection.close()
+
+
+def define(db: Database, more: str, name: str = "first") -> None:
+    db.sql(f"SELECT activation.define_loop('{name}', trigger => activation.on_insert('users'), {more})")
+
+
+STEPS = f"steps => ARRAY[activation.step('a', action => {WELCOME}), activation.step('b', delay => '1 day', action => {NUDGE})]"
+
+
+def sign_up(app: Connection, *users: str) -> None:
+    for user in users:
+        app.execute("INSERT INTO users VALUES (%s, %s, %s)", [user, f"{user}@acme.dev", f"Name of {user}"])
+
+
+def statuses(db: Database, user: str) -> list[tuple[Any, ...]]:
+    return db.sql(
+        "SELECT loop, step, status FROM activation.message_log WHERE user_id = %s ORDER BY created_at, loop, step", user
+    )
+
+
+def told(db: Database, user: str) -> str:
+    return "\n".join(
+        f"{event}: {detail}" for event, detail in db.sql("SELECT event, detail FROM activation.why(%s)", user)
+    )
+
+
+def token_of(sandbox: Sandbox, user: str) -> str:
+    (email,) = (email for email in sandbox.emails if email.to == [f"{user}@acme.dev"])
+    url = email.as_json()["headers"]["List-Unsubscribe"].strip("<>")
+    assert url.startswith("https://acme.dev/activation/unsubscribe?token=")
+    return str(url.partition("token=")[2])
+
+
+def headers(body: str, webhook_id: str | None = None, at: int | None = None, secret: str = SECRET) -> dict[str, Any]:
+    webhook_id, stamp = webhook_id or f"msg_{uuid.uuid4().hex}", str(at or int(time.time()))
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    mac = hmac.digest(key, f"{webhook_id}.{stamp}.{body}".encode(), hashlib.sha256)
+    return {
+        "Svix-Id": webhook_id,
+        "svix-timestamp": stamp,
+        "svix-signature": "v1," + base64.b64encode(mac).decode(),
+        "host": "acme.dev",
+    }
+
+
+def hook(db: Database, kind: str, data: dict[str, Any], at: str = "2026-11-22T23:41:12.126Z", **more: Any) -> str:
+    body = json.dumps({"type": kind, "created_at": at, "data": data})
+    return str(db.value("SELECT activation.receive_webhook(%s, %s::jsonb)", body, json.dumps(headers(body, **more))))
+
+
+def about(db: Database, user: str, **more: Any) -> dict[str, Any]:
+    """The data of an event about a user's first mail."""
+    ((message_id, resend_id),) = db.sql(
+        "SELECT message_id::text, resend_id FROM activation.message_log WHERE user_id = %s ORDER BY created_at LIMIT 1",
+        user,
+    )
+    return {
+        "email_id": resend_id,
+        "to": [f"{user}@acme.dev"],
+        "created_at": "2026-11-22T23:41:11.894Z",
+        "tags": {"activation_message": message_id},
+        **more,
+    }
+
+
+def test_the_links_of_a_mail(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """Both headers, the link in the body; none in a transactional mail."""
+    define(db, f"action => {WELCOME}")
+    define(db, f"action => {WELCOME}, transactional => true", "receipt")
+    sign_up(app, "ada")
+    tick(db)
+    mails = [email.as_json() for email in sandbox.emails]
+    (marketing,) = [mail for mail in mails if mail.get("headers")]
+    assert marketing["headers"]["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    url = marketing["headers"]["List-Unsubscribe"].strip("<>")
+    assert url in marketing["text"] and url in marketing["html"]
+    (receipt,) = [mail for mail in mails if not mail.get("headers")]
+    assert "unsubscribe" not in receipt["text"].lower()
+
+
+def test_without_a_public_url(db: Database, app: Connection) -> None:
+    """Nobody is written to who could not leave."""
+    define(db, f"action => {WELCOME}, transactional => true", "receipt")
+    define(db, f"action => {WELCOME}")
+    state = psycopg.errors.ObjectNotInPrerequisiteState
+    with pytest.raises(state, match="people could not unsubscribe from mail of first"):
+        db.sql("SELECT activation.configure(public_url => '')")
+    db.sql("SELECT activation.set_mode('capture')")
+    db.sql("SELECT activation.configure(public_url => '')")
+    with pytest.raises(state, match="people could not unsubscribe from mail of first") as caught:
+        db.sql("SELECT activation.set_mode('live')")
+    assert "public_url" in str(caught.value.diag.message_hint)
+    db.sql("SELECT activation.archive_loop('first')")
+    db.sql("SELECT activation.set_mode('live')")
+    with pytest.raises(state, match="people could not unsubscribe from mail of second"):
+        define(db, f"action => {WELCOME}", "second")
+    assert db.sql("SELECT name FROM activation.loop ORDER BY 1") == [("first",), ("receipt",)]
+
+
+def test_unsubscribing(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """From the mail's topic; what comes later and what is queued is not sent; other topics are."""
+    define(db, f"{STEPS}, topic => 'tips'", "tips")
+    define(db, f"steps => ARRAY[activation.step('x', delay => '1 day', action => {WELCOME})], topic => 'news'", "news")
+    define(
+        db,
+        f"steps => ARRAY[activation.step('y', delay => '1 day', action => {WELCOME})], transactional => true, topic => 'tips'",
+        "receipt",
+    )
+    sign_up(app, "ada", "bob")
+    tick(db)
+    token = token_of(sandbox, "ada")
+    app.execute("SELECT activation.unsubscribe(%s)", [token])
+    app.execute("SELECT activation.unsubscribe(%s)", [token])
+    tick(db, "25 hours")
+    assert statuses(db, "ada") == [("tips", "a", "sent"), ("news", "x", "sent"), ("receipt", "y", "sent")]
+    assert ("tips", "b", "sent") in statuses(db, "bob")
+    assert "unsubscribed: topic tips, by unsubscribe link of loop tips" in told(db, "ada")
+    assert db.sql("SELECT state FROM activation.journey WHERE user_id = 'ada' AND loop = 'tips'") == [("exited",)]
+    db.sql("SELECT activation.set_topic('tips', 'Tips & tricks', 'One a week')")
+    assert db.sql("SELECT topic, name, subscribed FROM activation.preferences(token => %s)", token) == [
+        ("", "Everything", True),
+        ("news", "news", True),
+        ("tips", "Tips & tricks", False),
+    ]
+    # A new loop on the topic reaches only the other one; and everything is everything.
+    define(db, f"action => {WELCOME}, topic => 'tips', enroll => 'existing'", "more tips")
+    tick(db)
+    tick(db)
+    assert ("more tips", "step1", "cancelled") in statuses(db, "ada") and ("more tips", "step1", "sent") in statuses(
+        db, "bob"
+    )
+    app.execute("SELECT activation.unsubscribe(%s, everything => true)", [token])
+    assert [row[0] for row in db.sql("SELECT subscribed FROM activation.preferences('ada')")] == [False] * 3
+    app.execute("SELECT activation.resubscribe(%s)", [token])
+    assert [row[0] for row in db.sql("SELECT subscribed FROM activation.preferences('ada')")] == [True] * 3
+
+
+def test_unsubscribed_while_it_was_queued(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    token = token_of(sandbox, "ada")
+    define(db, f"action => {WELCOME}", "second")
+    db.sql("SELECT activation.configure(api_key => 'env:NOT_THERE')")
+    db.sql("SELECT activation.enroll('ada', 'second')")
+    tick(db)
+    assert statuses(db, "ada")[1:] == [("second", "step1", "queued")]
+    app.execute("SELECT activation.unsubscribe(%s)", [token])
+    db.sql("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
+    tick(db)
+    assert statuses(db, "ada")[1:] == [("second", "step1", "cancelled")] and len(sandbox.emails) == 1
+
+
+def test_tokens_that_are_none(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """No effect, and no hint whether there is such a person."""
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    token = token_of(sandbox, "ada")
+    for forged in (token[:-1], token + "A", token * 2, "", "x" * 32, "' OR 1=1"):
+        assert db.sql("SELECT activation.unsubscribe(%s), activation.resubscribe(%s)", forged, forged) == [("", "")]
+        assert db.sql("SELECT * FROM activation.preferences(token => %s)", forged) == []
+    assert db.value("SELECT count(*) FROM activation.consent") == 0
+    db.sql("SELECT activation.archive_loop('first')")
+    app.execute("SELECT activation.unsubscribe(%s)", [token])
+    assert db.value("SELECT count(*) FROM activation.consent WHERE NOT subscribed") == 1
+    app.execute("DELETE FROM users WHERE id = 'ada'")
+    db.sql("SELECT activation.erase('ada')")
+    app.execute("SELECT activation.unsubscribe(%s)", [token])
+    assert db.value("SELECT count(*) FROM activation.consent") == 0
+
+
+EVENTS = {
+    "email.sent": ({}, "sent", False),
+    "email.scheduled": ({}, "sent", False),
+    "email.delivered": ({}, "delivered", False),
+    "email.delivery_delayed": ({}, "sent", False),
+    "email.opened": ({"open": {"ipAddress": "1.2.3.4"}}, "sent", False),
+    "email.clicked": ({"click": {"link": "https://acme.dev/x", "ipAddress": "1.2.3.4"}}, "sent", False),
+    "email.complained": ({}, "complained", True),
+    "email.bounced": (
+        {"bounce": {"type": "Permanent", "subType": "NoEmail", "message": "no such box", "diagnosticCode": ["550"]}},
+        "bounced",
+        True,
+    ),
+    "email.bounced ": (
+        {"bounce": {"type": "Transient", "subType": "MailboxFull", "message": "full", "diagnosticCode": "452"}},
+        "bounced",
+        False,
+    ),
+    "email.failed": ({"failed": {"reason": "reached_daily_quota"}}, "failed", False),
+    "email.suppressed": ({"suppressed": {"type": "OnAccountSuppressionList", "message": "listed"}}, "suppressed", True),
+    "email.something_new": ({}, "sent", False),
+}
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_event(db: Database, app: Connection, sandbox: Sandbox, kind: str) -> None:
+    """It reaches the message and why(); a bounce for good or a complaint stops all further mail."""
+    data, status, suppressed = EVENTS[kind]
+    define(db, STEPS)
+    sign_up(app, "ada")
+    tick(db)
+    assert hook(db, kind.strip(), about(db, "ada", **data), webhook_id="msg_1") == "applied"
+    assert hook(db, kind.strip(), about(db, "ada", **data), webhook_id="msg_1") == "duplicate"
+    assert statuses(db, "ada") == [("first", "a", status)]
+    assert f"told by Resend: {kind.strip()}" in told(db, "ada")
+    assert [row[0] for row in db.sql("SELECT address FROM activation.suppression")] == (
+        ["ada@acme.dev"] if suppressed else []
+    )
+    tick(db, "25 hours")
+    assert statuses(db, "ada")[1] == ("first", "b", "suppressed" if suppressed else "sent")
+
+
+def test_mail_numbers(db: Database, app: Connection) -> None:
+    """Each mail counts once, however often it was opened."""
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada", "bob")
+    tick(db)
+    for kind in ("email.delivered", "email.opened", "email.opened", "email.clicked", "email.clicked"):
+        hook(db, kind, about(db, "ada"))
+    assert db.sql(
+        "SELECT template, sent, delivered, bounced, complained, opened, clicked FROM activation.mail_numbers"
+    ) == [("activation_welcome", 2, 1, 0, 0, 1, 1)]
+
+
+def test_any_order(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """A message moves only forwards; and tags may be an array."""
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    data = about(db, "ada")
+    data["tags"] = [{"name": "activation_message", "value": data["tags"]["activation_message"]}]
+    for kind in ("email.complained", "email.bounced", "email.delivered", "email.sent", "email.opened"):
+        assert hook(db, kind, data) == "applied"
+    assert statuses(db, "ada") == [("first", "step1", "complained")]
+    assert hook(db, "contact.created", {"id": "x"}) == "kept"
+    assert hook(db, "email.delivered", {"email_id": "another's"}) == "kept"
+    assert hook(db, "suppression.added", {"email": "Bob@ACME.dev", "origin": "complaint"}) == "applied"
+    assert "bob@acme.dev" in {row[0] for row in db.sql("SELECT address FROM activation.suppression")}
+
+
+def test_it_settles_what_was_unknown(db: Database, app: Connection) -> None:
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("UPDATE activation.message SET state = 'unknown', sent_at = NULL, resend_id = NULL, finished_at = now()")
+    assert hook(db, "email.delivered", about(db, "ada", email_id="e1")) == "applied"
+    assert db.sql("SELECT status, resend_id, sent_at IS NOT NULL FROM activation.message_log") == [
+        ("delivered", "e1", True)
+    ]
+
+
+def test_before_the_answer_was_written_down(db: Database, app: Connection) -> None:
+    """An event that overtakes the answer waits for it."""
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("UPDATE activation.message SET state = 'sending', sent_at = NULL")
+    assert hook(db, "email.delivered", about(db, "ada")) == "kept"
+    db.sql("UPDATE activation.message SET state = 'sent', sent_at = now()")
+    tick(db)
+    assert statuses(db, "ada") == [("first", "step1", "delivered")]
+
+
+def test_two_secrets(db: Database, app: Connection) -> None:
+    other = "whsec_" + base64.b64encode(b"another secret of 24 byt").decode()
+    db.sql("SELECT activation.set_secret('old', %s)", other)
+    db.sql("SELECT activation.configure(webhook_secret => 'secret:hook secret:old')")
+    for secret in (SECRET, other):
+        body = json.dumps({"type": "contact.created", "created_at": "2026-11-22T23:41:12Z", "data": {}})
+        assert (
+            db.value("SELECT activation.receive_webhook(%s, %s::jsonb)", body, json.dumps(headers(body, secret=secret)))
+            == "kept"
+        )
+
+
+GOOD = '{"type": "contact.created", "created_at": "2026-11-22T23:41:12Z", "data": {}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "code"),
+    [
+        ("x" * 1_000_001, {}, "HT413"),
+        ("", {}, "HT400"),
+        (GOOD[:-3], {}, "HT400"),
+        ("[1]", {}, "HT400"),
+        ('{"type": 5}', {}, "HT400"),
+        (GOOD, {"svix-signature": "v1,AAAA"}, "HT401"),
+        (GOOD, {"svix-signature": None}, "HT400"),
+        (GOOD, {"svix-signature": ["v1,a", "v1,b"]}, "HT400"),
+        (GOOD, {"SVIX-SIGNATURE": "v1,b"}, "HT400"),
+        (GOOD, {"webhook-id": "x"}, "HT400"),
+        (GOOD, {"svix-timestamp": "1614265330"}, "HT401"),
+        (GOOD, {"svix-timestamp": "never"}, "HT401"),
+        (GOOD, {"Svix-Id": "m" * 300}, "HT400"),
+    ],
+)
+def test_refused(db: Database, app: Connection, body: str, given: dict[str, Any], code: str) -> None:
+    """With the status to answer in its code; nothing is kept but a count."""
+    sent = {name: value for name, value in {**headers(body), **given}.items() if value is not None}
+    before = db.value("SELECT last_value + is_called::integer FROM activation.webhook_refused")
+    with pytest.raises(psycopg.Error) as caught:
+        db.sql("SELECT activation.receive_webhook(%s, %s::jsonb)", body, json.dumps(sent))
+    assert caught.value.sqlstate == code and code[2:] in str(caught.value.diag.message_hint)
+    assert SECRET.removeprefix("whsec_") not in str(caught.value)
+    assert db.value("SELECT last_value + is_called::integer FROM activation.webhook_refused") == before + 1
+    assert db.value("SELECT count(*) FROM activation.webhook_event") == 0
+
+
+def test_without_a_secret(db: Database, app: Connection) -> None:
+    db.sql("SELECT activation.configure(webhook_secret => '')")
+    with pytest.raises(psycopg.Error, match="no webhook_secret is configured") as caught:
+        hook(db, "contact.created", {})
+    assert caught.value.sqlstate == "HT503"
+
+
+def test_suppression(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """By address, whatever its case and display name; also of transactional mail; and lifted again."""
+    define(db, f"action => {WELCOME}, transactional => true")
+    db.sql("SELECT activation.suppress('Ada <ADA@Acme.dev>', 'asked by phone')")
+    db.sql("SELECT activation.suppress('ada@acme.dev')")
+    app.execute("INSERT INTO users VALUES ('ada', 'Ada@ACME.dev', 'Ada')")
+    tick(db)
+    assert statuses(db, "ada") == [("first", "step1", "suppressed")] and sandbox.emails == []
+    assert "asked by phone" in told(db, "ada")
+    assert db.sql("SELECT activation.unsuppress('ADA@acme.dev'), activation.unsuppress('ADA@acme.dev')") == [
+        (True, False)
+    ]
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match='"nobody" is not an address'):
+        db.sql("SELECT activation.suppress('nobody')")
+
+
+def dump(db: Database) -> str:
+    """Every table of ours as text."""
+    tables = db.sql(
+        "SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'r'"
+    )
+    return "\n".join(
+        str(db.value(f"SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]')::text FROM {table} AS t")) for (table,) in tables
+    )
+
+
+def test_export_and_erase(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """What was exported is gone: address, name and key are in no table of ours; others are untouched."""
+    define(db, STEPS)
+    define(
+        db,
+        "condition => activation.query($$SELECT FROM activation.event WHERE user_id = $1 AND event = 'called'$$), action => activation.email('milestone')",
+        "called",
+    )
+    sign_up(app, "ada-lovelace", "bob")
+    tick(db)
+    db.sql("""SELECT activation.track('ada-lovelace', 'called', '{"note": "Name of ada-lovelace"}')""")
+    tick(db)
+    hook(db, "email.clicked", about(db, "ada-lovelace", click={"link": "https://acme.dev"}))
+    app.execute(
+        "SELECT activation.unsubscribe(%s)",
+        [
+            next(
+                e.as_json()["headers"]["List-Unsubscribe"].strip("<>").partition("token=")[2]
+                for e in sandbox.emails
+                if e.to == ["ada-lovelace@acme.dev"]
+            )
+        ],
+    )
+    db.sql(
+        """INSERT INTO activation.signal (source_id, generation, user_id, loop_id) VALUES (0, 0, 'ada-lovelace', 1)"""
+    )
+    exported = db.value("SELECT activation.export_user('ada-lovelace')")
+    for part in ("enrollments", "messages", "attempts", "webhooks", "events", "consent", "signals"):
+        assert exported[part], part
+    assert "ada-lovelace@acme.dev" in dump(db)
+    app.execute("DELETE FROM users WHERE id = 'ada-lovelace'")
+    db.sql("SELECT activation.erase('ada-lovelace')")
+    left = dump(db)
+    assert "ada-lovelace" not in left and "bob@acme.dev" in left
+    assert not any(
+        db.value("SELECT activation.export_user('ada-lovelace')")[part]
+        for part in ("enrollments", "messages", "events", "consent")
+    )
+    tick(db, "25 hours")
+    assert ("first", "b", "sent") in statuses(db, "bob")
+    # Who comes again under the same address stays unmailed.
+    app.execute("INSERT INTO users VALUES ('x', 'Ada-Lovelace@acme.dev', 'Ada')")
+    tick(db)
+    assert statuses(db, "x") == [("first", "a", "suppressed")]
+    assert db.value("SELECT activation.unsuppress('ada-lovelace@acme.dev')") is True
+
+
+def test_not_while_a_mail_is_on_its_way(db: Database, app: Connection) -> None:
+    """What may have been accepted is asked for again with the same words; then they are forgotten."""
+    define(db, STEPS)
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("UPDATE activation.request SET state = 'open', next_attempt_at = now() + interval '1 hour'")
+    assert db.value("SELECT activation.erase('ada')") is False
+    tick(db)
+    assert statuses(db, "ada") == [("first", "a", "sent")]
+    assert db.sql("SELECT state FROM activation.journey") == [("exited",)]
+    db.sql("UPDATE activation.request SET state = 'done'")
+    app.execute("DELETE FROM users")
+    tick(db)
+    assert "ada" not in dump(db)
+
+
+def test_deleting_the_row_forgets(db: Database, app: Connection) -> None:
+    define(db, STEPS)
+    sign_up(app, "ada", "bob")
+    tick(db)
+    app.execute("DELETE FROM users WHERE id = 'ada'")
+    tick(db)
+    assert statuses(db, "ada") == [("first", "a", "sent")], "unless it is asked for, history stays"
+    db.sql("SELECT activation.configure(erase_on_delete => true)")
+    app.execute("DELETE FROM users WHERE id = 'bob'")
+    tick(db)
+    assert "bob" not in dump(db) and statuses(db, "ada") != []
