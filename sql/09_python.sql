@@ -96,9 +96,12 @@ RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
-plpy.execute("SELECT activation._python()")
-from activation import server
-return server.webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
+# Once a session: it comes for every webhook, and would take as long as the rest.
+if "server" not in SD:
+    plpy.execute("SELECT activation._python()")
+    from activation import server
+    SD["server"] = server
+return SD["server"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
 $$;
 
 -- What a query calls, and whether it reads the clock.

@@ -1,53 +1,58 @@
 -- What comes back from Resend. Events come at least once and in any order; each is kept by its id, and moves its message
 -- only forwards.
 
--- Brings events to their messages: those that have not reached them yet, because a request was still on its way or the answer
--- not written down. Returns how many.
-CREATE FUNCTION activation._apply_events(only_id text DEFAULT NULL) RETURNS integer
+-- Brings an event to its message, unless that one's request is still on its way, or the answer not written down; returns
+-- whether it did.
+CREATE FUNCTION activation._apply_event(wanted text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     w record;
-    applied integer := 0;
     bounced_for_good boolean;
     why text;
 BEGIN
-    FOR w IN
-        SELECT x.webhook_id, x.type, x.at, x.payload, m.message_id, m.state, m.recipient
-          FROM activation.webhook_event x JOIN activation.message m USING (message_id)
-         WHERE NOT x.applied AND (only_id IS NULL OR x.webhook_id = only_id) AND m.state <> 'sending'
-         ORDER BY x.at, x.webhook_id LIMIT 1000 FOR UPDATE OF x SKIP LOCKED
-    LOOP
-        bounced_for_good := w.type = 'email.bounced' AND coalesce(w.payload #>> '{data,bounce,type}', 'Permanent') = 'Permanent';
-        why := CASE w.type WHEN 'email.bounced' THEN concat_ws(': ', 'bounced', w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,subType}', w.payload #>> '{data,bounce,message}')
-                           WHEN 'email.complained' THEN 'complained'
-                           WHEN 'email.failed' THEN concat_ws(': ', 'failed', w.payload #>> '{data,failed,reason}')
-                           WHEN 'email.suppressed' THEN concat_ws(': ', 'suppressed by Resend', w.payload #>> '{data,suppressed,reason}', w.payload #>> '{data,suppressed,message}') END;
-        -- A mail of which nobody knew is known to have been sent by whatever is told of it.
-        UPDATE activation.message m
-           SET state = CASE w.type WHEN 'email.complained' THEN 'complained'
-                                   WHEN 'email.bounced' THEN CASE WHEN m.state = 'complained' THEN m.state ELSE 'bounced' END
-                                   WHEN 'email.failed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'failed' END
-                                   WHEN 'email.suppressed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'suppressed' END
-                                   WHEN 'email.delivered' THEN CASE WHEN m.state IN ('sent', 'unknown') THEN 'delivered' ELSE m.state END
-                                   ELSE CASE WHEN m.state = 'unknown' THEN 'sent' ELSE m.state END END,
-               sent_at = coalesce(m.sent_at, (w.payload #>> '{data,created_at}')::timestamptz, w.at),
-               resend_id = coalesce(m.resend_id, w.payload #>> '{data,email_id}'), last_error = coalesce(why, CASE WHEN m.state <> 'unknown' THEN m.last_error END)
-         WHERE m.message_id = w.message_id AND m.state IN ('sent', 'delivered', 'bounced', 'complained', 'unknown');
-        IF bounced_for_good OR w.type IN ('email.complained', 'email.suppressed') THEN
-            INSERT INTO activation.suppression (address, reason, source, at)
-            SELECT activation._fold_address(t), why, 'webhook ' || w.webhook_id, w.at
-              FROM jsonb_array_elements_text(CASE jsonb_typeof(w.payload #> '{data,to}') WHEN 'array' THEN w.payload #> '{data,to}' ELSE to_jsonb(ARRAY[w.recipient]) END) AS t
-             WHERE t IS NOT NULL
-            ON CONFLICT DO NOTHING;
-        END IF;
-        UPDATE activation.webhook_event x SET applied = true WHERE x.webhook_id = w.webhook_id;
-        applied := applied + 1;
-    END LOOP;
-    RETURN applied;
+    SELECT x.webhook_id, x.type, x.at, x.payload, m.message_id, m.state, m.recipient INTO w
+      FROM activation.webhook_event x JOIN activation.message m USING (message_id)
+     WHERE x.webhook_id = wanted AND NOT x.applied AND m.state <> 'sending' FOR UPDATE OF x;
+    IF w.webhook_id IS NULL THEN
+        RETURN false;
+    END IF;
+    bounced_for_good := w.type = 'email.bounced' AND coalesce(w.payload #>> '{data,bounce,type}', 'Permanent') = 'Permanent';
+    why := CASE w.type WHEN 'email.bounced' THEN concat_ws(': ', 'bounced', w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,subType}', w.payload #>> '{data,bounce,message}')
+                       WHEN 'email.complained' THEN 'complained'
+                       WHEN 'email.failed' THEN concat_ws(': ', 'failed', w.payload #>> '{data,failed,reason}')
+                       WHEN 'email.suppressed' THEN concat_ws(': ', 'suppressed by Resend', w.payload #>> '{data,suppressed,reason}', w.payload #>> '{data,suppressed,message}') END;
+    -- A mail of which nobody knew is known to have been sent by whatever is told of it.
+    UPDATE activation.message m
+       SET state = CASE w.type WHEN 'email.complained' THEN 'complained'
+                               WHEN 'email.bounced' THEN CASE WHEN m.state = 'complained' THEN m.state ELSE 'bounced' END
+                               WHEN 'email.failed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'failed' END
+                               WHEN 'email.suppressed' THEN CASE WHEN m.state IN ('delivered', 'bounced', 'complained') THEN m.state ELSE 'suppressed' END
+                               WHEN 'email.delivered' THEN CASE WHEN m.state IN ('sent', 'unknown') THEN 'delivered' ELSE m.state END
+                               ELSE CASE WHEN m.state = 'unknown' THEN 'sent' ELSE m.state END END,
+           sent_at = coalesce(m.sent_at, (w.payload #>> '{data,created_at}')::timestamptz, w.at),
+           resend_id = coalesce(m.resend_id, w.payload #>> '{data,email_id}'), last_error = coalesce(why, CASE WHEN m.state <> 'unknown' THEN m.last_error END)
+     WHERE m.message_id = w.message_id AND m.state IN ('sent', 'delivered', 'bounced', 'complained', 'unknown');
+    IF bounced_for_good OR w.type IN ('email.complained', 'email.suppressed') THEN
+        INSERT INTO activation.suppression (address, reason, source, at)
+        SELECT activation._fold_address(t), why, 'webhook ' || w.webhook_id, w.at
+          FROM jsonb_array_elements_text(CASE jsonb_typeof(w.payload #> '{data,to}') WHEN 'array' THEN w.payload #> '{data,to}' ELSE to_jsonb(ARRAY[w.recipient]) END) AS t
+         WHERE t IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    END IF;
+    UPDATE activation.webhook_event x SET applied = true WHERE x.webhook_id = w.webhook_id;
+    RETURN true;
 END
+$$;
+
+-- Those that could not be applied when they came, in the order of their time; returns how many could now.
+CREATE FUNCTION activation._apply_events() RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT count(*) FILTER (WHERE activation._apply_event(o.webhook_id))::integer
+      FROM (SELECT x.webhook_id FROM activation.webhook_event x WHERE NOT x.applied ORDER BY x.at, x.webhook_id LIMIT 1000) o
 $$;
 
 -- Refuses a webhook. The last three digits of the code are the HTTP status to answer.
@@ -132,7 +137,7 @@ BEGIN
         END IF;
         RETURN 'kept';
     END IF;
-    RETURN CASE activation._apply_events(given.id) WHEN 1 THEN 'applied' ELSE 'kept' END;
+    RETURN CASE WHEN activation._apply_event(given.id) THEN 'applied' ELSE 'kept' END;
 END
 $$;
 COMMENT ON FUNCTION activation.receive_webhook(text, jsonb) IS
