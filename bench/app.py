@@ -10,7 +10,8 @@ SCHEMA = """
     CREATE TABLE users (LIKE plain INCLUDING ALL);
     CREATE TABLE user_actions (user_id bigint, action_type text);
     CREATE INDEX ON user_actions (user_id, action_type);
-    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY',
+    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation',
+                                api_key => 'env:RESEND_API_KEY',
                                 max_per_hour => 10000000);
     SELECT activation.define_loop('first_project',
         trigger => activation.on_insert('users'),

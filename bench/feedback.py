@@ -1,4 +1,4 @@
-"""Webhooks and rights: events taken a second, signups while garbage comes in, and how long forgetting somebody takes."""
+"""Feedback: events taken a second, signups while garbage comes in, and how long it takes to forget somebody."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _suggest(cluster: Cluster, effort: Effort) -> list[Figure]:
     people = 20_000 if effort.quick else 200_000
     say(f"suggest() over {people:,} users …")
     db = cluster.create_database()
-    app(db, 0.5, planted=True, decoys=40, people=people)
+    app(db, 0.5, planted=True, decoys=40, people=people, more=0)
     rows = db.value(
         "SELECT sum(reltuples)::bigint FROM pg_class WHERE relname ~ '^(decoy|session|project)' AND relkind = 'r'"
     )

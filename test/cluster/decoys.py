@@ -22,7 +22,7 @@ USERS = """
 #: Actions of the first days that have nothing to do with staying; some are made by the signup, rare, or everybody's.
 DECOY = """
     CREATE TABLE decoy_{n} (id bigserial PRIMARY KEY, user_id bigint REFERENCES users, created_at timestamptz NOT NULL DEFAULT now());
-    INSERT INTO decoy_{n} (user_id, created_at) SELECT id, created_at + {after} FROM users JOIN trait USING (id), generate_series(1, 1 + (random() * 3)::integer)
+    INSERT INTO decoy_{n} (user_id, created_at) SELECT id, created_at + {after} FROM users JOIN trait USING (id), generate_series(1, 1 + (random() * {more})::integer)
      WHERE {who};
 """
 KINDS = [
@@ -42,11 +42,12 @@ PLANTED = """
 """
 
 
-def app(db: Database, seed: float, planted: bool, decoys: int = 8, people: int = PEOPLE) -> None:
+def app(db: Database, seed: float, planted: bool, decoys: int = 8, people: int = PEOPLE, more: int = 3) -> None:
+    """more: how many times somebody does the same thing again, at most."""
     stays = "CASE WHEN planted THEN 0.45 ELSE 0.2 END" if planted else "0.3"
     text = USERS.format(seed=seed, people=people, stays=stays) + PLANTED
     for n in range(decoys):
         after, who = KINDS[n % len(KINDS)]
-        text += DECOY.format(n=n, after=after, who=who)
+        text += DECOY.format(n=n, after=after, who=who, more=more)
     db.sql(text)
     db.sql("ANALYZE")
