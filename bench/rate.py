@@ -20,7 +20,8 @@ from harness import Cluster, Database, wait_until
 
 SCHEMA = """
     CREATE TABLE users (id bigint PRIMARY KEY, email text, name text);
-    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation', api_key => 'env:NOT_THERE', resend_url => '{url}',
+    SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation',
+                                api_key => 'env:NOT_THERE', resend_url => '{url}',
                                 max_per_hour => 10000000);
     SELECT activation.define_loop('welcome', trigger => activation.on_insert('users'),
                                   action => activation.email('activation_welcome'));

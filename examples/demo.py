@@ -257,8 +257,9 @@ class Demo:
     def go_live(self) -> None:
         """Live mode, with the sandbox in Resend's place, and workers."""
         heading("3. Live, with the sandbox in Resend's place")
+        urls = f"resend_url => '{self.sandbox.url}', public_url => '{self.app_url}/activation'"
         for statement in (
-            f"SELECT activation.configure(resend_url => '{self.sandbox.url}', public_url => '{self.app_url}/activation')",
+            f"SELECT activation.configure({urls})",
             "SELECT activation.set_mode('live')",
             "SELECT activation.start()",
         ):

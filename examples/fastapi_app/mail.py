@@ -20,7 +20,8 @@ router = APIRouter(prefix="/activation", tags=["activation"])
 LARGEST_WEBHOOK = 1_000_000
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Mail from Acme</title><body style="font: 1rem/1.5 system-ui; max-width: 32rem; margin: 3rem auto; padding: 0 1rem">
+<title>Mail from Acme</title>
+<body style="font: 1rem/1.5 system-ui; max-width: 32rem; margin: 3rem auto; padding: 0 1rem">
 <h1>Mail from Acme</h1>{content}</body></html>"""
 _BUTTON = '<form method="post" action="?token={token}&amp;everything={everything}"><button>{label}</button></form>'
 
@@ -52,7 +53,8 @@ def page(token: str, database: Database) -> str:
     statement = text("SELECT topic, name, description, subscribed FROM activation.preferences(token => :token)")
     topics = database.execute(statement, {"token": token}).all()
     lines = "".join(
-        f"<li>{html.escape(topic.name)}{'' if topic.subscribed else ' (unsubscribed)'} {html.escape(topic.description or '')}</li>"
+        f"<li>{html.escape(topic.name)}{'' if topic.subscribed else ' (unsubscribed)'}"
+        f" {html.escape(topic.description or '')}</li>"
         for topic in topics
         if topic.topic
     )

@@ -188,8 +188,8 @@ class _Housekeeping:
         self._next = time.monotonic() + (HOUSEKEEPING if not more else 0 if idle else 1)
 
     def some(self) -> bool:
-        """Removes a little, brings what Resend told too early to its messages, and forgets who is to be forgotten; whether
-        there is more."""
+        """Removes a little, brings what Resend told too early to its messages, and forgets who is to be forgotten.
+        Returns whether there is more."""
         for task in ("_apply_events", "_erase_due"):
             self._db.execute(f"SELECT activation.{task}() AS done")
             self._db.commit()

@@ -50,7 +50,8 @@ class World:
         self.cluster = Cluster(fsync=True, cron=cron, environment=environment)
         for statement in (
             TABLES,
-            "SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY',"
+            "SELECT activation.configure(sender => 'Acme <hello@acme.dev>',"
+            " public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY',"
             f" max_per_hour => 100000000, resend_url => '{self.network.url}')",
             definition(TIMEOUT, "Hello {{ user.name }}"),
             "SELECT activation.set_mode('live')",

@@ -15,7 +15,8 @@ from loops import APP, define, tick
 def go_live(connection: Connection, sandbox: Sandbox) -> None:
     connection.execute(APP)
     connection.execute(
-        "SELECT activation.configure(sender => 'Acme <hello@acme.dev>', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY',"
+        "SELECT activation.configure(sender => 'Acme <hello@acme.dev>',"
+        " public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY',"
         " resend_url => %s)",
         [sandbox.url],
     )
