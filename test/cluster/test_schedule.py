@@ -133,7 +133,7 @@ def test_the_sequence_of_the_readme(server: Cluster) -> None:
     server.sql("ALTER TABLE users ADD invited_by bigint")
     server.sql("CREATE TABLE projects (id bigserial PRIMARY KEY, owner_id bigint REFERENCES users)")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = (block for block in readme.split("```sql\n") if "'onboarding'" in block.partition("```")[0])
+    (block,) = (block for block in readme.split("```sql\n") if "define_loop('onboarding'" in block.partition("```")[0])
     server.sql(block.partition("```")[0])
     server.sql("INSERT INTO users (id, email, invited_by) VALUES (7, 'grace@acme.dev', NULL), (8, 'bob@acme.dev', 7)")
     mails = "SELECT step, status FROM activation.message_log WHERE user_id = '7' AND loop = 'onboarding'"
