@@ -18,7 +18,9 @@ CREATE TABLE activation.setting (
     max_per_hour      integer,
     condition_timeout interval,
     retention         interval,
-    erase_on_delete   boolean
+    erase_on_delete   boolean,
+    webhook_id        text,
+    sync_suppressions boolean
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.setting', '');
 COMMENT ON TABLE activation.setting IS 'What configure() and set_mode() were told; at most one row.';
@@ -36,12 +38,21 @@ BEGIN
     s.resend_url := coalesce(s.resend_url, 'https://api.resend.com');
     s.timezone := coalesce(s.timezone, 'UTC');
     s.erase_on_delete := coalesce(s.erase_on_delete, false);
+    s.sync_suppressions := coalesce(s.sync_suppressions, false);
     s.condition_timeout := coalesce(s.condition_timeout, '10 seconds');
     s.per := coalesce(s.per, '1 day');
     s.retention := coalesce(s.retention, '90 days');
     RETURN s;
 END
 $$;
+
+-- What is kept for another time than `retention`. Bodies are the words of requests, which go before their messages do.
+CREATE TABLE activation.retention (
+    kind text PRIMARY KEY CHECK (kind IN ('messages', 'bodies', 'attempts', 'webhooks', 'events', 'failures')),
+    keep interval NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('activation.retention', '');
+COMMENT ON TABLE activation.retention IS 'How long kinds of history are kept, where that differs from the setting retention; written by set_retention().';
 
 CREATE TABLE activation.secret (
     name  text PRIMARY KEY,

@@ -183,9 +183,29 @@ CREATE TABLE activation.webhook_event (
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX webhook_event_message ON activation.webhook_event (message_id) WHERE message_id IS NOT NULL;
 CREATE INDEX webhook_event_received ON activation.webhook_event (received_at);
+-- The order of what was told about an address.
+CREATE INDEX webhook_event_removed ON activation.webhook_event (lower(payload #>> '{data,email}')) WHERE type = 'suppression.removed';
 CREATE INDEX webhook_event_open ON activation.webhook_event (at) WHERE NOT applied;
 SELECT pg_catalog.pg_extension_config_dump('activation.webhook_event', '');
 COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(); kept for retention.';
+
+-- How far pull_webhooks() has read the events of which webhook, and when Resend's suppression list was last compared.
+CREATE TABLE activation.pull (
+    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    webhook_id text,
+    pulled_to  timestamptz,
+    pulled_at  timestamptz,
+    synced_at  timestamptz
+);
+COMMENT ON TABLE activation.pull IS 'How far the events of Resend''s webhook were read; not dumped, since reading some again does nothing.';
+
+-- What unsuppress() took off our list and is still to be taken off Resend's.
+CREATE TABLE activation.unsuppression (
+    address text PRIMARY KEY,
+    at      timestamptz NOT NULL
+);
+SELECT pg_catalog.pg_extension_config_dump('activation.unsuppression', '');
+COMMENT ON TABLE activation.unsuppression IS 'Addresses that sync_suppressions() is to take off Resend''s list.';
 
 -- A sequence, because it keeps counting where the call that counted raised.
 CREATE SEQUENCE activation.webhook_refused;
@@ -229,6 +249,7 @@ END
 $$;
 CREATE INDEX request_open ON activation.request (created_at) WHERE state = 'open';
 CREATE INDEX request_done ON activation.request (created_at) WHERE state = 'done';
+CREATE INDEX request_body ON activation.request (created_at) WHERE state = 'done' AND body <> '';
 SELECT pg_catalog.pg_extension_config_dump('activation.request', $$WHERE state = 'open'$$);
 COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. tries: how many outcomes are known; errors: how many of them were server errors; unclear: tries on their way, or of which nobody knows whether they were accepted.';
 
@@ -278,6 +299,8 @@ CREATE TABLE activation.attempt (
     retry_at    timestamptz
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX attempt_message ON activation.attempt (message_id);
+-- For set_retention(); it costs an insert next to nothing.
+CREATE INDEX attempt_started ON activation.attempt USING brin (started_at);
 SELECT pg_catalog.pg_extension_config_dump('activation.attempt', '');
 COMMENT ON TABLE activation.attempt IS 'Every try of every message: when, what came of it, and when the next one is due.';
 
@@ -292,7 +315,7 @@ SELECT pg_catalog.pg_extension_config_dump('activation.pace', '');
 COMMENT ON TABLE activation.pace IS 'How many emails each loop sent in each five minutes; no more than max_per_hour leave in an hour.';
 
 CREATE TABLE activation.worker (
-    kind          text NOT NULL CHECK (kind IN ('detector', 'deliverer')),
+    kind          text NOT NULL CHECK (kind IN ('detector', 'deliverer', 'puller')),
     slot          integer NOT NULL,
     pid           integer NOT NULL,
     backend_start timestamptz NOT NULL,
@@ -312,6 +335,7 @@ CREATE TABLE activation.schedule (
     watched_until timestamptz,
     detectors  integer NOT NULL,
     deliverers integer NOT NULL,
+    pull       boolean NOT NULL DEFAULT false,
     stopped_at timestamptz
 );
 COMMENT ON TABLE activation.schedule IS 'Whether workers run: what start() and stop() last said; not dumped, so that a restored copy is stopped.';

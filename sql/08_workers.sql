@@ -96,7 +96,11 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     now timestamptz := activation._now();
-    oldest timestamptz := now - (activation._setting()).retention;
+    oldest timestamptz := activation._oldest('messages', now);
+    bodies timestamptz := activation._oldest('bodies', now);
+    attempts timestamptz := activation._oldest('attempts', now);
+    spoken uuid[];
+    tried tid[];
     requests uuid[];
     messages uuid[];
     ended uuid[];
@@ -114,16 +118,26 @@ BEGIN
                        WHERE r.request_id = ANY (requests) AND m.request_id = r.request_id AND m.state NOT IN ('queued', 'sending', 'unknown'));
     ended := ARRAY(SELECT m.message_id FROM activation.message m
                     WHERE m.finished_at < oldest AND m.finished_at IS NOT NULL AND m.state <> 'unknown' ORDER BY m.finished_at LIMIT 1000);
-    failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < oldest ORDER BY c.at LIMIT 1000);
+    failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < activation._oldest('failures', now) ORDER BY c.at LIMIT 1000);
     DELETE FROM activation.attempt a WHERE a.message_id = ANY (messages || ended);
     DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
     DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
+    IF bodies > oldest THEN
+        spoken := ARRAY(SELECT r.request_id FROM activation.request r
+                         WHERE r.state = 'done' AND r.body <> '' AND r.created_at < bodies ORDER BY r.created_at LIMIT 20);
+        UPDATE activation.request r SET body = '' WHERE r.request_id = ANY (spoken);
+    END IF;
+    IF attempts > oldest THEN
+        tried := ARRAY(SELECT a.ctid FROM activation.attempt a WHERE a.started_at < attempts AND NOT EXISTS (
+                           SELECT FROM activation.message m WHERE m.message_id = a.message_id AND m.state IN ('queued', 'sending', 'unknown')) LIMIT 1000);
+        DELETE FROM activation.attempt a WHERE a.ctid = ANY (tried);
+    END IF;
     DELETE FROM activation.capture_failure c WHERE c.ctid = ANY (failures);
-    events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < oldest ORDER BY x.at LIMIT 1000);
+    events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < activation._oldest('events', now) ORDER BY x.at LIMIT 1000);
     DELETE FROM activation.event x WHERE x.event_id = ANY (events);
-    DELETE FROM activation.remark k WHERE k.at < oldest;
+    DELETE FROM activation.remark k WHERE k.at < activation._oldest('failures', now);
     DELETE FROM activation.webhook_event w WHERE w.webhook_id = ANY (ARRAY(
-        SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < oldest ORDER BY x.received_at LIMIT 1000));
+        SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < activation._oldest('webhooks', now) ORDER BY x.received_at LIMIT 1000));
 
     DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
     WITH fine AS (
@@ -132,6 +146,6 @@ BEGIN
     INSERT INTO activation.pace AS p (loop_id, at, emails)
     SELECT f.loop_id, date_bin('1 hour', f.at, 'epoch'), sum(f.emails) FROM fine f GROUP BY 1, 2 ORDER BY 1, 2
     ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails;
-    RETURN requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}';
+    RETURN requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}' OR spoken <> '{}' OR tried <> '{}';
 END
 $$;

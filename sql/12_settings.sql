@@ -3,7 +3,8 @@
 CREATE FUNCTION activation.configure(sender text DEFAULT NULL, reply_to text DEFAULT NULL, resend_url text DEFAULT NULL,
     api_key text DEFAULT NULL, webhook_secret text DEFAULT NULL, public_url text DEFAULT NULL, timezone text DEFAULT NULL,
     retention interval DEFAULT NULL, rate numeric DEFAULT NULL, max_per_user integer DEFAULT NULL, per interval DEFAULT NULL,
-    max_per_hour integer DEFAULT NULL, condition_timeout interval DEFAULT NULL, erase_on_delete boolean DEFAULT NULL) RETURNS void
+    max_per_hour integer DEFAULT NULL, condition_timeout interval DEFAULT NULL, erase_on_delete boolean DEFAULT NULL,
+    webhook_id text DEFAULT NULL, sync_suppressions boolean DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -68,6 +69,11 @@ BEGIN
                   HINT = 'Mails are counted for as long as they are kept: raise retention, or give a shorter per.';
     END IF;
 
+    IF webhook_id !~ '^[A-Za-z0-9_-]*$' THEN
+        RAISE EXCEPTION 'webhook_id "%" is not the id of a webhook', left(webhook_id, 100)
+            USING ERRCODE = '22023', HINT = 'Resend shows it on the webhook''s page, such as ''4dd369bc-aa82-4ff3-97de-514ae3000ee0''.';
+    END IF;
+
     INSERT INTO activation.setting AS s (singleton) VALUES (true) ON CONFLICT DO NOTHING;
     UPDATE activation.setting AS s
        SET sender = CASE WHEN configure.sender IS NULL THEN s.sender ELSE nullif(configure.sender, '') END,
@@ -83,7 +89,9 @@ BEGIN
            max_per_hour = coalesce(configure.max_per_hour, s.max_per_hour),
            condition_timeout = coalesce(configure.condition_timeout, s.condition_timeout),
            retention = coalesce(configure.retention, s.retention),
-           erase_on_delete = coalesce(configure.erase_on_delete, s.erase_on_delete);
+           erase_on_delete = coalesce(configure.erase_on_delete, s.erase_on_delete),
+           webhook_id = CASE WHEN configure.webhook_id IS NULL THEN s.webhook_id ELSE nullif(configure.webhook_id, '') END,
+           sync_suppressions = coalesce(configure.sync_suppressions, s.sync_suppressions);
     IF public_url = '' AND (activation._setting()).mode = 'live' THEN
         PERFORM activation._check_leavable(NULL);
     END IF;
@@ -100,8 +108,41 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts and requests are kept (default 90 days). max_per_user, per: how many mails a user gets from all loops together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. erase_on_delete: whether deleting a user''s row in the app does what erase() does (default false).';
+COMMENT ON FUNCTION activation.configure(text, text, text, text, text, text, text, interval, numeric, integer, interval, integer, interval, boolean, text, boolean) IS
+'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the loop has its own. api_key, webhook_secret: references (env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how long messages, attempts, requests and the rest of history are kept (default 90 days; set_retention() for one kind). max_per_user, per: how many mails a user gets from all loops together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. erase_on_delete: whether deleting a user''s row in the app does what erase() does (default false). webhook_id: the webhook whose events pull_webhooks() reads; sync_suppressions: whether Resend''s suppression list and ours are kept the same (default false).';
+
+CREATE FUNCTION activation.set_retention(kind text, keep interval) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    s activation.setting := activation._setting();
+    least_kept interval;
+BEGIN
+    IF kind IS NULL OR kind NOT IN ('messages', 'bodies', 'attempts', 'webhooks', 'events', 'failures') THEN
+        RAISE EXCEPTION 'there is no kind of history "%"', kind USING ERRCODE = '22023', HINT = 'It is one of messages, bodies, attempts, webhooks, events, failures.';
+    END IF;
+    -- A webhook is repeated for a day and four hours, and known by what is kept of it.
+    least_kept := CASE kind WHEN 'webhooks' THEN interval '2 days' WHEN 'messages' THEN CASE WHEN s.max_per_user IS NULL THEN interval '1 hour' ELSE s.per END ELSE interval '1 hour' END;
+    IF keep < least_kept OR keep > interval '100 years' THEN
+        RAISE EXCEPTION '% are to be kept for %', kind, keep
+            USING ERRCODE = '22023',
+                  DETAIL = CASE kind WHEN 'webhooks' THEN 'Resend repeats a webhook for more than a day.' WHEN 'messages' THEN 'Mails are counted for max_per_user for as long as they are kept.'
+                                     ELSE 'That is no time to look at anything.' END,
+                  HINT = format('Keep them for at least ''%s'', such as ''30 days''.', least_kept);
+    END IF;
+    DELETE FROM activation.retention r WHERE r.kind = set_retention.kind;
+    INSERT INTO activation.retention (kind, keep) SELECT set_retention.kind, set_retention.keep WHERE set_retention.keep IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION activation.set_retention(text, interval) IS
+'Keeps one kind of history for another time than the setting retention; NULL takes that back. kind: messages (with their requests), bodies (the words of what was sent, as people got them), attempts, webhooks (at least 2 days), events (of track()), failures (of filters, and remarks). What belongs to a message goes with it at the latest.';
+
+-- The time before which history of a kind is old.
+CREATE FUNCTION activation._oldest(of_kind text, now timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT now - coalesce((SELECT r.keep FROM activation.retention r WHERE r.kind = of_kind), (activation._setting()).retention) $$;
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER

@@ -134,6 +134,7 @@ BEGIN
     INSERT INTO activation.suppression (address, reason, source, at)
     VALUES (folded, coalesce(nullif(btrim(suppress.reason), ''), 'by hand'), format('%s', activation._caller()), activation._now())
     ON CONFLICT DO NOTHING;
+    DELETE FROM activation.unsuppression n WHERE n.address = folded;
 END
 $$;
 COMMENT ON FUNCTION activation.suppress(text, text) IS
@@ -147,7 +148,11 @@ DECLARE
     folded text := activation._fold_address(email);
 BEGIN
     DELETE FROM activation.suppression s WHERE s.address IN (folded, activation._hash_address(folded));
+    IF FOUND AND (activation._setting()).sync_suppressions THEN
+        INSERT INTO activation.unsuppression (address, at) VALUES (folded, activation._now()) ON CONFLICT DO NOTHING;
+        RETURN true;
+    END IF;
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION activation.unsuppress(text) IS 'Lets mail go to an address again, also to one that was forgotten; false where it was not suppressed. Resend has a list of its own.';
+COMMENT ON FUNCTION activation.unsuppress(text) IS 'Lets mail go to an address again, also to one that was forgotten; false where it was not suppressed. Resend has a list of its own, which follows with configure(sync_suppressions => true).';

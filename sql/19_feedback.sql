@@ -67,6 +67,64 @@ BEGIN
 END
 $$;
 
+-- Keeps an event by its id and brings it where it belongs. happened: when, if the event itself does not say.
+CREATE FUNCTION activation._keep_event(webhook_id text, event jsonb, happened timestamptz, now timestamptz) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind text := left(event ->> 'type', 100);
+    tags jsonb := event #> '{data,tags}';
+    folded text := activation._fold_address(event #>> '{data,email}');
+    tagged text;
+    happened_at timestamptz;
+    about uuid;
+    own boolean;
+    erased boolean;
+BEGIN
+    BEGIN
+        happened_at := (event ->> 'created_at')::timestamptz;
+    EXCEPTION WHEN data_exception THEN
+        NULL;
+    END;
+    happened_at := coalesce(happened_at, happened, now);
+    -- Tags are an object, or, as one source has it, an array.
+    tagged := CASE jsonb_typeof(tags) WHEN 'object' THEN tags ->> 'activation_message'
+                                      WHEN 'array' THEN (SELECT t ->> 'value' FROM jsonb_array_elements(tags) AS t WHERE t ->> 'name' = 'activation_message' LIMIT 1) END;
+    IF tagged ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN
+        about := tagged::uuid;
+    END IF;
+    own := about IS NOT NULL AND kind LIKE 'email.%' AND EXISTS (SELECT FROM activation.message m WHERE m.message_id = about);
+    -- Of somebody who was forgotten nothing is kept that came late.
+    erased := NOT own AND EXISTS (
+        SELECT FROM activation.suppression s
+         WHERE s.address IN (SELECT activation._hash_address(activation._fold_address(t.address))
+                               FROM (SELECT folded UNION ALL SELECT jsonb_array_elements_text(event #> '{data,to}') WHERE jsonb_typeof(event #> '{data,to}') = 'array') AS t(address)
+                              WHERE t.address IS NOT NULL));
+    INSERT INTO activation.webhook_event AS w (webhook_id, type, at, received_at, message_id, applied, payload)
+    VALUES (_keep_event.webhook_id, kind, happened_at, now, CASE WHEN own THEN about END, NOT own, CASE WHEN erased THEN '{}' ELSE event END)
+    ON CONFLICT ON CONSTRAINT webhook_event_pkey DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN 'duplicate';
+    ELSIF own THEN
+        RETURN CASE WHEN activation._apply_event(_keep_event.webhook_id) THEN 'applied' ELSE 'kept' END;
+    ELSIF erased OR folded IS NULL THEN
+        RETURN 'kept';
+    ELSIF kind = 'suppression.added'
+          AND NOT EXISTS (SELECT FROM activation.webhook_event w WHERE w.type = 'suppression.removed' AND lower(w.payload #>> '{data,email}') = folded AND w.at > happened_at) THEN
+        INSERT INTO activation.suppression (address, reason, source, at)
+        VALUES (folded, coalesce(event #>> '{data,origin}', 'suppressed by Resend'), 'webhook ' || _keep_event.webhook_id, happened_at)
+        ON CONFLICT DO NOTHING;
+        RETURN 'applied';
+    ELSIF kind = 'suppression.removed' THEN
+        -- What was put here by hand stays.
+        DELETE FROM activation.suppression s WHERE s.address = folded AND s.source ~ '^(webhook |Resend)' AND s.at <= happened_at;
+        RETURN 'applied';
+    END IF;
+    RETURN 'kept';
+END
+$$;
+
 CREATE FUNCTION activation.receive_webhook(body text, headers jsonb) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -77,11 +135,6 @@ DECLARE
     given record;
     problem text;
     event jsonb;
-    tags jsonb;
-    tagged text;
-    at timestamptz;
-    about uuid;
-    own boolean;
 BEGIN
     IF octet_length(coalesce(body, '')) > 1000000 THEN
         PERFORM activation._refuse_webhook(413, format('its body has %s bytes', octet_length(body)));
@@ -108,37 +161,88 @@ BEGIN
     END IF;
     BEGIN
         event := body::jsonb;
-        at := (event ->> 'created_at')::timestamptz;
     EXCEPTION WHEN data_exception THEN
         event := NULL;
     END;
     IF jsonb_typeof(event) IS DISTINCT FROM 'object' OR jsonb_typeof(event -> 'type') IS DISTINCT FROM 'string' THEN
         PERFORM activation._refuse_webhook(400, 'its body is not an event');
     END IF;
-    -- Tags are an object, or, as one source has it, an array.
-    tags := event #> '{data,tags}';
-    tagged := CASE jsonb_typeof(tags) WHEN 'object' THEN tags ->> 'activation_message'
-                                      WHEN 'array' THEN (SELECT t ->> 'value' FROM jsonb_array_elements(tags) AS t WHERE t ->> 'name' = 'activation_message' LIMIT 1) END;
-    IF tagged ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN
-        about := tagged::uuid;
-    END IF;
-    own := about IS NOT NULL AND event ->> 'type' LIKE 'email.%' AND EXISTS (SELECT FROM activation.message m WHERE m.message_id = about);
-    INSERT INTO activation.webhook_event (webhook_id, type, at, received_at, message_id, applied, payload)
-    VALUES (given.id, left(event ->> 'type', 100), coalesce(at, now), now, CASE WHEN own THEN about END, NOT own, event)
-    ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
-        RETURN 'duplicate';
-    ELSIF NOT own THEN
-        IF event ->> 'type' = 'suppression.added' AND event #>> '{data,email}' IS NOT NULL THEN
-            INSERT INTO activation.suppression (address, reason, source, at)
-            VALUES (activation._fold_address(event #>> '{data,email}'), coalesce(event #>> '{data,origin}', 'suppressed by Resend'), 'webhook ' || given.id, coalesce(at, now))
-            ON CONFLICT DO NOTHING;
-            RETURN 'applied';
-        END IF;
-        RETURN 'kept';
-    END IF;
-    RETURN CASE WHEN activation._apply_event(given.id) THEN 'applied' ELSE 'kept' END;
+    RETURN activation._keep_event(given.id, event, NULL, now);
 END
 $$;
 COMMENT ON FUNCTION activation.receive_webhook(text, jsonb) IS
 'Takes a webhook of Resend. body: as it came, byte for byte; headers: an object, names in any case. Returns applied (it reached its message), kept (of no message of ours, of a type that changes nothing, or the message''s own request is still on its way) or duplicate: answer 200 to all of them. Refuses with SQLSTATE HT400, HT401, HT413 or HT503, whose digits are the HTTP status to answer, and stores nothing but a count (the sequence activation.webhook_refused). The secret is configure(webhook_secret => …): one reference, or two with a space between while it is rotated.';
+
+-- ---- pull -----------------------------------------------------------------------------------------------------------------
+
+-- What pull_webhooks() and sync_suppressions() must know first. problem: why they may not ask Resend from here.
+CREATE FUNCTION activation._pull_state(host text) RETURNS TABLE (problem text, resend_url text, api_key text, webhook_id text, pulled_to double precision, sync_due boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    s activation.setting := activation._setting();
+    p activation.pull;
+BEGIN
+    SELECT * INTO p FROM activation.pull;
+    RETURN QUERY SELECT
+        CASE WHEN s.mode = 'capture' THEN 'mode is capture: nothing is asked of Resend' ELSE activation._disarmed(host) END,
+        s.resend_url, s.api_key, s.webhook_id,
+        -- Before the first mail there is nothing to be told about one.
+        extract(epoch FROM coalesce(CASE WHEN s.webhook_id IS NULL OR s.webhook_id = p.webhook_id THEN p.pulled_to END,
+                                    (SELECT min(r.created_at) FROM activation.request r), activation._now()))::double precision,
+        s.sync_suppressions AND coalesce(p.synced_at < activation._now() - interval '1 hour', true);
+END
+$$;
+
+CREATE FUNCTION activation._pulled(of_webhook text, upto double precision) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.pull AS p (webhook_id, pulled_to, pulled_at) VALUES (of_webhook, to_timestamp(upto), activation._now())
+    ON CONFLICT ON CONSTRAINT pull_pkey DO UPDATE SET webhook_id = excluded.webhook_id, pulled_to = excluded.pulled_to, pulled_at = excluded.pulled_at
+$$;
+
+-- Of events those that are not known yet.
+CREATE FUNCTION activation._unknown_events(ids text[]) RETURNS SETOF text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT i FROM unnest(ids) AS i WHERE NOT EXISTS (SELECT FROM activation.webhook_event w WHERE w.webhook_id = i) $$;
+
+-- Takes over a page of Resend's suppression list; returns how many were new.
+CREATE FUNCTION activation._import_suppressions(addresses text[], origins text[]) RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH taken AS (
+        INSERT INTO activation.suppression (address, reason, source, at)
+        SELECT DISTINCT ON (f.folded) f.folded, coalesce(u.origin, 'suppressed by Resend'), 'Resend''s list', activation._now()
+          FROM unnest(addresses, origins) AS u(address, origin), activation._fold_address(u.address) AS f(folded)
+         WHERE NOT EXISTS (SELECT FROM activation.unsuppression n WHERE n.address = f.folded)
+           AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = activation._hash_address(f.folded))
+        ON CONFLICT DO NOTHING RETURNING 1
+    )
+    SELECT count(*)::integer FROM taken
+$$;
+
+-- What Resend's list lacks of ours, given all of it; hashes of forgotten addresses cannot be told.
+CREATE FUNCTION activation._unexported_suppressions(known text[]) RETURNS SETOF text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT s.address FROM activation.suppression s
+     WHERE s.source !~ '^(webhook |Resend)' AND s.address NOT LIKE 'sha256:%'
+       AND NOT EXISTS (SELECT FROM unnest(known) AS k WHERE activation._fold_address(k) = s.address) ORDER BY s.address
+$$;
+
+CREATE FUNCTION activation._unsuppressed(addresses text[]) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ DELETE FROM activation.unsuppression n WHERE n.address = ANY (addresses) $$;
+
+CREATE FUNCTION activation._synced() RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.pull AS p (synced_at) VALUES (activation._now()) ON CONFLICT ON CONSTRAINT pull_pkey DO UPDATE SET synced_at = excluded.synced_at
+$$;

@@ -89,6 +89,7 @@ BEGIN
     DELETE FROM activation.signal s WHERE s.user_id = of_user;
     DELETE FROM activation.wake w WHERE w.user_id = of_user;
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
+    DELETE FROM activation.unsuppression n WHERE n.address = ANY (addresses);
     -- Whoever was forgotten is not written to again, and their address does not stand here.
     PERFORM activation._signing_key();
     DELETE FROM activation.suppression s WHERE s.address = ANY (addresses);

@@ -71,7 +71,9 @@ BEGIN
     FOR component, state, detail IN
         SELECT format('%s %s', k.kind, n.slot),
                CASE WHEN a.pid IS NOT NULL AND w.beat_at > clock_timestamp() - interval '15 seconds' THEN 'ok'
-                    WHEN n.slot > coalesce(CASE k.kind WHEN 'detector' THEN scheduled.detectors ELSE scheduled.deliverers END, 0) THEN 'stopped'
+                    -- It ends when there is nothing more to read, and begins anew every minute.
+                    WHEN k.kind = 'puller' AND scheduled.pull AND w.beat_at > clock_timestamp() - interval '150 seconds' THEN CASE WHEN w.note IS NULL THEN 'ok' WHEN s.mode = 'capture' THEN 'waiting' ELSE 'failing' END
+                    WHEN n.slot > coalesce(CASE k.kind WHEN 'detector' THEN scheduled.detectors WHEN 'deliverer' THEN scheduled.deliverers ELSE scheduled.pull::integer END, 0) THEN 'stopped'
                     WHEN a.pid IS NOT NULL THEN 'failing' ELSE 'waiting' END,
                concat_ws('; ', CASE WHEN w.beat_at IS NULL THEN 'has not run yet; pg_cron starts it within a minute'
                                     ELSE format('last heartbeat %s s ago', round(extract(epoch FROM clock_timestamp() - w.beat_at))) END,
@@ -79,9 +81,9 @@ BEGIN
                          (SELECT format('runs code of loop %s for %s s', l.name, round(extract(epoch FROM clock_timestamp()) - shown[2]::numeric))
                             FROM regexp_match(a.application_name, '^activation loop (\d+) since ([\d.]+)$') AS shown
                             JOIN activation."loop" l ON l.loop_id = shown[1]::integer), w.note)
-          FROM (VALUES ('detector'), ('deliverer')) AS k(kind)
+          FROM (VALUES ('detector'), ('deliverer'), ('puller')) AS k(kind)
           CROSS JOIN LATERAL (
-               SELECT g AS slot FROM generate_series(1, CASE k.kind WHEN 'detector' THEN scheduled.detectors ELSE scheduled.deliverers END) g
+               SELECT g AS slot FROM generate_series(1, CASE k.kind WHEN 'detector' THEN scheduled.detectors WHEN 'deliverer' THEN scheduled.deliverers ELSE scheduled.pull::integer END) g
                UNION SELECT x.slot FROM activation.worker x WHERE x.kind = k.kind) n
           LEFT JOIN activation.worker w ON w.kind = k.kind AND w.slot = n.slot
           LEFT JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start

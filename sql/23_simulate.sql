@@ -215,12 +215,13 @@ END
 $$;
 
 -- The first moment in each span of time at which a query became true for its user, NULL where it did not: asked at its
--- beginning, whenever a row of the user's came, and at its end. plan: as _simulate_query() made it.
+-- beginning and whenever a row of the user's came; in between nothing changes that it reads. plan: as _simulate_query() made it.
 CREATE FUNCTION activation._first_true(plan jsonb, names text, keys text[], begins timestamptz[], ends timestamptz[], until timestamptz) RETURNS timestamptz[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- Keys go along with their places: an array of texts is walked from its beginning for each of its elements.
     moments text := '';
     r jsonb;
     places integer[];
@@ -230,12 +231,12 @@ DECLARE
 BEGIN
     FOR r IN SELECT DISTINCT x FROM jsonb_array_elements(plan -> 'reads') AS x LOOP
         moments := moments || format(
-            ' UNION SELECT s.place, t.%s::timestamptz FROM span s JOIN %s AS t ON t.%s::text = s.key WHERE t.%1$s::timestamptz > s.begins AND t.%1$s::timestamptz <= s.ends',
+            ' UNION ALL SELECT s.place, s.key, t.%s::timestamptz FROM span s JOIN %s AS t ON t.%s::text = s.key WHERE t.%1$s::timestamptz > s.begins AND t.%1$s::timestamptz <= s.ends',
             r ->> 'made', r ->> 'table', r ->> 'column');
     END LOOP;
     EXECUTE 'WITH span AS (SELECT u.place::integer, u.key, u.begins, least(u.ends, $4) AS ends FROM unnest($1, $2, $3) WITH ORDINALITY AS u(key, begins, ends, place)'
-            ' WHERE u.begins <= $4), moment AS (SELECT s.place, s.begins AS at FROM span s UNION SELECT s.place, s.ends FROM span s' || moments || ')'
-            ' SELECT array_agg(m.place), array_agg(m.at), array_agg($1[m.place]) FROM moment m'
+            ' WHERE u.begins <= $4), moment AS (SELECT s.place, s.key, s.begins AS at FROM span s' || moments || ')'
+            ' SELECT array_agg(m.place), array_agg(m.at), array_agg(m.key) FROM moment m'
        INTO places, ats, moment_keys USING keys, begins, ends, until;
     IF places IS NOT NULL THEN
         -- On the author's path, and nothing of ours in it that the path could change.
@@ -254,7 +255,7 @@ $$;
 -- What simulate() counts: every mail that would have been promised, and what would have become of it; and for everybody
 -- enrolled a row without a step, at: when, goal_at: when they reached the goal. notes come first, in a row of their own.
 CREATE FUNCTION activation._simulate(loop text, definition jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text)
-RETURNS TABLE (user_id text, step text, branch text, status text, at timestamptz, goal_at timestamptz, held_out boolean, notes jsonb)
+RETURNS TABLE (user_id text, enrolled_at timestamptz, step text, branch text, status text, at timestamptz, goal_at timestamptz, held_out boolean, notes jsonb)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -316,20 +317,21 @@ BEGIN
         keys := '{}';
         enrolled := '{}';
     END IF;
-    held := ARRAY(SELECT activation._held_out(plan ->> 'loop', u.key, (rehearsed ->> 'holdout')::numeric) FROM unnest(keys) WITH ORDINALITY AS u(key, n) ORDER BY u.n);
+    held := CASE WHEN (rehearsed ->> 'holdout')::numeric = 0 THEN array_fill(false, ARRAY[cardinality(keys)])
+                 ELSE ARRAY(SELECT activation._held_out(plan ->> 'loop', u.key, (rehearsed ->> 'holdout')::numeric) FROM unnest(keys) WITH ORDINALITY AS u(key, n) ORDER BY u.n) END;
     IF rehearsed -> 'send_window' <> 'null' THEN
         IF plan ->> 'zone' IS NOT NULL THEN
             EXECUTE format('SELECT array_agg(t.%s::text ORDER BY u.n) FROM unnest($1) WITH ORDINALITY AS u(key, n) LEFT JOIN %s AS t ON t.%s::text = u.key',
                            plan ->> 'zone', plan ->> 'users', plan ->> 'key') INTO zones USING keys;
         END IF;
-        zones := ARRAY(SELECT coalesce(z.name, plan ->> 'timezone') FROM generate_subscripts(keys, 1) AS i LEFT JOIN pg_timezone_names z ON z.name = zones[i] ORDER BY i);
+        zones := ARRAY(SELECT coalesce(z.name, plan ->> 'timezone') FROM unnest(keys, zones) WITH ORDINALITY AS u(key, zone, n) LEFT JOIN pg_timezone_names z ON z.name = u.zone ORDER BY u.n);
     END IF;
     IF goal_name IS NOT NULL AND conditions #>> ARRAY[goal_name, 'problem'] IS NULL THEN
         goals := activation._first_true(conditions -> goal_name, path, keys, enrolled, array_fill(until, ARRAY[cardinality(keys)]), until);
     END IF;
-    RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::timestamptz, NULL::timestamptz, NULL::boolean,
+    RETURN QUERY SELECT NULL::text, NULL::timestamptz, NULL::text, NULL::text, NULL::text, NULL::timestamptz, NULL::timestamptz, NULL::boolean,
                         jsonb_build_object('notes', (SELECT jsonb_agg(DISTINCT n) FROM unnest(remarks) AS n), 'rate', plan -> 'rate', 'goal', goal_name IS NOT NULL);
-    RETURN QUERY SELECT u.key, NULL::text, NULL::text, NULL::text, u.at, u.goal_at, u.held, NULL::jsonb FROM unnest(keys, enrolled, goals, held) AS u(key, at, goal_at, held);
+    RETURN QUERY SELECT u.key, u.at, NULL::text, NULL::text, NULL::text, u.at, u.goal_at, u.held, NULL::jsonb FROM unnest(keys, enrolled, goals, held) AS u(key, at, goal_at, held);
 
     starts := enrolled;
     FOR s IN
@@ -342,13 +344,16 @@ BEGIN
         IF s.condition <> 'null' THEN
             EXIT WHEN conditions #>> ARRAY[s.name, 'problem'] IS NOT NULL;
             ends := ARRAY(SELECT coalesce(u.at + s.timeout, 'infinity') FROM unnest(starts) WITH ORDINALITY AS u(at, n) ORDER BY u.n);
-            trues := activation._first_true(conditions -> s.name, path, keys, starts, ends, until);
+            trues := CASE WHEN s.name = goal_name AND starts = enrolled
+                          -- Asked already, up to the rehearsal's end.
+                          THEN ARRAY(SELECT CASE WHEN u.at <= u.until THEN u.at END FROM unnest(goals, ends) WITH ORDINALITY AS u(at, until, n) ORDER BY u.n)
+                          ELSE activation._first_true(conditions -> s.name, path, keys, starts, ends, until) END;
         ELSE
             ends := NULL;
             trues := starts;
         END IF;
         RETURN QUERY
-        SELECT m.key, s.name, m.branch,
+        SELECT m.key, m.enrolled_at, s.name, m.branch,
                CASE WHEN m.held THEN 'held_out'
                     WHEN (m.branch = 'otherwise' OR s.condition = 'null' AND s.delay > interval '0') AND m.goal_at <= m.sent_at THEN 'cancelled'
                     WHEN m.sent_at <> m.decided_at AND rehearsed #>> '{send_window,otherwise}' = 'skip' THEN 'cancelled'
@@ -356,9 +361,9 @@ BEGIN
                m.sent_at, m.goal_at, m.held, NULL::jsonb
           FROM (SELECT d.*, coalesce(CASE WHEN rehearsed -> 'send_window' <> 'null' AND NOT d.held
                                           THEN activation._window_opens(rehearsed -> 'send_window', d.zone, d.decided_at) END, d.decided_at) AS sent_at
-                  FROM (SELECT u.key, u.held, u.goal_at, u.zone, CASE WHEN u.true_at IS NOT NULL THEN 'action' WHEN u.ends_at <= until THEN 'otherwise' END AS branch,
+                  FROM (SELECT u.key, u.enrolled_at, u.held, u.goal_at, u.zone, CASE WHEN u.true_at IS NOT NULL THEN 'action' WHEN u.ends_at <= until THEN 'otherwise' END AS branch,
                                coalesce(u.true_at, u.ends_at) AS decided_at
-                          FROM unnest(keys, held, goals, zones, trues, ends, starts) AS u(key, held, goal_at, zone, true_at, ends_at, begins)
+                          FROM unnest(keys, enrolled, held, goals, zones, trues, ends, starts) AS u(key, enrolled_at, held, goal_at, zone, true_at, ends_at, begins)
                          WHERE u.begins IS NOT NULL) d
                  WHERE d.branch = 'action' AND s.acts OR d.branch = 'otherwise' AND s.nudges) m;
         starts := ARRAY(SELECT CASE WHEN u.true_at IS NOT NULL THEN u.true_at WHEN u.ends_at <= until AND s.on_timeout <> 'exit' THEN u.ends_at END
@@ -372,6 +377,9 @@ CREATE FUNCTION activation.simulate(loop text DEFAULT NULL, definition jsonb DEF
 RETURNS TABLE (part text, step text, branch text, status text, people bigint, share numeric, first_at timestamptz, median_after interval, already_acted bigint, detail text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+-- Compiling its statements would take longer than running them; sorts of everybody's days fit into this.
+SET jit = off
+SET work_mem = '64MB'
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -386,7 +394,7 @@ BEGIN
     ), person AS (
         SELECT f.user_id, f.at AS enrolled_at, f.goal_at, f.held_out FROM found f WHERE f.step IS NULL AND f.notes IS NULL
     ), mail AS (
-        SELECT f.*, p.enrolled_at FROM found f JOIN person p USING (user_id) WHERE f.step IS NOT NULL
+        SELECT f.* FROM found f WHERE f.step IS NOT NULL
     ), total AS (
         SELECT count(*) AS people, count(p.goal_at) AS activated, min(p.enrolled_at) AS first_at FROM person p
     ), place AS (

@@ -49,7 +49,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation.start(detectors integer DEFAULT 1, deliverers integer DEFAULT 1) RETURNS void
+CREATE FUNCTION activation.start(detectors integer DEFAULT 1, deliverers integer DEFAULT 1, pull boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -61,9 +61,9 @@ DECLARE
     wanted record;
     job bigint;
 BEGIN
-    IF detectors IS NULL OR detectors NOT BETWEEN 1 AND 8 OR deliverers IS NULL OR deliverers NOT BETWEEN 1 AND 8 THEN
-        RAISE EXCEPTION 'start(detectors => %, deliverers => %)', detectors, deliverers
-            USING ERRCODE = '22023', HINT = 'Ask for 1 to 8 of each.';
+    IF detectors IS NULL OR detectors NOT BETWEEN 1 AND 8 OR deliverers IS NULL OR deliverers NOT BETWEEN 1 AND 8 OR pull IS NULL THEN
+        RAISE EXCEPTION 'start(detectors => %, deliverers => %, pull => %)', detectors, deliverers, pull
+            USING ERRCODE = '22023', HINT = 'Ask for 1 to 8 of each, and true or false.';
     END IF;
     PERFORM activation._require_cron();
     SELECT (regexp_match(e.extversion, '^(\d+)\.(\d+)'))::integer[] < '{1,5}' INTO old_cron FROM pg_extension e WHERE e.extname = 'pg_cron';
@@ -74,40 +74,40 @@ BEGIN
                   HINT = 'Set cron.use_background_workers = off (the default) in postgresql.conf and restart the server; start() makes the jobs connect through the socket.';
     END IF;
     most := coalesce(current_setting('cron.max_running_jobs', true)::integer, 32);
-    SELECT count(*) INTO others FROM cron.job j WHERE j.active AND j.jobname !~ '^activation-(detect|deliver)-[0-9]+$';
-    IF detectors + deliverers > most - 1 THEN
-        RAISE EXCEPTION '% workers are more than pg_cron would run', detectors + deliverers
+    SELECT count(*) INTO others FROM cron.job j WHERE j.active AND j.jobname !~ '^activation-(detect|deliver|pull)-[0-9]+$';
+    IF detectors + deliverers + pull::integer > most - 1 THEN
+        RAISE EXCEPTION '% workers are more than pg_cron would run', detectors + deliverers + pull::integer
             USING ERRCODE = '53400', DETAIL = format('cron.max_running_jobs is %s, one of which is left to others (%s other jobs).', most, others),
                   HINT = 'Ask for fewer, or raise cron.max_running_jobs in postgresql.conf and restart the server.';
     END IF;
 
     PERFORM cron.unschedule(j.jobid) FROM cron.job j
-      WHERE j.jobname ~ '^activation-(detect|deliver)-[0-9]+$' AND j.database = current_database()
-        AND split_part(j.jobname, '-', 3)::integer > CASE split_part(j.jobname, '-', 2) WHEN 'detect' THEN detectors ELSE deliverers END;
+      WHERE j.jobname ~ '^activation-(detect|deliver|pull)-[0-9]+$' AND j.database = current_database()
+        AND split_part(j.jobname, '-', 3)::integer > CASE split_part(j.jobname, '-', 2) WHEN 'detect' THEN detectors WHEN 'deliver' THEN deliverers ELSE pull::integer END;
     FOR wanted IN
-        SELECT k.verb, g.slot FROM (VALUES ('detect', detectors), ('deliver', deliverers)) AS k(verb, slots), generate_series(1, k.slots) AS g(slot)
+        SELECT k.verb, g.slot, CASE k.verb WHEN 'pull' THEN 'CALL activation.pull_webhooks()' ELSE format('CALL activation.%s(slot => %s)', k.verb, g.slot) END AS command
+          FROM (VALUES ('detect', detectors), ('deliver', deliverers), ('pull', pull::integer)) AS k(verb, slots), generate_series(1, k.slots) AS g(slot)
     LOOP
-        SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *',
-                             format('CALL activation.%s(slot => %s)', wanted.verb, wanted.slot)) INTO job;
+        SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *', wanted.command) INTO job;
         -- A job keeps the address of the server that made it: after a failover this one may have another.
         UPDATE cron.job j SET nodename = activation._cron_node(), nodeport = current_setting('port')::integer
          WHERE j.jobid = job AND (j.nodename, j.nodeport) IS DISTINCT FROM (activation._cron_node(), current_setting('port')::integer);
     END LOOP;
 
     -- A worker that started before now and is no longer wanted goes; the others go on.
-    INSERT INTO activation.schedule AS s (watching, detectors, deliverers, stopped_at)
-    VALUES (false, start.detectors, start.deliverers, NULL)
-    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = excluded.detectors, deliverers = excluded.deliverers, stopped_at = NULL;
+    INSERT INTO activation.schedule AS s (watching, detectors, deliverers, pull, stopped_at)
+    VALUES (false, start.detectors, start.deliverers, start.pull, NULL)
+    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = excluded.detectors, deliverers = excluded.deliverers, pull = excluded.pull, stopped_at = NULL;
     DELETE FROM activation.worker w
-     WHERE w.slot > CASE w.kind WHEN 'detector' THEN start.detectors ELSE start.deliverers END
+     WHERE w.slot > CASE w.kind WHEN 'detector' THEN start.detectors WHEN 'deliverer' THEN start.deliverers ELSE start.pull::integer END
        AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = w.backend_start);
     IF activation._set_watching(true) THEN
         PERFORM activation._sweep(NULL, activation._now());
     END IF;
 END
 $$;
-COMMENT ON FUNCTION activation.start(integer, integer) IS
-'Starts the engine: makes pg_cron''s jobs activation-detect-n and activation-deliver-n, which run within a minute and then all the time. detectors, deliverers: how many of each, 1 to 8. Calling it again changes the numbers. Raises, saying what to do, when pg_cron is missing, lives in another database, or could not run the jobs.';
+COMMENT ON FUNCTION activation.start(integer, integer, boolean) IS
+'Starts the engine: makes pg_cron''s jobs activation-detect-n and activation-deliver-n, which run within a minute and then all the time. detectors, deliverers: how many of each, 1 to 8; pull: whether a job activation-pull-1 calls pull_webhooks() every minute. Calling it again changes the numbers. Raises, saying what to do, when pg_cron is missing, lives in another database, or could not run the jobs.';
 
 CREATE FUNCTION activation.stop() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -118,7 +118,7 @@ DECLARE
 BEGIN
     IF to_regclass('cron.job') IS NOT NULL THEN
         PERFORM cron.unschedule(j.jobid) FROM cron.job j
-          WHERE j.jobname ~ '^activation-(detect|deliver)-[0-9]+$' AND j.database = current_database();
+          WHERE j.jobname ~ '^activation-(detect|deliver|pull)-[0-9]+$' AND j.database = current_database();
     END IF;
     IF home <> current_database() THEN
         RAISE NOTICE 'pg_cron lives in database %; jobs that were made there for % go on', quote_ident(home), quote_ident(current_database())
@@ -127,7 +127,7 @@ BEGIN
     END IF;
     INSERT INTO activation.schedule AS s (watching, detectors, deliverers, stopped_at)
     VALUES (false, 0, 0, clock_timestamp())
-    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = 0, deliverers = 0, stopped_at = excluded.stopped_at;
+    ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = 0, deliverers = 0, pull = false, stopped_at = excluded.stopped_at;
     PERFORM activation._set_watching(false);
 END
 $$;
@@ -142,7 +142,7 @@ AS $$
 BEGIN
     IF to_regclass('cron.job_run_details') IS NOT NULL THEN
         DELETE FROM cron.job_run_details d
-         WHERE d.database = current_database() AND d.command ~ '^CALL activation\.(detect|deliver)\(' AND d.start_time < now() - interval '7 days';
+         WHERE d.database = current_database() AND d.command ~ '^CALL activation\.(detect|deliver|pull_webhooks)\(' AND d.start_time < now() - interval '7 days';
     END IF;
 END
 $$;

@@ -38,6 +38,9 @@ class PlpyDatabase:
     def warn(self, message: str) -> None:
         self._plpy.warning(message)
 
+    def notice(self, message: str) -> None:
+        self._plpy.notice(message)
+
     @contextlib.contextmanager
     def subtransaction(self) -> Iterator[None]:
         with self._translated(), self._plpy.subtransaction():

@@ -167,29 +167,45 @@ class Resend:
         Never raises for anything the network or the provider does: that is the outcome.
         """
         time.sleep(max(0.0, not_before - time.time()))
-        session = self._session()
         left = _thread.departure = departure or Departure()
         started = time.time()
-        deadline = time.monotonic() + TOTAL_TIMEOUT
         rate: float | None = None
         outcome: Accepted | DeliveryError
         try:
-            with session.post(
-                self._base_url + endpoint,
-                data=body.encode(),
-                headers={"Idempotency-Key": key},
+            status, answer, headers = self._exchange("POST", endpoint, body.encode(), {"Idempotency-Key": key})
+            rate = _number(headers.get("ratelimit-limit"))
+            outcome = understand(status, answer, headers, emails)
+        except DeliveryError as error:
+            outcome = error
+        ended = time.time()
+        return Try(outcome, rate, started, left.at or ended, ended)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Any other request, and the JSON of its answer. Raises the DeliveryError that its failure means."""
+        _thread.departure = Departure()
+        data = None if body is None else json.dumps(body).encode()
+        status, answer, headers = self._exchange(method, path, data, {})
+        if not 200 <= status < 300:
+            raise _refusal(status, answer, headers)
+        return _json(answer)
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        deadline = time.monotonic() + TOTAL_TIMEOUT
+        try:
+            with self._session().request(
+                method,
+                self._base_url + path,
+                data=body,
+                headers=headers,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                rate = _number(response.headers.get("ratelimit-limit"))
-                outcome = understand(response.status_code, _read(response, deadline), response.headers, emails)
-        except DeliveryError as error:
-            outcome = error
+                return response.status_code, _read(response, deadline), response.headers
         except requests.RequestException as error:
-            outcome = _network(error)
-        ended = time.time()
-        return Try(outcome, rate, started, left.at or ended, ended)
+            raise _network(error) from None
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
@@ -236,31 +252,35 @@ def understand(status: int, body: bytes, headers: Mapping[str, str], emails: int
     """The ids of an accepted request. Raises the DeliveryError an answer means, by its error name if it has one."""
     if 200 <= status < 300:
         return _accepted(status, body, emails)
+    raise _refusal(status, body, headers)
+
+
+def _refusal(status: int, body: bytes, headers: Mapping[str, str]) -> DeliveryError:
     answer = _json(body)
     error = answer if isinstance(answer, dict) else {}
     name = _clean(error["name"], 100) if isinstance(error.get("name"), str) else None
     text = _clean(str(error["message"]), 1000) if error.get("message") else _excerpt(body, status)
     wait = _retry_after(headers)
     if name == "rate_limit_exceeded":
-        raise Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+        return Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if name == "daily_quota_exceeded":
-        raise Paused(text, status=status, name=name, until_midnight=True)
+        return Paused(text, status=status, name=name, until_midnight=True)
     if name == "monthly_quota_exceeded":
-        raise Paused(text, status=status, name=name)
+        return Paused(text, status=status, name=name)
     if name in _SAME_KEY_SOON:
-        raise Unanswered(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+        return Unanswered(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if name == "invalid_idempotent_request":
-        raise Unknowable(text, status=status, name=name)
+        return Unknowable(text, status=status, name=name)
     if name in _SERVER or status >= 500:
-        raise Erred(text, status=status, name=name, retry_after=wait)
+        return Erred(text, status=status, name=name, retry_after=wait)
     if name in _ACCOUNT or status in (401, 403, 404, 405) or 300 <= status < 400:
         # A 403 validation_error is about the account (an unverified domain), not about one mail.
-        raise Paused(text, status=status, name=name)
+        return Paused(text, status=status, name=name)
     if status == 429:
-        raise Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
+        return Paused(text, status=status, name=name, retry_after=wait if wait is not None else 1.0)
     if status == 408:
-        raise Unanswered(text, status=status, name=name)
-    raise Terminal(text, status=status, name=name)
+        return Unanswered(text, status=status, name=name)
+    return Terminal(text, status=status, name=name)
 
 
 def _accepted(status: int, body: bytes, emails: int) -> Accepted:

@@ -180,3 +180,17 @@ def tick(plpy: Any, folder: str) -> None:
 
     bridge.check_origin(plpy, folder)
     workers.tick(bridge.PlpyDatabase(plpy))
+
+
+def pull_webhooks(plpy: Any, folder: str) -> None:
+    from activation import workers
+
+    bridge.check_origin(plpy, folder)
+    workers.pull_webhooks(bridge.PlpyDatabase(plpy))
+
+
+def sync_suppressions(plpy: Any, folder: str) -> None:
+    from activation import workers
+
+    bridge.check_origin(plpy, folder)
+    workers.sync_suppressions(bridge.PlpyDatabase(plpy))

@@ -16,6 +16,7 @@ from activation.detection import Detector
 
 if TYPE_CHECKING:
     from activation.delivery import Deliverer
+    from activation.feedback import Feedback
 
 #: Poll this often while there was work within the last WARM seconds, else that often (seconds). While at least MANY
 #: come at a time, a detector waits a little longer, so that even more come at a time: a look costs like hundreds.
@@ -46,6 +47,8 @@ class WorkerDatabase(Database, Protocol):
     def refuse(self, message: str, hint: str, code: str) -> None: ...
 
     def warn(self, message: str) -> None: ...
+
+    def notice(self, message: str) -> None: ...
 
 
 def _end_of_run(db: WorkerDatabase) -> tuple[float, bool]:
@@ -307,3 +310,37 @@ def tick(db: WorkerDatabase) -> None:
                 pass
         finally:
             deliverer.close()
+
+
+def pull_webhooks(db: WorkerDatabase) -> None:
+    """Reads what Resend has to tell since the last time; every hour also its suppression list, where that is wanted."""
+    from activation.feedback import Feedback
+
+    with _worker(db, "puller", 1) as wanted:
+        if not wanted:
+            return
+        feedback = Feedback(db, socket.gethostname(), _end_of_run(db)[0])
+        read = feedback.pull()
+        if feedback.sync_due:
+            feedback.sync()
+        _Pulse(db, "puller", 1).beat(read > 0, feedback.note)
+        _tell(db, feedback)
+
+
+def sync_suppressions(db: WorkerDatabase) -> None:
+    """Makes Resend's list of suppressed addresses and ours the same."""
+    from activation.feedback import Feedback
+
+    with _worker(db, "puller", 1) as wanted:
+        if not wanted:
+            return
+        feedback = Feedback(db, socket.gethostname(), _end_of_run(db)[0] + 60)
+        feedback.sync()
+        _tell(db, feedback)
+
+
+def _tell(db: WorkerDatabase, feedback: Feedback) -> None:
+    if feedback.idle:
+        db.notice(f"activation asked Resend nothing: {feedback.note}")
+    elif feedback.note:
+        db.warn(f"activation did not ask Resend everything: {feedback.note}")

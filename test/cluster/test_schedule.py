@@ -84,7 +84,9 @@ def jobs(server: Cluster) -> list[tuple[object, ...]]:
 
 
 def workers(server: Database) -> dict[str, str]:
-    return dict(server.sql("SELECT component, state FROM activation.status WHERE component ~ '^(detector|deliverer)'"))
+    return dict(
+        server.sql("SELECT component, state FROM activation.status WHERE component ~ '^(detector|deliverer|puller)'")
+    )
 
 
 def test_the_jobs(server: Cluster, other: Database) -> None:
@@ -189,6 +191,20 @@ def test_a_worker_that_was_killed_comes_back(server: Cluster, other: Database) -
     assert workers(other)["deliverer 1"] != "ok"
     wait_until(lambda: workers(other)["deliverer 1"] == "ok", 100)
     assert workers(server) == {"detector 1": "ok", "deliverer 1": "ok"}
+
+
+def test_it_asks_what_became_of_mails(server: Cluster, sandbox: Sandbox) -> None:
+    """start(pull => true): within a minute, though no webhook comes; and the suppressed addresses are compared."""
+    server.sql("SELECT activation.configure(sync_suppressions => true)")
+    sandbox.suppress("theirs@acme.dev")
+    server.sql("SELECT activation.start(pull => true)")
+    wait_until(lambda: server.value("SELECT bool_or(status = 'delivered') FROM activation.message_log"), 150)
+    wait_until(
+        lambda: server.value("SELECT count(*) FROM activation.suppression WHERE address = 'theirs@acme.dev'"), 30
+    )
+    wait_until(lambda: workers(server).get("puller 1") == "ok")
+    server.sql("SELECT activation.start()")
+    assert "puller 1" not in workers(server) and len(jobs(server)) == 2
 
 
 def test_stop_in_another_database(server: Cluster, other: Database) -> None:

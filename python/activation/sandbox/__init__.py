@@ -12,6 +12,8 @@ Or from a shell: `activation sandbox --port 8025`. The mails can be read in a br
 
 Spoken are `POST /emails` and `POST /emails/batch` with Resend's validation, errors, idempotency keys, rate limit and
 User-Agent rule, and `GET /emails` and `GET /emails/{id}`. Mail to resend.dev's test addresses gets their `last_event`.
+What becomes of a mail is told by the events of one webhook (`GET /webhooks`, its `/events` and `/events/{id}`), and
+posted, signed, to `Settings.webhook_url`. There is a suppression list too (`/suppressions`).
 
 For tests in other processes or languages, the same over HTTP, with JSON bodies and answers:
 
@@ -22,6 +24,7 @@ For tests in other processes or languages, the same over HTTP, with JSON bodies 
     DELETE /_sandbox/faults              drop them all and release what is held
     GET    /_sandbox/settings            the fields of Settings
     POST   /_sandbox/settings            change some of them
+    POST   /_sandbox/events              have something told: an object with `type` and `data`, as a webhook has them
     POST   /_sandbox/release             let go of the requests that `stall` and `stall_before` hold
     POST   /_sandbox/clear               forget everything but the settings
 """
@@ -36,6 +39,7 @@ from typing import Any, Self, TypeVar
 from .faults import KINDS, Fault
 from .records import Email, LogEntry, Settings
 from .state import State
+from .webhooks import Pusher
 from .wire import Server
 
 __all__ = ["KINDS", "Email", "Fault", "LogEntry", "Sandbox", "Settings"]
@@ -57,6 +61,7 @@ class Sandbox:
         self._state.settings.change(**settings)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
+        self._pusher: Pusher | None = None
 
     def start(self) -> Self:
         """Listen. OSError if the port is taken."""
@@ -66,16 +71,19 @@ class Sandbox:
             self._port = self._server.server_address[1]
             self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
             self._thread.start()
+            self._pusher = Pusher(self._state)
         return self
 
     def stop(self) -> None:
         """Refuse and close all connections."""
         if self._server is not None and self._thread is not None:
+            if self._pusher is not None:
+                self._pusher.stop()
             self._server.shutdown()
             self._server.server_close()
             self._server.close_connections()
             self._thread.join()
-            self._server = self._thread = None
+            self._server = self._thread = self._pusher = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -124,6 +132,24 @@ class Sandbox:
         fault = Fault(kind, **options)
         with self._state.changed:
             self._state.faults.add(fault)
+
+    def tell(self, type: str, **data: Any) -> str:
+        """Have Resend tell something: an event of this type with this data. Returns its id."""
+        return self._state.happen({"type": type, "data": data}).id
+
+    def suppress(self, email: str, origin: str = "manual") -> None:
+        """Put an address on the account's suppression list. origin: bounce, complaint or manual."""
+        self._state.suppress(email, origin)
+
+    def unsuppress(self, email: str) -> None:
+        """Take it off again."""
+        self._state.unsuppress(email)
+
+    @property
+    def suppressions(self) -> set[str]:
+        """The addresses on the account's suppression list, in lower case."""
+        with self._state.changed:
+            return set(self._state.suppressions)
 
     def clear_faults(self) -> None:
         """Drop the faults to come and release what is held."""

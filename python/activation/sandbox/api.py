@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import validation
+from .account import Account, page_size
 from .faults import REFUSING, Fault
 from .messages import ApiError, Request, Response, json_response, text_response
 from .records import Email, LogEntry
@@ -89,6 +90,8 @@ class _Handling:
         elif path.startswith("/emails/") and path.count("/") == 2:
             routes = {"GET": self._retrieve}
         else:
+            routes = Account(self._state, self._request).routes()
+        if not routes:
             raise ApiError(404, "not_found", "The requested endpoint does not exist")
         if method not in routes:
             message = "This endpoint does not support the specified HTTP method."
@@ -178,7 +181,10 @@ class _Handling:
 
     def _email(self, index: int, fields: dict[str, Any]) -> Email:
         entry = self._entry
-        return Email(str(uuid.uuid4()), entry.at, entry.path, index, entry.idempotency_key, fields)
+        email = Email(str(uuid.uuid4()), entry.at, entry.path, index, entry.idempotency_key, fields)
+        if self._state.suppressions and self._state.is_suppressed(email.to):
+            email = dataclasses.replace(email, suppressed=True)
+        return email
 
     def _retrieve(self) -> Response:
         email = self._state.find(self._request.path.rpartition("/")[2])
@@ -188,17 +194,15 @@ class _Handling:
 
     def _list(self) -> Response:
         query = self._request.query
-        limit = query.get("limit", "20")
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:4]) <= 100:
-            raise ApiError(422, "validation_error", "`limit` must be a number between 1 and 100.")
+        limit = page_size(query)
         after, before = query.get("after"), query.get("before")
         if after is not None and before is not None:
             raise ApiError(422, "validation_error", "`after` and `before` can't be combined.")
         # A page "after" an email goes down the list, to older ones: the list has the newest first.
         if before is None:
-            emails, has_more = self._state.newest(int(limit), after)
+            emails, has_more = self._state.newest(limit, after)
         else:
-            emails, has_more = self._state.newer(int(limit), before)
+            emails, has_more = self._state.newer(limit, before)
         return json_response({"object": "list", "has_more": has_more, "data": [email.as_resend() for email in emails]})
 
     def _travel(self) -> None:

@@ -25,6 +25,7 @@ class Control:
             ("DELETE", "/_sandbox/faults"): self._clear_faults,
             ("GET", "/_sandbox/settings"): self._settings,
             ("POST", "/_sandbox/settings"): self._change_settings,
+            ("POST", "/_sandbox/events"): self._happen,
             ("POST", "/_sandbox/release"): self._release,
             ("POST", "/_sandbox/clear"): self._clear,
         }
@@ -80,6 +81,16 @@ class Control:
         with self._state.changed:
             self._state.settings.change(**body)
             return self._state.settings.as_json()
+
+    def _happen(self, request: Request) -> object:
+        body = _json(request)
+        if (
+            not isinstance(body, dict)
+            or not isinstance(body.get("type"), str)
+            or not isinstance(body.get("data"), dict)
+        ):
+            raise ValueError("an event is an object with a type and data")
+        return {"id": self._state.happen(body).id}
 
     def _release(self, request: Request) -> object:
         self._state.release()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import datetime
 from collections.abc import Callable
@@ -23,6 +25,8 @@ class Email:
     """Its place in the batch; 0 for a single email."""
     idempotency_key: str | None
     fields: dict[str, Any]
+    suppressed: bool = False
+    """Whether an address was on the suppression list when it came in."""
 
     @property
     def sender(self) -> str:
@@ -70,7 +74,9 @@ class Email:
 
     @property
     def last_event(self) -> str:
-        """`scheduled`, what Resend's test addresses stand for, or `delivered`."""
+        """`suppressed`, `scheduled`, what Resend's test addresses stand for, or `delivered`."""
+        if self.suppressed:
+            return "suppressed"
         if "scheduled_at" in self.fields:
             return "scheduled"
         local, _, domain = self.to[0].rstrip("> ").rpartition("<")[2].partition("@")
@@ -156,6 +162,10 @@ class Settings:
     """How long an idempotency key is remembered."""
     store_errors: bool = False
     """Whether an error is remembered under its idempotency key (Resend does not say), or the next try is a new one."""
+    webhook_url: str | None = None
+    """Where the events of mails that come in are posted, as Resend's webhooks are; None: nowhere."""
+    webhook_secret: str | None = None
+    """What signs them: `whsec_` and base64."""
 
     def change(self, **changes: Any) -> None:
         """Set the given fields; a bad one raises ValueError and changes nothing."""
@@ -194,7 +204,18 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "suspended_keys": ("a list of strings", _is_strings),
     "key_seconds": ("a number of seconds", is_number),
     "store_errors": ("true or false", lambda v: isinstance(v, bool)),
+    "webhook_url": ("an http(s) URL or null", lambda v: v is None or (isinstance(v, str) and v.startswith("http"))),
+    "webhook_secret": ("whsec_ and base64, or null", lambda v: v is None or _is_secret(v)),
 }
+
+
+def _is_secret(value: object) -> bool:
+    if not isinstance(value, str) or not value.startswith("whsec_"):
+        return False
+    try:
+        return bool(base64.b64decode(value.removeprefix("whsec_") + "==", validate=True))
+    except binascii.Error:
+        return False
 
 
 def _as_list(value: object) -> list[str]:

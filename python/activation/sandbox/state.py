@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from .events import Event, events_of, iso
 from .faults import Fault, FaultQueue
 from .messages import ApiError, Response
 from .records import Email, LogEntry, Settings
@@ -28,6 +31,27 @@ class _KeyRecord:
     response: Response | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """An address that gets no mail. origin: bounce, complaint or manual."""
+
+    id: str
+    email: str
+    origin: str
+    at: float
+
+    def as_resend(self) -> dict[str, object]:
+        """As `GET /suppressions` returns it."""
+        return {
+            "object": "suppression",
+            "id": self.id,
+            "email": self.email,
+            "origin": self.origin,
+            "source_id": None,
+            "created_at": iso(self.at),
+        }
+
+
 class State:
     """Emails, log, faults, idempotency keys, settings. Every method is thread safe; `changed` guards them all."""
 
@@ -38,6 +62,9 @@ class State:
         self.log: list[LogEntry] = []
         self.faults = FaultQueue()
         self.held = 0
+        self.suppressions: dict[str, Suppression] = {}
+        self._happened: list[Event] = []
+        self._pushed_emails = self._pushed_events = 0
         self._places: dict[str, int] = {}
         self._keys: dict[Slot, _KeyRecord] = {}
         self._releases = 0
@@ -178,6 +205,67 @@ class State:
             start = self._places.get(after, len(self.emails)) + 1
             return self.emails[start : start + limit][::-1], len(self.emails) > start + limit
 
+    def events(self) -> list[Event]:
+        """All that has happened to mails, and what was told besides, newest first."""
+        with self.changed:
+            found = [event for email in self.emails for event in events_of(email)]
+            return sorted([*found, *self._happened], key=lambda event: event.at, reverse=True)
+
+    def happen(self, payload: dict[str, Any]) -> Event:
+        """Something else that Resend tells: a payload with `type` and `data`."""
+        with self.changed:
+            at = time.time()
+            event = Event(f"msg_{uuid.uuid4().hex}", at, {"created_at": iso(at), **payload})
+            self._happened.append(event)
+            self.changed.notify_all()
+            return event
+
+    def unpushed(self) -> bool:
+        """Whether something has happened that no webhook has told, and where to is known."""
+        return self.settings.webhook_url is not None and (
+            self._pushed_emails < len(self.emails) or self._pushed_events < len(self._happened)
+        )
+
+    def take_unpushed(self) -> list[Event]:
+        """That, oldest first; it counts as told."""
+        with self.changed:
+            if not self.unpushed():
+                return []
+            found = [event for email in self.emails[self._pushed_emails :] for event in events_of(email)]
+            found += self._happened[self._pushed_events :]
+            self._pushed_emails, self._pushed_events = len(self.emails), len(self._happened)
+            return sorted(found, key=lambda event: event.at)
+
+    def suppress(self, email: str, origin: str = "manual") -> Suppression:
+        """Put an address on the list, or find it there."""
+        with self.changed:
+            key = email.strip().lower()
+            known = self.suppressions.get(key)
+            if known is None:
+                known = self.suppressions[key] = Suppression(str(uuid.uuid4()), email.strip(), origin, time.time())
+                self._tell_suppression("added", known)
+            return known
+
+    def unsuppress(self, email_or_id: str) -> Suppression | None:
+        """Take an address off the list."""
+        with self.changed:
+            for key, known in self.suppressions.items():
+                if email_or_id.strip().lower() in (key, known.id):
+                    del self.suppressions[key]
+                    self._tell_suppression("removed", known)
+                    return known
+            return None
+
+    def _tell_suppression(self, what: str, known: Suppression) -> None:
+        data = {name: value for name, value in known.as_resend().items() if name != "object"}
+        self.happen({"type": f"suppression.{what}", "data": data})
+
+    def is_suppressed(self, addresses: list[str]) -> bool:
+        """Whether one of the addresses is on the list."""
+        return any(
+            address.rstrip("> ").rpartition("<")[2].strip().lower() in self.suppressions for address in addresses
+        )
+
     def clear_faults(self) -> None:
         """Drop the queue of faults and release what is held."""
         with self.changed:
@@ -188,7 +276,9 @@ class State:
         """Forget everything but the settings."""
         with self.changed:
             self.clear_faults()
-            self.emails, self.log = [], []
+            self.emails, self.log, self._happened = [], [], []
+            self._pushed_emails = self._pushed_events = 0
+            self.suppressions.clear()
             self._places.clear()
             self._keys.clear()
             self.changed.notify_all()
