@@ -162,7 +162,8 @@ class Feedback:
         finally:
             if token:
                 self._rows(
-                    "SELECT activation._free_token($1::integer, pg_catalog.to_timestamp($2), pg_catalog.to_timestamp($3))",
+                    "SELECT activation._free_token($1::integer, pg_catalog.to_timestamp($2),"
+                    " pg_catalog.to_timestamp($3))",
                     token,
                     left,
                     time.time(),

@@ -70,8 +70,9 @@ def test_consent(db: Database) -> None:
     )
     tick(db)
     found = blocks("consent.md")
-    assert len(found) == 5
+    assert len(found) == 6
     with db.connect() as connection:
         for block in found:
             connection.execute(block.encode())
     assert db.sql("SELECT address FROM activation.suppression WHERE address LIKE '%@%'") == []
+    assert db.value("SELECT count(*) FROM activation.retention") == 2

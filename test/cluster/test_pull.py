@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from harness import Connection, Database, wait_until
-from loops import tick
 
 from activation.sandbox import Sandbox
+from harness import Connection, Database, wait_until
+from loops import tick
 
 APP = "CREATE TABLE users (id text PRIMARY KEY, email text)"
 PULL = "CALL activation.pull_webhooks()"
