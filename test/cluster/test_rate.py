@@ -73,8 +73,8 @@ def test_a_rate_that_falls(db: Database, live: Connection, sandbox: Sandbox) -> 
 def test_any_second_of_the_providers(
     db: Database, live: Connection, sandbox: Sandbox, sliding: bool, way_there: float
 ) -> None:
-    """However it counts, it never sees one too many; where the time goes before it counts, once a 429 has told so. A busy
-    machine may hold a request up for longer than any way takes, so that it may need another go."""
+    """However it counts, it never sees one too many; where the time goes before it counts, once a 429 has told so.
+    A busy machine may hold a request up for longer than any way takes, so that it may need another go."""
     sandbox.configure(rate=5, latency_ms=20, jitter_ms=100, sliding=sliding, way_there=way_there)
     for go in range(3):
         sandbox.clear()
