@@ -81,11 +81,11 @@ DECLARE
     condition jsonb;
     query text;
     reason text;
-    steps jsonb := '[]';
+    steps jsonb := jsonb_build_array();
     goal jsonb;
     begun boolean := false;
-    unseen text[] := '{}';
-    seen text[] := '{}';
+    unseen text[] := ARRAY[]::text[];
+    seen text[] := ARRAY[]::text[];
 BEGIN
     IF journey IS NULL THEN
         RAISE EXCEPTION '%: the journey is NULL', what USING ERRCODE = '22004', HINT = 'Give the text of a journey.yaml.';

@@ -67,7 +67,9 @@ class _Reader:
         if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
             return None
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
-            self.refuse(f"{key} is not a text", line=node.start_mark.line + 1, hint=f"Give {key} as a text, or leave it out.")
+            self.refuse(
+                f"{key} is not a text", line=node.start_mark.line + 1, hint=f"Give {key} as a text, or leave it out."
+            )
         return str(node.value)
 
     def required(self, given: dict[str, Node], key: str, where: str, line: int) -> str:
@@ -84,15 +86,19 @@ class _Reader:
 
 
 def read(name: str | None, text: str) -> dict[str, Any]:
-    """What a journey.yaml says: {"product", "milestones"}, these in their order, each with "ref" (stage.milestone), "name",
-    "stage", "tables", "event" and "line". Raises Refusal."""
+    """What a journey.yaml says: {"product", "milestones"}. Raises Refusal.
+
+    The milestones come in order, each with "ref" (stage.milestone), "name", "stage", "tables", "event" and "line".
+    """
     # 25 ms, which nobody else pays.
     import yaml
 
     definition.check_name(name)
     reader = _Reader(str(name))
     if len(text) > LONGEST:
-        reader.refuse("the journey is too long", hint=f"Give the text of a journey.yaml, of {LONGEST} characters at most.")
+        reader.refuse(
+            "the journey is too long", hint=f"Give the text of a journey.yaml, of {LONGEST} characters at most."
+        )
     try:
         # The loader in C would overflow its stack where this one raises.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -116,7 +122,9 @@ def read(name: str | None, text: str) -> dict[str, Any]:
             milestone = _milestone(reader, stage_id, item)
             if any(other["ref"] == milestone["ref"] for _, _, other in found):
                 reader.refuse(
-                    f'two milestones are "{milestone["ref"]}"', line=milestone["line"], hint="Give each an id of its own."
+                    f'two milestones are "{milestone["ref"]}"',
+                    line=milestone["line"],
+                    hint="Give each an id of its own.",
                 )
             order = milestone.pop("order")
             found.append((reader.order(stage, position), place if order is None else order, milestone))
@@ -127,7 +135,7 @@ def read(name: str | None, text: str) -> dict[str, Any]:
 def _milestone(reader: _Reader, stage_id: str, node: Node) -> dict[str, Any]:
     line = node.start_mark.line + 1
     given = reader.mapping(node, "the milestone", _MILESTONE)
-    where = f"a milestone of stage \"{stage_id}\""
+    where = f'a milestone of stage "{stage_id}"'
     ref = f"{stage_id}.{reader.required(given, 'id', where, line)}"
     tables = []
     for item in reader.items(given, "evidence", f'milestone "{ref}"', line) if "evidence" in given else []:

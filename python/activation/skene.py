@@ -27,7 +27,7 @@ MOST = 50_000
 #: What Skene has and a loop cannot say, by where the type stands.
 _FOREIGN = {"type": ("freemium",), "trigger": ("api",), "condition": ("usage",), "action": ("block",)}
 _FOREIGN_HINT = (
-    "activation mails; it neither meters usage nor blocks requests. Keep that in the app and let it tell of the moment: "
+    "activation mails; it neither meters usage nor blocks requests. Keep that in the app and let it tell of it: "
     "activation.track(user_id, 'limit_reached'), with a loop on activation.on_event('limit_reached')."
 )
 #: What TypeScript puts around a value without changing it.
@@ -42,7 +42,8 @@ class _Unreadable(Exception):
 class Config:
     """The object that a config exports.
 
-    document: it, as JSON has it. entries: every (path, value, line) in it. unreadable: (line, text) of what takes running.
+    document: it, as JSON has it. entries: every (path, value, line) in it. unreadable: (line, text) of what takes
+    running.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -119,7 +120,7 @@ class Config:
         self.refuse(
             "the config is not TypeScript",
             line=min(_line(broken), len(self._lines)),
-            hint="Look at quotes, commas and brackets from there on; an apostrophe needs double quotes around its text.",
+            hint="Look at quotes, commas and brackets from there on; a text with an apostrophe takes double ones.",
             code="42601",
         )
 
@@ -252,7 +253,7 @@ class Config:
 def read(name: str | None, text: str, users: Sequence[Document] = ()) -> Document:
     """What a skene.config.ts says: {"definition", "notices"}, the former for import_loop(). Raises Refusal.
 
-    users: the users tables of the database, {"table", "key"} each, as SQL writes them: a schedule enrolls from one of them.
+    users: the users tables of the database, {"table", "key"} each, as SQL writes them: a schedule enrolls from one.
     """
     definition.check_name(name)
     loop = str(name)
@@ -298,8 +299,8 @@ def _types(document: Document) -> Iterator[tuple[str, tuple[str, ...], object]]:
 def _with_audience(loop: str, document: Document, users: Sequence[Document]) -> tuple[Document, list[str]]:
     """The document with the query of a schedule in its trigger, and what of the condition has no effect there.
 
-    Skene asks a scheduled loop's condition for those whom it concerns; here that is the query of the trigger, and nobody
-    waits for it.
+    Skene asks a scheduled loop's condition for those whom it concerns; here that is the query of the trigger, and
+    nobody waits for it.
     """
     steps = document.get("steps")
     first = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], dict) else document
