@@ -134,6 +134,26 @@ from activation import server
 return server.suggest_rank(plan, counted, totals)
 $$;
 
+-- What a skene.config.ts says. users: [{"table", "key"}] of the users tables, as SQL writes them.
+CREATE FUNCTION activation._skene_config(name text, config text, users jsonb) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.skene_config(name, config, users)
+$$;
+
+-- What a journey.yaml says.
+CREATE FUNCTION activation._journey_text(name text, journey text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.journey(name, journey)
+$$;
+
 -- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep.
 CREATE FUNCTION activation._run(names text, statements text[], keep boolean) RETURNS jsonb
 LANGUAGE plpython3u

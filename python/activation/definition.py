@@ -73,7 +73,7 @@ class _Checker:
             self.refuse(
                 f"{where} is not an object", hint=f"Write {where} as a JSON object, or use the builder function."
             )
-        return {_snake(str(key)): item for key, item in value.items()}
+        return {snake(str(key)): item for key, item in value.items()}
 
     def known(self, document: Document, keys: Iterable[str], where: str) -> None:
         names = list(keys)
@@ -411,7 +411,7 @@ def _check_enroll(check: _Checker, result: Document) -> None:
         )
 
 
-def _snake(key: str) -> str:
+def snake(key: str) -> str:
     return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "_" + match.group(1).lower(), key)
 
 

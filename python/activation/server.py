@@ -105,6 +105,18 @@ def suggest_rank(plan: str, counted: str, totals: str) -> str:
     return json.dumps(suggestion.rank(json.loads(plan), json.loads(counted), json.loads(totals)))
 
 
+def skene_config(name: str | None, config: str, users: str) -> str:
+    from activation import skene
+
+    return _answer(lambda: skene.read(name, config, json.loads(users)))
+
+
+def journey(name: str | None, text: str) -> str:
+    from activation import journey
+
+    return _answer(lambda: journey.read(name, text))
+
+
 def check_template(
     what: str, subject: str, html: str | None, text: str | None, personalization: str | None, columns: list[str] | None
 ) -> str:

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""docs/loops.md, insight.md and consent.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
+"""docs/loops.md, insight.md, consent.md and from-skene.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
 
 from __future__ import annotations
 
@@ -76,3 +76,19 @@ def test_consent(db: Database) -> None:
             connection.execute(block.encode())
     assert db.sql("SELECT address FROM activation.suppression WHERE address LIKE '%@%'") == []
     assert db.value("SELECT count(*) FROM activation.retention") == 2
+
+
+def test_from_skene(db: Database) -> None:
+    db.sql(APP)
+    db.sql("ALTER TABLE users ADD last_activity_at timestamptz, ADD re_engagement_sent boolean DEFAULT false")
+    found = blocks("from-skene.md")
+    assert len(found) == 6
+    with db.connect() as connection:
+        connection.add_notice_handler(lambda _: None)
+        for block in found:
+            connection.execute(block.encode())
+    tick(db)
+    assert db.sql(
+        "SELECT loop, recipient FROM activation.message_log WHERE user_id = '7' AND loop = 'first_project'"
+    ) == [("first_project", "grace@acme.dev")]
+    assert {row[0] for row in db.sql("SELECT name FROM activation.loop")} == {"first_project", "win_back", "journey"}
