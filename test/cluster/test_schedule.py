@@ -190,7 +190,8 @@ def test_a_worker_that_was_killed_comes_back(server: Cluster, other: Database) -
     wait_until(lambda: not other.sql("SELECT FROM pg_stat_activity WHERE pid = %s", pid))
     assert workers(other)["deliverer 1"] != "ok"
     wait_until(lambda: workers(other)["deliverer 1"] == "ok", 100)
-    assert workers(server) == {"detector 1": "ok", "deliverer 1": "ok"}
+    # From one run to the next they may be seen to wait.
+    wait_until(lambda: workers(server) == {"detector 1": "ok", "deliverer 1": "ok"})
 
 
 def test_it_asks_what_became_of_mails(server: Cluster, sandbox: Sandbox) -> None:
@@ -204,7 +205,9 @@ def test_it_asks_what_became_of_mails(server: Cluster, sandbox: Sandbox) -> None
     )
     wait_until(lambda: workers(server).get("puller 1") == "ok")
     server.sql("SELECT activation.start()")
-    assert "puller 1" not in workers(server) and len(jobs(server)) == 2
+    assert len(jobs(server)) == 2
+    # A run that had begun ends by itself.
+    wait_until(lambda: workers(server).get("puller 1") in (None, "stopped"))
 
 
 def test_stop_in_another_database(server: Cluster, other: Database) -> None:
