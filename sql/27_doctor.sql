@@ -5,6 +5,10 @@
 CREATE TYPE activation.finding AS (state text, detail text, cure text);
 COMMENT ON TYPE activation.finding IS 'What a check of doctor() found: ok, warning or problem; what it means; the command that cures it.';
 
+CREATE FUNCTION activation._finding(state text, detail text, cure text DEFAULT NULL) RETURNS activation.finding
+LANGUAGE sql IMMUTABLE
+RETURN (state, detail, cure)::activation.finding;
+
 -- ---- the server -------------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION activation._doctor_versions() RETURNS SETOF activation.finding
@@ -17,14 +21,14 @@ BEGIN
     SELECT e.extversion AS sql, x.default_version AS installed INTO here
       FROM pg_extension e LEFT JOIN pg_available_extensions x ON x.name = e.extname WHERE e.extname = 'activation';
     IF here.installed <> here.sql THEN
-        RETURN NEXT ROW('warning', format('version %s is installed on the server, this database has %s', here.installed, here.sql),
+        RETURN NEXT activation._finding('warning', format('version %s is installed on the server, this database has %s', here.installed, here.sql),
                         'ALTER EXTENSION activation UPDATE;');
     END IF;
     PERFORM activation._python();
-    RETURN NEXT ROW('ok', format('SQL and Python are version %s', here.sql), NULL);
+    RETURN NEXT activation._finding('ok', format('SQL and Python are version %s', here.sql));
 EXCEPTION WHEN others THEN
     -- What was returned before stays.
-    RETURN NEXT ROW('problem', replace(SQLERRM, 'plpy.Error: ', ''), CASE WHEN here.installed = here.sql THEN 'make install' END);
+    RETURN NEXT activation._finding('problem', replace(SQLERRM, 'plpy.Error: ', ''), CASE WHEN here.installed = here.sql THEN 'make install' END);
 END
 $$;
 
@@ -74,7 +78,7 @@ DECLARE
         (SELECT min(k.at) FROM activation.remark k));
 BEGIN
     IF oldest < activation._now() - kept - interval '1 day' THEN
-        RETURN NEXT ROW('problem', format('there are rows from %s, though retention is %s: nothing removes them', to_char(oldest AT TIME ZONE 'UTC', 'YYYY-MM-DD'), kept),
+        RETURN NEXT activation._finding('problem', format('there are rows from %s, though retention is %s: nothing removes them', to_char(oldest AT TIME ZONE 'UTC', 'YYYY-MM-DD'), kept),
                         'CALL activation.tick();');
     END IF;
 END
@@ -94,16 +98,16 @@ DECLARE
     was activation.identity;
 BEGIN
     IF disarmed IS NULL THEN
-        RETURN NEXT ROW('ok', CASE s.mode WHEN 'capture' THEN 'capture: nothing leaves this server'
+        RETURN NEXT activation._finding('ok', CASE s.mode WHEN 'capture' THEN 'capture: nothing leaves this server'
                                           WHEN 'redirect' THEN format('redirect: all mail goes to %s', s.redirect_to)
                                           ELSE 'live: mail goes to users' END, NULL);
     ELSIF pg_is_in_recovery() THEN
         SELECT * INTO was FROM activation.identity;
-        RETURN NEXT ROW('warning', format('once promoted, this standby would send nothing: %s', disarmed),
+        RETURN NEXT activation._finding('warning', format('once promoted, this standby would send nothing: %s', disarmed),
                         format('SELECT activation.set_mode(%L%s, hosts => ARRAY[%L, %L]);  -- on the primary', s.mode, ', redirect_to => ' || quote_literal(s.redirect_to),
                                format('%s:%s', was.host, was.port), format('%s:%s', host, current_setting('port'))));
     ELSE
-        RETURN NEXT ROW('problem', format('disarmed, nothing is sent: %s. The cure is for a copy; if it is this server that is to send, set its mode again', disarmed),
+        RETURN NEXT activation._finding('problem', format('disarmed, nothing is sent: %s. The cure is for a copy; if it is this server that is to send, set its mode again', disarmed),
                         'SELECT activation.set_mode(''capture'');');
     END IF;
 END
@@ -121,7 +125,7 @@ BEGIN
     IF problem IS NULL THEN
         RETURN;
     END IF;
-    RETURN NEXT ROW('problem', problem,
+    RETURN NEXT activation._finding('problem', problem,
         CASE WHEN activation._key_problem('env:' || usual, NULL) IS NULL THEN format('SELECT activation.configure(%s => %L);', setting, 'env:' || usual)
              WHEN reference LIKE 'secret:%' THEN format('SELECT activation.set_secret(%L, ''…'');', place)
              WHEN reference LIKE 'file:%' THEN format('-- put it into %s, where the server''s user can read it', place)
@@ -189,9 +193,9 @@ BEGIN
         RETURN QUERY SELECT 'problem', format('nobody could unsubscribe from mail of %s', string_agg(DISTINCT quote_ident(m.loop), ', ')), proposed
                        FROM activation._doctor_mails() m WHERE NOT m.transactional HAVING count(*) > 0;
     ELSIF host ~ '^(localhost|127\.|10\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|169\.254\.|0\.|\[|[^.]+$|.*\.(localhost|local|internal|lan|test|example|invalid)$)' THEN
-        RETURN NEXT ROW('problem', format('%s is no address that people outside can open: links in their mail lead nowhere', s.public_url), proposed);
+        RETURN NEXT activation._finding('problem', format('%s is no address that people outside can open: links in their mail lead nowhere', s.public_url), proposed);
     ELSIF s.public_url LIKE 'http:%' THEN
-        RETURN NEXT ROW('warning', format('%s is not https: mail programs do not offer to unsubscribe with one click', s.public_url),
+        RETURN NEXT activation._finding('warning', format('%s is not https: mail programs do not offer to unsubscribe with one click', s.public_url),
                         format('SELECT activation.configure(public_url => %L);', 'https' || substr(s.public_url, 5)));
     END IF;
 END
@@ -312,7 +316,7 @@ BEGIN
          WHERE l.state = 'active' AND NOT EXISTS (SELECT FROM activation.provider p WHERE p.paused_until > now)
     LOOP
         CONTINUE WHEN pg_is_in_recovery() OR late.since IS NULL OR late.since > now - late.allowed;
-        RETURN NEXT ROW('warning', format('%s wait since %s; if workers run and this stays, start more: activation.start(detectors => 2, deliverers => 2)', late.what,
+        RETURN NEXT activation._finding('warning', format('%s wait since %s; if workers run and this stays, start more: activation.start(detectors => 2, deliverers => 2)', late.what,
                                           to_char(late.since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"')), 'CALL activation.tick();');
     END LOOP;
 END
@@ -368,7 +372,7 @@ AS $$
           FROM (SELECT DISTINCT x.table_name::oid::regclass AS table_name FROM activation.source x JOIN pg_class c ON c.oid = x.table_name
                  WHERE c.relnamespace <> 'activation'::regnamespace) s
           CROSS JOIN unnest(ARRAY['insert', 'update', 'delete', 'moved', 'changed']) AS e(event)
-         WHERE activation._capture_body(s.table_name, e.event, 'infinity') IS NOT NULL
+         WHERE activation._capture_body(s.table_name, e.event, NULL) IS NOT NULL
     ), wanted AS (
         SELECT c.table_name, r.oid::regclass AS relation, 'activation_' || c.event AS name
           FROM captured c
@@ -418,7 +422,7 @@ BEGIN
          WHERE l.state <> 'archived' ORDER BY l.name, s.step
     LOOP
         IF NOT box.intact THEN
-            RETURN NEXT ROW('problem', format('compiled function %s of loop %I no longer runs with the rights of %I', quote_ident(box.evaluate_function), box.name, box.owner),
+            RETURN NEXT activation._finding('problem', format('compiled function %s of loop %I no longer runs with the rights of %I', quote_ident(box.evaluate_function), box.name, box.owner),
                             format(E'ALTER FUNCTION activation_compiled.%1$I(text[]) SECURITY DEFINER;\nALTER FUNCTION activation_compiled.%1$I(text[]) OWNER TO %2$I;',
                                    box.evaluate_function, box.owner));
             CONTINUE;
@@ -427,10 +431,10 @@ BEGIN
             PERFORM activation._safe_eval(box.evaluate_function, box.owner, '{}');
         EXCEPTION
             WHEN lock_not_available THEN
-                RETURN NEXT ROW('warning', format('the condition of loop %I waits for a lock, as of a migration', box.name),
+                RETURN NEXT activation._finding('warning', format('the condition of loop %I waits for a lock, as of a migration', box.name),
                                 'SELECT * FROM pg_locks WHERE mode = ''AccessExclusiveLock'' AND granted;');
             WHEN others OR assert_failure THEN
-                RETURN NEXT ROW('problem', format('the condition of loop %I does not run: %s', box.name, SQLERRM),
+                RETURN NEXT activation._finding('problem', format('the condition of loop %I does not run: %s', box.name, SQLERRM),
                                 coalesce(activation._doctor_grants(box.condition_function, box.owner), format('-- define loop %I again', box.name)));
         END;
     END LOOP;
@@ -484,21 +488,20 @@ $$;
 
 -- ---- doctor -----------------------------------------------------------------------------------------------------------------
 
--- lock_timeout: a migration that holds a table must not hold whoever looks for what is wrong.
-CREATE FUNCTION activation.doctor() RETURNS TABLE ("check" text, state text, detail text, cure text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER
+-- One row for each check; one that raises is a row like any other.
+CREATE FUNCTION activation._doctor() RETURNS TABLE (name text, state text, detail text, cure text)
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '100ms'
 AS $$
 BEGIN
-    FOREACH "check" IN ARRAY ARRAY['versions', 'mode', 'key', 'sender', 'public_url', 'webhooks', 'pause', 'pg_cron', 'jobs', 'workers', 'lag', 'leases',
+    FOREACH name IN ARRAY ARRAY['versions', 'mode', 'key', 'sender', 'public_url', 'webhooks', 'pause', 'pg_cron', 'jobs', 'workers', 'lag', 'leases',
                                    'unknown', 'loops', 'users', 'triggers', 'conditions', 'indexes', 'autovacuum', 'retention'] LOOP
         BEGIN
             EXECUTE format(
                 'SELECT CASE WHEN bool_or(f.state = ''problem'') THEN ''problem'' WHEN bool_or(f.state = ''warning'') THEN ''warning'' ELSE ''ok'' END,'
                 '       coalesce(string_agg(f.detail, ''; '') FILTER (WHERE f.state <> ''ok''), string_agg(f.detail, ''; ''), ''nothing found''),'
                 '       string_agg(DISTINCT f.cure, E''\n'')'
-                '  FROM activation.%I() f', '_doctor_' || "check") INTO state, detail, cure;
+                '  FROM activation.%I() f', '_doctor_' || name) INTO state, detail, cure;
         EXCEPTION WHEN others OR assert_failure THEN
             state := 'problem';
             GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, cure = PG_EXCEPTION_HINT;
@@ -509,5 +512,11 @@ BEGIN
     END LOOP;
 END
 $$;
+-- lock_timeout: a migration that holds a table must not hold whoever looks for what is wrong.
+CREATE FUNCTION activation.doctor() RETURNS TABLE ("check" text, state text, detail text, cure text)
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '100ms'
+AS $$ SELECT d.name, d.state, d.detail, d.cure FROM activation._doctor() d $$;
 COMMENT ON FUNCTION activation.doctor() IS
 'Looks for what is wrong with this installation, a row for each check: state (ok, warning, problem), what it means, and the commands that cure it, one a line. It only reads, also on a standby; a check that fails is a problem like any other.';

@@ -157,7 +157,7 @@ SELECT is_empty(
 
 SELECT set_eq(
     $$SELECT r.proname::text FROM routine r WHERE r.prosrc ~ '\mcron\.(job|schedule|unschedule)'$$,
-    ARRAY['_cron_problem', '_has_cron', '_jobs', '_prune_job_runs', '_require_cron', 'start', 'stop'],
+    ARRAY['_has_cron', '_jobs', '_prune_job_runs', '_require_cron', 'start', 'stop'],
     'only the schedule speaks of pg_cron');
 
 SELECT is_empty('SELECT FROM activation.setting UNION ALL SELECT FROM activation.template', 'a fresh database holds no row that a dump would bring again');
