@@ -329,7 +329,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT 'problem', format('%s requests hang since %s%s', count(*), to_char(min(r.lease_until) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'),
                              ', held by process ' || a.pid),
-           concat_ws(E'\n', format('SELECT pg_terminate_backend(%s, 5000);', a.pid), 'CALL activation.tick();')
+           concat_ws(E'\n', 'SELECT pg_terminate_backend(' || a.pid || ', 5000);', 'CALL activation.tick();')
       FROM activation.request r LEFT JOIN pg_stat_activity a ON a.pid = r.lease_pid AND a.backend_start = r.lease_start AND a.pid <> pg_backend_pid()
      WHERE r.state = 'open' AND r.lease_token IS NOT NULL AND r.lease_until < activation._now() - interval '5 minutes' AND NOT pg_is_in_recovery()
      GROUP BY a.pid
