@@ -322,7 +322,8 @@ BEGIN
 END
 $$;
 
--- An expired lease is taken over by any deliverer; one that is not is stuck.
+-- An expired lease is taken over by any deliverer; one that is not is stuck. What was made in another mode is not repeated
+-- in this one, until it is unknown.
 CREATE FUNCTION activation._doctor_leases() RETURNS SETOF activation.finding
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -331,7 +332,7 @@ AS $$
                              ', held by process ' || a.pid),
            concat_ws(E'\n', 'SELECT pg_terminate_backend(' || a.pid || ', 5000);', 'CALL activation.tick();')
       FROM activation.request r LEFT JOIN pg_stat_activity a ON a.pid = r.lease_pid AND a.backend_start = r.lease_start AND a.pid <> pg_backend_pid()
-     WHERE r.state = 'open' AND r.lease_token IS NOT NULL AND r.lease_until < activation._now() - interval '5 minutes' AND NOT pg_is_in_recovery()
+     WHERE r.state = 'open' AND r.mode = (activation._setting()).mode AND r.lease_token IS NOT NULL AND r.lease_until < activation._now() - interval '5 minutes' AND NOT pg_is_in_recovery()
      GROUP BY a.pid
 $$;
 

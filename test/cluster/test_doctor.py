@@ -48,12 +48,19 @@ def well(db: Database, live: Connection) -> Database:
 EVALUATE = 'activation_compiled."first: evaluate (v1)"(text[])'
 
 BROKEN = {
-    "a copy": ("mode", "UPDATE activation.identity SET port = 1", "disarmed"),
     "no key": ("key", "SELECT activation.configure(api_key => 'env:NOT_THERE')", "NOT_THERE is not set"),
     "no sender": ("sender", "SELECT activation.configure(sender => '')", "messages wait"),
     "a sender of Resend's": ("sender", "SELECT activation.configure(sender => 'a@resend.dev')", "your own address"),
-    "nowhere to unsubscribe": ("public_url", "UPDATE activation.setting SET public_url = NULL", "unsubscribe from mail"),
-    "at home": ("public_url", "SELECT activation.configure(public_url => 'http://localhost:8000')", "localhost:8000 is no"),
+    "nowhere to unsubscribe": (
+        "public_url",
+        "UPDATE activation.setting SET public_url = NULL",
+        "unsubscribe from mail",
+    ),
+    "at home": (
+        "public_url",
+        "SELECT activation.configure(public_url => 'http://localhost:8000')",
+        "localhost:8000 is no",
+    ),
     "not https": ("public_url", "SELECT activation.configure(public_url => 'http://acme.dev/a')", "one click"),
     "no webhook secret": ("webhooks", "SELECT activation.configure(webhook_secret => 'secret:hook')", "name hook"),
     "paused": (
@@ -81,9 +88,9 @@ BROKEN = {
     "a stuck lease": (
         "leases",
         "UPDATE activation.request SET state = 'open', lease_token = request_id, lease_until = now() - interval '1 hour'",
-        "1 requests hang since",
+        "requests hang since",
     ),
-    "unknown": ("unknown", "UPDATE activation.message SET state = 'unknown'", "to u1@acme.dev"),
+    "unknown": ("unknown", "UPDATE activation.message SET state = 'unknown' WHERE user_id = '1'", "to u1@acme.dev"),
     "a paused loop": ("loops", "SELECT activation.pause_loop('first')", "loop first is paused"),
     "a failing loop": ("loops", "UPDATE activation.loop SET state = 'failing', reason = 'why'", "is failing: why"),
     "the brake": ("loops", "UPDATE activation.loop SET state = 'stopped'", "stopped by the brake"),
@@ -129,6 +136,17 @@ def test_broken_seen_and_cured(patient: Database, check: str, broken: str, seen:
     assert seen in found[check][1]
     apply(patient, found[check][2])
     assert findings(patient) == {}
+
+
+def test_a_copy(well: Database) -> None:
+    """It is not to send, and what was on its way in the other mode is no matter of this one."""
+    well.sql("UPDATE activation.request SET state = 'open', lease_token = request_id, lease_until = '-infinity'")
+    well.sql("UPDATE activation.identity SET port = 1")
+    found = findings(well)
+    assert list(found) == ["mode", "leases"] and "disarmed" in found["mode"][1]
+    apply(well, found["mode"][2])
+    assert well.value("SELECT mode FROM activation.setting") == "capture"
+    assert findings(well) == {}
 
 
 def test_nobody_calls_tick(well: Database) -> None:
@@ -202,9 +220,7 @@ def test_a_right_that_was_revoked(well: Database) -> None:
         well.sql("GRANT SELECT ON deeds TO doctors_author")
         with well.connect() as author:
             author.add_notice_handler(lambda _: None)
-            define(
-                author, "SELECT FROM deeds WHERE user_id = $1", "theirs", table="members", owner="doctors_author"
-            )
+            define(author, "SELECT FROM deeds WHERE user_id = $1", "theirs", table="members", owner="doctors_author")
         assert findings(well) == {}
         well.sql("REVOKE SELECT ON deeds FROM doctors_author")
         found = findings(well)
