@@ -1,4 +1,5 @@
-"""doctor(): a healthy installation has nothing but ok; each check sees what is broken, and its cure, as printed, mends it."""
+# ruff: noqa: E501
+"""doctor(): a healthy installation is ok throughout; each check sees what is broken, and its cure, as printed, mends it."""
 
 from __future__ import annotations
 
