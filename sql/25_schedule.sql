@@ -146,3 +146,57 @@ BEGIN
     END IF;
 END
 $$;
+
+CREATE FUNCTION activation._has_cron() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT to_regclass('cron.job') IS NOT NULL $$;
+
+-- Why no job can run, and what changes that, one command a line; nothing where pg_cron runs.
+CREATE FUNCTION activation._cron_problem(OUT problem text, OUT cure text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    loaded text[] := string_to_array(replace(current_setting('shared_preload_libraries'), ' ', ''), ',');
+BEGIN
+    PERFORM activation._require_cron();
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+    GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, cure = PG_EXCEPTION_HINT;
+    cure := CASE WHEN activation._has_cron()
+                 THEN format('ALTER SYSTEM SET shared_preload_libraries = %s;  -- and restart the server',
+                             (SELECT string_agg(quote_literal(x), ', ') FROM unnest(loaded || 'pg_cron'::text) AS x WHERE x <> ''))
+                 WHEN current_setting('cron.database_name', true) = current_database()
+                 THEN E'CREATE EXTENSION pg_cron;\nSELECT activation.start();'
+                 ELSE '-- ' || cure END;
+END
+$$;
+
+-- The jobs that start() asked for: what is wrong with each, if anything, and what its last run said if that failed. No rows
+-- where pg_cron lives in another database.
+CREATE FUNCTION activation._jobs() RETURNS TABLE (kind text, slot integer, problem text, cure text, failure text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('cron.job') IS NULL OR to_regclass('cron.job_run_details') IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT k.kind, g.slot,
+           CASE WHEN j.jobid IS NULL THEN 'is missing'
+                WHEN NOT j.active THEN 'is not active'
+                WHEN j.schedule <> '* * * * *' OR j.command <> format('CALL activation.%s(slot => %s)', k.verb, g.slot) THEN 'is not as start() made it'
+                WHEN (j.nodename, j.nodeport) IS DISTINCT FROM (activation._cron_node(), current_setting('port')::integer)
+                THEN format('connects to %s, port %s', j.nodename, j.nodeport) END,
+           CASE WHEN NOT j.active THEN format('UPDATE cron.job SET active = true WHERE jobid = %s;', j.jobid)
+                ELSE format('SELECT activation.start(detectors => %s, deliverers => %s);', s.detectors, s.deliverers) END,
+           -- By the key, as the log of all jobs may be long.
+           (SELECT CASE d.status WHEN 'failed' THEN d.return_message END
+              FROM (SELECT x.* FROM cron.job_run_details x ORDER BY x.runid DESC LIMIT 1000) d WHERE d.jobid = j.jobid ORDER BY d.runid DESC LIMIT 1)
+      FROM activation.schedule s
+      CROSS JOIN LATERAL (VALUES ('detector', 'detect', s.detectors), ('deliverer', 'deliver', s.deliverers)) AS k(kind, verb, slots)
+      CROSS JOIN LATERAL generate_series(1, k.slots) AS g(slot)
+      LEFT JOIN cron.job j ON j.jobname = format('activation-%s-%s', k.verb, g.slot) AND j.database = current_database();
+END
+$$;

@@ -14,6 +14,7 @@ SELECT set_eq(
         'activation.deliver(integer)',
         'activation.detect(integer)',
         'activation.diff_loop(text,jsonb,text)',
+        'activation.doctor()',
         'activation.email(text,jsonb,text,text,text,text)',
         'activation.enroll(text,text,jsonb)',
         'activation.export_loop(text)',
@@ -163,7 +164,7 @@ SELECT is_empty(
 
 SELECT set_eq(
     $$SELECT r.proname::text FROM routine r WHERE r.prosrc ~ '\mcron\.(job|schedule|unschedule)'$$,
-    ARRAY['_prune_job_runs', '_require_cron', 'start', 'stop'],
+    ARRAY['_has_cron', '_jobs', '_prune_job_runs', '_require_cron', 'start', 'stop'],
     'only the schedule speaks of pg_cron');
 
 SELECT is_empty('SELECT FROM activation.setting UNION ALL SELECT FROM activation.template', 'a fresh database holds no row that a dump would bring again');
