@@ -163,7 +163,9 @@ AS $$
     UNION ALL
     SELECT CASE s.mode WHEN 'live' THEN 'warning' ELSE 'ok' END,
            'neither webhooks nor a pull are set up: bounces and complaints are not heard of, and such people are mailed again',
-           CASE s.mode WHEN 'live' THEN format('SELECT activation.start(detectors => %s, deliverers => %s, pull => true);  -- or configure(webhook_secret => …), see docs/consent.md',
+           CASE WHEN s.mode <> 'live' THEN NULL
+                WHEN NOT activation._has_cron() THEN 'CALL activation.pull_webhooks();  -- every minute, by what calls tick(); or configure(webhook_secret => …), see docs/consent.md'
+                ELSE format('SELECT activation.start(detectors => %s, deliverers => %s, pull => true);  -- or configure(webhook_secret => …), see docs/consent.md',
                                                greatest(c.detectors, 1), greatest(c.deliverers, 1)) END
       FROM activation._setting() s LEFT JOIN activation.schedule c ON true
      WHERE s.webhook_secret IS NULL AND NOT coalesce(c.pull, false) AND activation._pulled_lately() IS NOT TRUE

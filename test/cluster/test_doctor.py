@@ -125,7 +125,7 @@ BROKEN = {
     "old rows": (
         "retention",
         "INSERT INTO activation.event (at, user_id, event, properties) VALUES (now() - interval '92 days', '1', 'e', '{}')",
-        "though retention is 90 days",
+        "though they are kept for 90 days",
     ),
 }
 
@@ -136,6 +136,7 @@ def patient(cluster: Cluster) -> Iterator[Database]:
     database = cluster.create_database()
     with Sandbox() as sandbox, database.connect() as app:
         go_live(app, sandbox)
+        hear(database)
         sign_up(app, 1)
         tick(database)
         yield database
