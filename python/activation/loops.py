@@ -47,11 +47,48 @@ __all__ = [
 Interval = str | timedelta
 Values = dict[str, str]
 #: Takes a value as text, and returns what stands for it in the statement.
-_Bind = Callable[[str], str]
+Bind = Callable[[str], str]
+
+
+class Statement:
+    """What can be run: one SELECT."""
+
+    def render(self, bind: Bind) -> str:
+        """What is selected. bind: takes a value as text, returns what stands for it."""
+        raise NotImplementedError
+
+    def statement(self, placeholder: str = "%({})s") -> tuple[str, Values]:
+        """One SELECT and the values that are bound in it, all of them texts.
+
+        placeholder: how the driver writes a parameter, {} being its name: as it is for psycopg, `:{}` for SQLAlchemy's
+        text(). For those that count them, see numbered().
+        """
+        values: Values = {}
+
+        def bind(value: str) -> str:
+            name = f"p{len(values) + 1}"
+            values[name] = value
+            return placeholder.format(name)
+
+        return f"SELECT {self.render(bind)}", values
+
+    def numbered(self) -> tuple[str, list[str]]:
+        """The same for a driver that counts its parameters ($1, $2 …), such as asyncpg: `execute(sql, *values)`."""
+        values: list[str] = []
+
+        def bind(value: str) -> str:
+            values.append(value)
+            return f"${len(values)}"
+
+        return f"SELECT {self.render(bind)}", values
+
+    def sql(self) -> str:
+        """The same statement with the values written into it, for scripts and offline migrations."""
+        return f"SELECT {self.render(_literal)}"
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Statement):
     """A call of one of activation's functions: what the builders return. Make it with them."""
 
     function: str
@@ -61,9 +98,9 @@ class Call:
     def __repr__(self) -> str:
         return f"{self.function}({', '.join(f'{name}={value!r}' for name, _, value in self.arguments)})"
 
-    def render(self, bind: _Bind) -> str:
+    def render(self, bind: Bind) -> str:
         """The call in SQL."""
-        given = ", ".join(f'"{name}" => {_render(value, kind, bind)}' for name, kind, value in self.arguments)
+        given = ", ".join(f'"{name}" => {render_value(value, kind, bind)}' for name, kind, value in self.arguments)
         return f"activation.{self.function}({given})"
 
 
@@ -91,43 +128,8 @@ class Step(Call):
     """A step of a loop."""
 
 
-@dataclass(frozen=True)
-class _Statement:
-    def render(self, bind: _Bind) -> str:
-        raise NotImplementedError
-
-    def statement(self, placeholder: str = "%({})s") -> tuple[str, Values]:
-        """One SELECT and the values bound in it, all of them texts.
-
-        placeholder: how the driver writes a parameter, with {} for its name: `%({})s` for psycopg, `:{}` for SQLAlchemy's
-        text(). For a driver that counts its parameters, such as asyncpg's `$1`, give `${}` with `numbered()`.
-        """
-        values: Values = {}
-
-        def bind(value: str) -> str:
-            name = f"p{len(values) + 1}"
-            values[name] = value
-            return placeholder.format(name)
-
-        return f"SELECT {self.render(bind)}", values
-
-    def numbered(self) -> tuple[str, list[str]]:
-        """The same for drivers that count their parameters ($1, $2 …), such as asyncpg: `execute(sql, *values)`."""
-        values: list[str] = []
-
-        def bind(value: str) -> str:
-            values.append(value)
-            return f"${len(values)}"
-
-        return f"SELECT {self.render(bind)}", values
-
-    def sql(self) -> str:
-        """The same statement with the values written into it, for scripts and offline migrations."""
-        return f"SELECT {self.render(_literal)}"
-
-
 @dataclass(frozen=True, repr=False)
-class Loop(_Statement):
+class Loop(Statement):
     """A loop, as activation.define_loop() takes it; see docs/loops.md for what each argument means.
 
     owner and names are the role and the search_path that define it unless they are given.
@@ -165,16 +167,20 @@ class Loop(_Statement):
         given = ", ".join(f"{name}={value!r}" for name, _, value in self._arguments()[1:])
         return f"Loop({self.name!r}{given and ', ' + given})"
 
-    def render(self, bind: _Bind) -> str:
+    def render(self, bind: Bind) -> str:
         """The call of define_loop() in SQL."""
         return Call("define_loop", self._arguments()).render(bind)
+
+    def functions(self) -> set[str]:
+        """The names of the builders that it is made with."""
+        return _functions(self._arguments())
 
     def _arguments(self) -> tuple[tuple[str, str, Any], ...]:
         return _given(LOOP, {name: getattr(self, name) for name in LOOP})
 
 
 @dataclass(frozen=True, repr=False)
-class Template(_Statement):
+class Template(Statement):
     """A template of the database's own, as activation.set_template() takes it; see docs/templates.md."""
 
     name: str
@@ -188,7 +194,7 @@ class Template(_Statement):
         )
         return f"Template({self.name!r}, {self.subject!r}{given})"
 
-    def render(self, bind: _Bind) -> str:
+    def render(self, bind: Bind) -> str:
         """The call of set_template() in SQL."""
         return Call("set_template", _given(TEMPLATE, {name: getattr(self, name) for name in TEMPLATE})).render(bind)
 
@@ -388,6 +394,11 @@ def _given(signature: _Signature, values: Mapping[str, Any]) -> tuple[tuple[str,
     )
 
 
+def _functions(arguments: tuple[tuple[str, str, Any], ...]) -> set[str]:
+    calls = [c for _, _, value in arguments for c in (value if isinstance(value, tuple) else [value]) if isinstance(c, Call)]
+    return {call.function for call in calls}.union(*(_functions(call.arguments) for call in calls))
+
+
 class _Json(str):
     """A document as text, shown as it was written."""
 
@@ -397,14 +408,14 @@ class _Json(str):
         return repr(json.loads(self))
 
 
-def _render(value: Any, kind: str, bind: _Bind) -> str:
-    """One argument in SQL. Every value is bound as a text and cast, which all drivers and poolers understand alike."""
+def render_value(value: Any, kind: str, bind: Bind) -> str:
+    """A value in SQL. Every value is bound as a text and cast, which all drivers and poolers understand alike."""
     if value is None:
         return "NULL"
     if isinstance(value, Call):
         return value.render(bind)
     if kind.endswith("[]"):
-        return f"CAST(ARRAY[{', '.join(_render(item, kind[:-2], bind) for item in value)}] AS {kind})"
+        return f"CAST(ARRAY[{', '.join(render_value(item, kind[:-2], bind) for item in value)}] AS {kind})"
     text = f"CAST({bind(_text(value))} AS text)"
     return text if kind == "text" else f"CAST({text} AS {kind})"
 
