@@ -546,6 +546,9 @@ BEGIN
     END IF;
     PERFORM activation._require_owner(activation._caller(), table_name, 'unbind');
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    -- Nobody is evaluated until this transaction ends: a detector that waits for the table, while bind() waits for what the
+    -- detector holds, would be a deadlock.
+    PERFORM activation._lock_parts(activation._all_parts(), true);
     -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
     FOR bound IN
         SELECT DISTINCT p.oid::regprocedure
@@ -586,7 +589,9 @@ BEGIN
              WHERE l.loop_id = unbound.loop_id AND l.state = 'failing' AND unbound.is_current;
             PERFORM activation._sweep(unbound.loop_id, activation._now());
             made := made + 1;
-        EXCEPTION WHEN others THEN
+        EXCEPTION WHEN deadlock_detected OR lock_not_available OR serialization_failure THEN
+            RAISE;
+        WHEN others THEN
             -- A version that nobody is on their way in, and that owes no mail, is let go: what it was written for is gone.
             IF NOT unbound.is_current
                AND NOT EXISTS (SELECT FROM activation.enrollment e WHERE e.loop_id = unbound.loop_id AND e.version = unbound.version AND e.state = 'waiting')
