@@ -197,6 +197,18 @@ SELECT lives_ok('ALTER TABLE user_actions ALTER COLUMN user_id TYPE integer', 'b
 SELECT is(activation.bind(), 1, 'and bind() makes what is in use fit again');
 ROLLBACK TO before;
 
+SAVEPOINT before;
+SELECT activation.unbind('user_actions');
+ALTER TABLE user_actions DROP COLUMN action_type;
+SELECT throws_like('SELECT activation.bind(or_fail => true)', 'loop "first_project" no longer fits: %', 'bind() can be told to raise');
+SELECT is((SELECT state FROM activation.loop WHERE name = 'first_project'), 'active', 'and then changes nothing');
+SET LOCAL client_min_messages = error;
+SELECT is(activation.bind(), 0, 'else it warns');
+SELECT is((SELECT state FROM activation.loop WHERE name = 'first_project'), 'failing', 'and the loop is failing');
+SELECT is(activation.bind(or_fail => true), 0, 'for what was failing before it does not raise');
+RESET client_min_messages;
+ROLLBACK TO before;
+
 -- What may be called anything.
 
 SELECT lives_ok(format($$SELECT activation.define_loop(%L, trigger => activation.on_insert('users'),

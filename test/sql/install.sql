@@ -7,7 +7,7 @@ SELECT set_eq(
     $$SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) <> '_'$$,
     ARRAY[
         'activation.archive_loop(text)',
-        'activation.bind()',
+        'activation.bind(boolean)',
         'activation.cancel(text,text,text)',
         'activation.configure(text,text,text,text,text,text,text,interval,numeric,integer,interval,integer,interval,boolean,text,boolean)',
         'activation.define_loop(text,jsonb,jsonb,jsonb,jsonb,jsonb[],jsonb,text,text,jsonb,text,text,integer,regclass,text,boolean,integer,text,numeric,jsonb,name,text)',
