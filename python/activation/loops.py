@@ -341,7 +341,8 @@ def email(
     """An email from a template.
 
     personalization: {"variable": "Liquid text"}, each rendered with the user's row as user; None: none. subject,
-    sender, reply_to: instead of the template's and the settings'. resend_template: not supported yet, the server refuses it.
+    sender, reply_to: instead of the template's and the settings'. resend_template: not supported yet, the
+    server refuses it.
     """
     personalization = personalization or {}
     return Action("email", _arguments("email", locals()))

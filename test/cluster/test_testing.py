@@ -175,7 +175,7 @@ def test_little_is_imported() -> None:
     """The plugin is loaded with every pytest, wanted or not, and has to do without what the extra brings."""
     code = (
         "import sys, activation.testing\n"
-        "print({'psycopg', 'testing', 'alembic', 'requests', 'activation.sandbox'} & set(sys.modules))"
+        "print({'psycopg', 'testing.postgresql', 'alembic', 'requests', 'activation.sandbox'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"

@@ -198,6 +198,7 @@ SELECT is(activation.bind(), 1, 'and bind() makes what is in use fit again');
 ROLLBACK TO before;
 
 SAVEPOINT before;
+SELECT activation.archive_loop(name) FROM activation.loop WHERE name <> 'first_project';
 SELECT activation.unbind('user_actions');
 ALTER TABLE user_actions DROP COLUMN action_type;
 SELECT throws_like('SELECT activation.bind(or_fail => true)', 'loop "first_project" no longer fits: %', 'bind() can be told to raise');
