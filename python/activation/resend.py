@@ -87,9 +87,11 @@ class Try:
 
 @dataclass
 class Departure:
-    """When a request left (seconds since the epoch): told to another thread while the answer is awaited."""
+    """When a request left (seconds since the epoch): told to another thread while the answer is awaited. And the rate that
+    the answer names, which holds even where the rest of it never comes."""
 
     at: float | None = None
+    rate: float | None = None
 
 
 _thread = threading.local()
@@ -169,16 +171,14 @@ class Resend:
         time.sleep(max(0.0, not_before - time.time()))
         left = _thread.departure = departure or Departure()
         started = time.time()
-        rate: float | None = None
         outcome: Accepted | DeliveryError
         try:
             status, answer, headers = self._exchange("POST", endpoint, body.encode(), {"Idempotency-Key": key})
-            rate = _number(headers.get("ratelimit-limit"))
             outcome = understand(status, answer, headers, emails)
         except DeliveryError as error:
             outcome = error
         ended = time.time()
-        return Try(outcome, rate, started, left.at or ended, ended)
+        return Try(outcome, left.rate, started, left.at or ended, ended)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Any other request, and the JSON of its answer. Raises the DeliveryError that its failure means."""
@@ -203,6 +203,7 @@ class Resend:
                 allow_redirects=False,
                 stream=True,
             ) as response:
+                _thread.departure.rate = _number(response.headers.get("ratelimit-limit"))
                 return response.status_code, _read(response, deadline), response.headers
         except requests.RequestException as error:
             raise _network(error) from None

@@ -180,6 +180,14 @@ def test_faults_of_a_real_connection(fault: str, expected: type) -> None:
         assert len(sandbox.emails) == 1
 
 
+def test_the_rate_is_known_though_the_answer_breaks_off() -> None:
+    """Else the requests after it would leave as if there were none."""
+    with Sandbox(rate=7) as sandbox:
+        sandbox.fail("partial")
+        broken = Resend(sandbox.url, "re_test").send("/emails", json.dumps(MAIL), "key", 1)
+        assert isinstance(broken.outcome, Unanswered) and broken.rate == 7
+
+
 def test_an_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte at a time satisfies every socket's timeout; the total deadline ends it."""
     monkeypatch.setattr(resend, "TOTAL_TIMEOUT", 0.1)
