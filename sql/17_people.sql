@@ -128,7 +128,7 @@ BEGIN
         BEGIN
             CONTINUE WHEN told -> 'once' = 'true' AND EXISTS (SELECT FROM activation.event x WHERE x.user_id = told ->> 'user_id' AND x.event = told ->> 'event');
             PERFORM activation.track(user_id, event, CASE WHEN told -> 'properties' <> 'null' THEN told -> 'properties' ELSE '{}' END);
-        EXCEPTION WHEN no_data OR invalid_parameter_value OR null_value_not_allowed THEN
+        EXCEPTION WHEN SQLSTATE '02000' OR invalid_parameter_value OR null_value_not_allowed THEN
             problem := SQLERRM;
             RETURN NEXT;
         END;

@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Query, Request, params
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from activation import pages
@@ -35,6 +34,9 @@ _TITLES = {
     413: "The body is too large",
     503: "The database cannot be reached",
 }
+
+# The paths that there are two routes for.
+_BOTH = {"GET", "POST"}
 
 # Waiting for a while is what mail programs and Resend do.
 _RETRY = {"Retry-After": "5"}
@@ -84,14 +86,8 @@ class _Route(APIRoute):
         if scope["method"] in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        path = scope["path"]
-        methods = {
-            method
-            for route in scope["router"].routes
-            if isinstance(route, APIRoute) and route.matches({**scope, "path": path})[0] is not Match.NONE
-            for method in route.methods
-        }
-        problem = _Problem(405, headers={"Allow": ", ".join(sorted(methods or self.methods or ()))})
+        allowed = _BOTH if self.path.endswith(("/unsubscribe", "/preferences")) else self.methods or set()
+        problem = _Problem(405, headers={"Allow": ", ".join(sorted(allowed))})
         await problem.response(False, "")(scope, receive, send)
 
 

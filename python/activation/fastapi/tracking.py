@@ -60,7 +60,9 @@ class Tracker:
         #: How many events were told, lost because there was no database for too long, and refused by activation.
         self.told = self.lost = self.refused = 0
 
-    def __call__(self) -> Track:
+    async def __call__(self) -> Track:
+        # For who is told from a thread later: an endpoint that is not async.
+        self._loop = asyncio.get_running_loop()
         return self.track
 
     def track(
