@@ -1,14 +1,20 @@
 # ruff: noqa: E501
-"""docs/loops.md, insight.md, consent.md and from-skene.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
+"""docs/loops.md, insight.md, consent.md, fastapi.md and from-skene.md are run as they stand; README's loops are run under pg_cron, in test_schedule.py."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
+import requests
+
+from activation.sandbox import Sandbox
 from decoys import app
 from harness import Database
 from loops import tick
+from web import serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 APP = """
@@ -61,6 +67,46 @@ def test_insight(db: Database) -> None:
             tick(db)
             db.sql("UPDATE activation.enrollment SET enrolled_at = now() - interval '5 days'")
         assert db.sql(block.strip().rstrip(";")) or "mail_numbers" in block, block
+
+
+def test_fastapi(db: Database, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page from its beginning to the first mail: its SQL, its app under uvicorn, its sandbox."""
+    db.sql(APP + "CREATE ROLE app LOGIN; GRANT INSERT ON users, projects TO app; GRANT USAGE ON SEQUENCE users_id_seq, projects_id_seq TO app")
+    monkeypatch.setenv("DATABASE_URL", db.dsn("app"))
+    monkeypatch.setenv("OPERATOR_PASSWORD", "secret")
+    files = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", (DOCS / "fastapi.md").read_text(), re.MULTILINE | re.DOTALL))
+    module: dict[str, Any] = {}
+    exec(files["app.py"], module)
+    exec(files["tracking.py"], {})
+    sqls = blocks("fastapi.md")
+    try:
+        with serving(module["app"]) as url, db.connect("app") as client:
+
+            def run(block: str, url: str) -> None:
+                for statement in re.split(r";[^\n]*\n(?=\S|\Z)", block):
+                    if statement.strip() and "CREATE EXTENSION" not in statement:
+                        db.sql(statement.replace("http://127.0.0.1:8000", url).replace("http://127.0.0.1:8025", sandbox.url))
+
+            run(sqls[0], url)
+            client.execute("INSERT INTO users (email) VALUES ('eve@acme.dev')")
+            run(sqls[1], url)
+            assert requests.get(f"{url}/activation/", timeout=30).status_code == 401
+            page = requests.get(f"{url}/activation/", auth=("me", "secret"), timeout=30).text
+            assert "Capture: nothing leaves" in page and "first_project" in page
+            run(sqls[2], url)
+            client.execute("INSERT INTO users (id, email) VALUES (7, 'fay@acme.dev')")
+            client.execute("INSERT INTO projects (owner_id) VALUES (7)")
+            client.commit()
+            run(sqls[1], url)
+            (email,) = sandbox.emails
+            assert email.to == ["fay@acme.dev"]
+            link = email.as_json()["headers"]["List-Unsubscribe"].strip("<>")
+            assert link.startswith(url)
+            assert requests.post(link, data={"List-Unsubscribe": "One-Click"}, timeout=30).status_code == 200
+            assert db.sql("SELECT user_id, subscribed FROM activation.consent") == [("7", False)]
+            run(sqls[3], url)
+    finally:
+        db.sql("DROP OWNED BY app; DROP ROLE app")
 
 
 def test_consent(db: Database) -> None:
