@@ -109,3 +109,31 @@ END
 $$;
 COMMENT ON FUNCTION activation.track(text, text, jsonb) IS
 'Tells that a user did something for which there is no table: enrolls them in loops with activation.on_event(event), and lets conditions that read activation.event see it. user_id: the user''s key as text; properties: an object, kept with the event and given to templates as enrollment.context.properties. Raises 02000 for a user who does not exist.';
+
+CREATE FUNCTION activation.track_all(events jsonb) RETURNS TABLE (user_id text, event text, problem text)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    told jsonb;
+BEGIN
+    IF coalesce(jsonb_typeof(track_all.events), '') <> 'array' THEN
+        RAISE EXCEPTION 'track_all needs an array of events' USING ERRCODE = '22023',
+            HINT = 'SELECT * FROM activation.track_all(''[{"user_id": "42", "event": "first_api_call", "properties": {}, "once": true}]'');';
+    END IF;
+    FOR told IN SELECT e FROM jsonb_array_elements(track_all.events) AS e LOOP
+        user_id := told ->> 'user_id';
+        event := told ->> 'event';
+        BEGIN
+            CONTINUE WHEN told -> 'once' = 'true' AND EXISTS (SELECT FROM activation.event x WHERE x.user_id = told ->> 'user_id' AND x.event = told ->> 'event');
+            PERFORM activation.track(user_id, event, CASE WHEN told -> 'properties' <> 'null' THEN told -> 'properties' ELSE '{}' END);
+        EXCEPTION WHEN SQLSTATE '02000' OR invalid_parameter_value OR null_value_not_allowed THEN
+            problem := SQLERRM;
+            RETURN NEXT;
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION activation.track_all(jsonb) IS
+'Tells many events at once, each as track() does: an array of objects with user_id, event, and if wanted properties and once, with which an event that the user has already, as far back as retention keeps it, is not told again. Returns a row for each that was refused, and why; the others are kept. Raises 22023 for what is no array.';

@@ -48,41 +48,6 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation.unsubscribe(token text, everything boolean DEFAULT false) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    found record;
-BEGIN
-    SELECT * INTO found FROM activation._token_owner(token);
-    IF found.user_id IS NOT NULL THEN
-        PERFORM activation._subscribe(found.users, found.user_id, CASE WHEN everything THEN '' ELSE found.topic END, false, 'unsubscribe link of loop ' || found.loop_name);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION activation.unsubscribe(text, boolean) IS
-'Unsubscribes the person whose mail holds this token in its link: from the topic of the mail''s loop, or from everything that is not transactional where the loop has no topic or everything is true. They leave such loops at once. A token that is none does nothing and says nothing; nor does doing it twice.';
-
-CREATE FUNCTION activation.resubscribe(token text, topic text DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    found record;
-BEGIN
-    SELECT * INTO found FROM activation._token_owner(token);
-    IF found.user_id IS NOT NULL THEN
-        PERFORM activation._subscribe(found.users, found.user_id, coalesce(resubscribe.topic, found.topic), true, 'unsubscribe link of loop ' || found.loop_name);
-        IF resubscribe.topic IS NULL THEN
-            PERFORM activation._subscribe(found.users, found.user_id, '', true, 'unsubscribe link of loop ' || found.loop_name);
-        END IF;
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION activation.resubscribe(text, text) IS
-'Takes an unsubscription back: of one topic, or without one of the mail''s topic and of everything. Loops that somebody left they do not come back into. A token that is none does nothing and says nothing.';
-
 CREATE FUNCTION activation._preferences(of_users regclass, of_user text) RETURNS TABLE (topic text, name text, description text, subscribed boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -96,6 +61,47 @@ AS $$
       LEFT JOIN activation.topic t ON t.topic = k.topic
      ORDER BY k.topic <> '', k.topic COLLATE "C"
 $$;
+
+-- Whether there is such a topic to choose for somebody. Whoever has a token must not fill a table with what is none.
+CREATE FUNCTION activation._is_topic(users regclass, user_id text, topic text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT EXISTS (SELECT FROM activation._preferences($1, $2) p WHERE p.topic = $3) $$;
+
+CREATE FUNCTION activation.unsubscribe(token text, everything boolean DEFAULT false, topic text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT * INTO found FROM activation._token_owner(token);
+    IF found.user_id IS NOT NULL AND (unsubscribe.topic IS NULL OR activation._is_topic(found.users, found.user_id, unsubscribe.topic)) THEN
+        PERFORM activation._subscribe(found.users, found.user_id, CASE WHEN everything THEN '' ELSE coalesce(unsubscribe.topic, found.topic) END, false, 'unsubscribe link of loop ' || found.loop_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.unsubscribe(text, boolean, text) IS
+'Unsubscribes the person whose mail holds this token in its link: from the topic of the mail''s loop, from everything that is not transactional where that has no topic or everything is true, or from the topic that is named. They leave such loops at once. A token or a topic that is none does nothing and says nothing; nor does doing it twice.';
+
+CREATE FUNCTION activation.resubscribe(token text, topic text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT * INTO found FROM activation._token_owner(token);
+    IF found.user_id IS NOT NULL AND (resubscribe.topic IS NULL OR activation._is_topic(found.users, found.user_id, resubscribe.topic)) THEN
+        PERFORM activation._subscribe(found.users, found.user_id, coalesce(resubscribe.topic, found.topic), true, 'unsubscribe link of loop ' || found.loop_name);
+        IF resubscribe.topic IS NULL THEN
+            PERFORM activation._subscribe(found.users, found.user_id, '', true, 'unsubscribe link of loop ' || found.loop_name);
+        END IF;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION activation.resubscribe(text, text) IS
+'Takes an unsubscription back: of one topic, or without one of the mail''s topic and of everything. Loops that somebody left they do not come back into. A token or a topic that is none does nothing and says nothing.';
 
 CREATE FUNCTION activation.preferences(user_id text DEFAULT NULL, token text DEFAULT NULL) RETURNS TABLE (topic text, name text, description text, subscribed boolean)
 LANGUAGE plpgsql SECURITY DEFINER

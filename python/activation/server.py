@@ -206,3 +206,9 @@ def sync_suppressions(plpy: Any, folder: str) -> None:
 
     bridge.check_origin(plpy, folder)
     workers.sync_suppressions(bridge.PlpyDatabase(plpy))
+
+
+def report(overview: str) -> str:
+    from activation import pages
+
+    return pages.dashboard(json.loads(overview))

@@ -1,0 +1,117 @@
+-- What a founder looks at in the morning: overview() is all of it as one document, report() the same as a page.
+
+-- The slow half of overview(): over a million enrollments it takes seconds, so it is kept for a while.
+CREATE TABLE activation.overview_numbers (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    taken_at  timestamptz NOT NULL,
+    took      interval NOT NULL,
+    numbers   jsonb NOT NULL
+);
+COMMENT ON TABLE activation.overview_numbers IS 'The numbers of the last overview(), and how long they took; not dumped, since they are counted again.';
+
+CREATE FUNCTION activation._overview_numbers() RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH funnel AS (
+        SELECT f.loop, f.version, jsonb_agg(to_jsonb(f) - 'loop' - 'version' ORDER BY f.position) AS stages, max(f.people) FILTER (WHERE f.stage = 'enrolled') AS people
+          FROM activation.funnel f GROUP BY 1, 2
+    ), newest AS (
+        SELECT DISTINCT ON (f.loop) f.loop, f.version, f.stages, sum(f.people) OVER (PARTITION BY f.loop) - f.people AS in_other_versions
+          FROM funnel f ORDER BY f.loop, f.version DESC
+    ), cohort AS (
+        SELECT c.loop, jsonb_agg(to_jsonb(c) - 'loop' - 'back' ORDER BY c.week) AS weeks
+          FROM (SELECT x.*, row_number() OVER (PARTITION BY x.loop ORDER BY x.week DESC) AS back FROM activation.cohort x) c WHERE c.back <= 12 GROUP BY 1
+    ), waiting AS (
+        SELECT w.loop, jsonb_agg(jsonb_build_object('step', w.step, 'people', w.people, 'next', w.next) ORDER BY w.position, w.step) AS steps
+          FROM (SELECT l.name AS loop, s.name AS step, min(s.position) AS position, sum(e.people) AS people, min(e.next) AS next
+                  FROM (SELECT x.loop_id, x.version, x.step, count(*) AS people, min(coalesce(x.starts_at, x.deadline)) AS next
+                          FROM activation.enrollment x WHERE x.state = 'waiting' GROUP BY 1, 2, 3) e
+                  JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id) GROUP BY 1, 2) w
+         GROUP BY 1
+    )
+    SELECT jsonb_build_object(
+        'loops', coalesce((SELECT jsonb_object_agg(l.name, jsonb_build_object(
+                'funnel', n.stages, 'funnel_version', n.version, 'in_other_versions', n.in_other_versions, 'cohorts', coalesce(c.weeks, '[]'),
+                'waiting', coalesce(w.steps, '[]'), 'lift', to_jsonb(f) - 'loop',
+                'time_to_activate', CASE WHEN t.loop IS NOT NULL THEN to_jsonb(t) - 'loop'
+                    || jsonb_build_object('median', extract(epoch FROM t.median), 'p90', extract(epoch FROM t.p90)) END))
+             FROM activation."loop" l LEFT JOIN newest n ON n.loop = l.name LEFT JOIN cohort c ON c.loop = l.name LEFT JOIN waiting w ON w.loop = l.name
+             LEFT JOIN activation.time_to_activate t ON t.loop = l.name LEFT JOIN activation.lift f ON f.loop = l.name), '{}'),
+        'mail', coalesce((SELECT jsonb_agg(to_jsonb(m) ORDER BY m.template, m.version) FROM activation.mail_numbers m), '[]'))
+$$;
+
+-- The numbers: counted now where that is quick, or where those that are kept are older than max_age. One session at a time
+-- writes them down; in a read-only transaction and on a standby nobody does.
+CREATE FUNCTION activation._kept_numbers(max_age interval, OUT numbers jsonb, OUT taken_at timestamptz, OUT took interval)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now timestamptz := activation._now();
+    kept activation.overview_numbers;
+    began timestamptz;
+BEGIN
+    SELECT * INTO kept FROM activation.overview_numbers;
+    IF kept.took > interval '150 ms' AND now - kept.taken_at <= max_age THEN
+        numbers := kept.numbers;
+        taken_at := kept.taken_at;
+        took := kept.took;
+        RETURN;
+    END IF;
+    began := clock_timestamp();
+    numbers := activation._overview_numbers();
+    taken_at := now;
+    took := clock_timestamp() - began;
+    IF current_setting('transaction_read_only') = 'off' AND pg_try_advisory_xact_lock(hashtext('activation'), hashtext('overview')) THEN
+        INSERT INTO activation.overview_numbers AS x (taken_at, took, numbers) VALUES (now, _kept_numbers.took, _kept_numbers.numbers)
+        ON CONFLICT ON CONSTRAINT overview_numbers_pkey DO UPDATE SET taken_at = excluded.taken_at, took = excluded.took, numbers = excluded.numbers;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION activation.overview(max_age interval DEFAULT '1 hour') RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kept record;
+BEGIN
+    SELECT * INTO kept FROM activation._kept_numbers(coalesce(overview.max_age, interval '1 hour'));
+    RETURN jsonb_build_object(
+        'at', activation._now(), 'numbers_at', kept.taken_at, 'numbers_took', round(extract(epoch FROM kept.took), 3), 'database', current_database(),
+        'version', (SELECT x.extversion FROM pg_extension x WHERE x.extname = 'activation'),
+        'timezone', (activation._setting()).timezone,
+        'status', (SELECT jsonb_agg(s) FROM activation._status() s),
+        'loops', coalesce((SELECT jsonb_agg(jsonb_build_object('name', l.name, 'state', l.state, 'version', l.version, 'definition', v.definition)
+                                            || coalesce(kept.numbers #> ARRAY['loops', l.name], '{}') ORDER BY l.name)
+                             FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) WHERE l.state <> 'archived'), '[]'),
+        'mail', kept.numbers -> 'mail',
+        'trouble', coalesce((SELECT jsonb_agg(t ORDER BY t.at DESC) FROM (
+            (SELECT m.created_at AS at, l.name AS loop, s.name AS step, m.user_id, m.state AS status, coalesce(m.last_error, '') AS error
+               FROM activation.message m JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id)
+              WHERE m.state IN ('failed', 'bounced', 'complained', 'unknown') ORDER BY m.created_at DESC LIMIT 20)
+            UNION ALL
+            (SELECT c.at, l.name, NULL, c.user_id, 'not enrolled', 'the filter raised: ' || c.error
+               FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id) ORDER BY c.at DESC LIMIT 20)
+            ORDER BY at DESC LIMIT 20) t), '[]'));
+END
+$$;
+COMMENT ON FUNCTION activation.overview(interval) IS
+'All that the dashboard shows, as one document: status, the loops with their definitions, funnels, weekly cohorts of twelve weeks, time to activate (median and p90 in seconds) and lift, the numbers of mails, and the last twenty things that went wrong. max_age: numbers that take long to count may be this old; numbers_at says from when they are, numbers_took how many seconds they took. More keys may follow.';
+
+CREATE FUNCTION activation._report(overview jsonb) RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.report(overview)
+$$;
+
+CREATE FUNCTION activation.report() RETURNS text
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT activation._report(activation.overview()) $$;
+COMMENT ON FUNCTION activation.report() IS
+'The dashboard as one self-contained HTML page: psql -XAtc ''SELECT activation.report()'' > report.html. What it shows is what overview() returns.';
