@@ -45,6 +45,7 @@ PATIENCE = 150.0
 NUDGE_AFTER = 15
 ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 PASSWORD = "correct horse battery staple"
+OPERATOR_PASSWORD = "demo"
 
 
 class Failed(Exception):
@@ -196,6 +197,7 @@ def running_app() -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     os.environ["APP_URL"] = url
+    os.environ["OPERATOR_PASSWORD"] = OPERATOR_PASSWORD
     server = uvicorn.Server(uvicorn.Config("fastapi_app.main:app", log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -319,11 +321,16 @@ class Demo:
         self._select("SELECT at, loop, event, detail FROM activation.why(%s)", str(LATE.user_id))
         heading("10. How it is: SELECT * FROM activation.status")
         self._select("SELECT component, state, detail FROM activation.status")
+        dashboard = requests.get(f"{self.app_url}/activation/", auth=("demo", OPERATOR_PASSWORD), timeout=30)
+        if dashboard.status_code != 200 or "first_project_nudge" not in dashboard.text:
+            raise Failed(f"The dashboard answers {dashboard.status_code}.")
+        say(f" \nThe same for people is the app's page /activation/: HTTP {dashboard.status_code}.")
 
     def stay(self) -> None:
         """Keep everything up until Ctrl-C, and go on showing emails."""
         heading("All of it stays up until Ctrl-C")
-        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}\n ")
+        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}")
+        say(f"dashboard  {self.app_url}/activation/, any name, password {OPERATOR_PASSWORD}\n ")
         stopped = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stopped.set())
         while not stopped.wait(0.1):

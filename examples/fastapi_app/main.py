@@ -8,8 +8,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from sqlalchemy import select
 
-from . import accounts, api_keys, mail, projects
+from activation.fastapi import Tracker, TrackingMiddleware, activation_router
+
+from . import accounts, api_keys, projects
+from .auth import require_operator
 from .database import Database, connect
+from .models import FIRST_API_CALL
 
 
 @asynccontextmanager
@@ -24,7 +28,11 @@ app = FastAPI(title="Example app", lifespan=lifespan)
 app.include_router(accounts.router)
 app.include_router(projects.router)
 app.include_router(api_keys.router)
-app.include_router(mail.router)
+# Resend's webhooks, the pages behind the links in every mail, and a dashboard.
+app.include_router(activation_router(lambda: app.state.engine, dashboard=require_operator))
+# No table tells that somebody's program has called the API. Beside the request: a call waits for none of it.
+tracker = Tracker(lambda: app.state.engine)
+app.add_middleware(TrackingMiddleware, tracker=tracker, event=FIRST_API_CALL)
 
 
 @app.get("/")

@@ -42,5 +42,7 @@ def client(activation: Activation, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
     # Hashes that are weak, and quick.
     monkeypatch.setattr(passwords, "_N", 16)
+    # The middleware remembers of whom it has told; this test's users are others.
+    app.middleware_stack = None
     with TestClient(app) as running:
         yield running

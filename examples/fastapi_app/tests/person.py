@@ -7,6 +7,8 @@ from typing import Any
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from fastapi_app.main import tracker
+
 PASSWORD = "correct horse battery staple"
 
 
@@ -39,5 +41,8 @@ class Person:
         return key
 
     def call(self, key: str) -> Response:
-        """Call the API with a key, as a program does."""
-        return self.client.get("/v1/projects", headers={"X-API-Key": key})
+        """Call the API with a key, as a program does; what is told of it has been told."""
+        answer = self.client.get("/v1/projects", headers={"X-API-Key": key})
+        assert self.client.portal is not None
+        self.client.portal.call(tracker.close)
+        return answer

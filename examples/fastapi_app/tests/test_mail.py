@@ -1,4 +1,4 @@
-"""What people click in their mails, and what Resend posts, comes back to the app."""
+"""What people click in their mails, what Resend posts, and what operators look at: activation's pages, in this app."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import time
 from urllib.parse import urlsplit
 
+import pytest
 from fastapi.testclient import TestClient
 
 from activation.testing import Activation
@@ -37,6 +38,7 @@ def test_one_click(client: TestClient, activation: Activation) -> None:
     assert client.post(link, data={"List-Unsubscribe": "One-Click"}).status_code == 200
     assert activation.sql(SUBSCRIBED, user) == [(False,)]
     ada.call(ada.new_key())
+    assert activation.sql("SELECT event FROM activation.event") == [("first_api_call",)]
     activation.later("1 day")
     assert len(activation.mails(ada.email)) == 1
 
@@ -60,6 +62,20 @@ def test_a_bounce_comes_back(client: TestClient, activation: Activation) -> None
         answer = client.post("/activation/webhooks", content=body, headers=signed(body, key))
         assert answer.status_code == status, answer.text
         assert activation.sql("SELECT address FROM activation.suppression") == suppressed
+
+
+def test_the_dashboard_is_for_operators(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = Person(client, "ada")
+    timeline = f"/activation/people/{ada.account['id']}"
+    for password in ("", "secret"):
+        assert client.get("/activation/", auth=("me", password)).status_code == 401, "there is no password"
+    monkeypatch.setenv("OPERATOR_PASSWORD", "secret")
+    for path in ("/activation/", timeline):
+        assert client.get(path).status_code == 401
+        assert client.get(path, auth=("me", "guessed")).status_code == 401
+        assert ada.get(path).status_code == 401
+        answer = client.get(path, auth=("me", "secret"))
+        assert answer.status_code == 200 and "first_project" in answer.text
 
 
 def signed(body: str, key: bytes) -> dict[str, str]:

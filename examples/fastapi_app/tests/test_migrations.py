@@ -71,6 +71,7 @@ def test_what_the_app_may_not(activation: Activation) -> None:
             b"UPDATE api_keys SET key_hash = ''",
             b"TRUNCATE user_actions",
             b"SELECT * FROM activation.enrollment",
+            b"SELECT activation.enroll('1', 'first_project')",
             b"SELECT activation.erase('1')",
             b"SELECT activation.set_mode('live')",
         ):

@@ -9,8 +9,10 @@ from activation.loops import Loop, email, on_event, on_insert, query, retry
 revision = "0003"
 down_revision = "0002"
 
+# What the app itself calls: telling of events, webhooks, the pages behind the mails' links, the dashboard.
 FUNCTIONS = """
-    activation.track, activation.receive_webhook, activation.unsubscribe, activation.resubscribe, activation.preferences
+    activation.track_all, activation.receive_webhook, activation.unsubscribe, activation.resubscribe,
+    activation.preferences, activation.overview, activation.why
 """
 
 
@@ -44,7 +46,6 @@ Unsubscribe: {{ unsubscribe_url }}{% endif %}
 """,
     )
     op.define_loop(Loop("first_api_call", trigger=on_event("first_api_call"), action=email("first_api_call")))
-    # What the app's own pages call.
     op.execute("GRANT USAGE ON SCHEMA activation TO example_app")
     op.execute(f"GRANT EXECUTE ON FUNCTION {FUNCTIONS} TO example_app")
 
