@@ -27,9 +27,9 @@ FILL = """
       FROM generate_series(1, {people}) g,
            LATERAL (SELECT now() - interval '1 hour' - (random() + g * 0) * interval '300 days') e(at);
     INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at,
-                                    next_attempt_at, request_id, sent_at, finished_at)
+                                    next_attempt_at, request_id, sent_at)
     SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, 1, e.user_id, 1, 'action', 'sent', e.enrolled_at, e.enrolled_at,
-           gen_random_uuid(), e.enrolled_at, e.enrolled_at FROM activation.enrollment e WHERE NOT e.holdout;
+           gen_random_uuid(), e.enrolled_at FROM activation.enrollment e WHERE NOT e.holdout;
     VACUUM ANALYZE activation.enrollment;
     VACUUM ANALYZE activation.message
 """

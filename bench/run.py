@@ -24,6 +24,7 @@ import feedback
 import insight
 import journeys
 import latency
+import pages
 import signup
 import watched
 from common import Effort, Figure, say
@@ -37,6 +38,7 @@ PARTS: dict[str, tuple[str, Callable[[Cluster, Effort, str], list[Figure]]]] = {
     "journeys": ("Journeys", lambda cluster, effort, _: journeys.measure(cluster, effort)),
     "drain": ("The drain", lambda cluster, effort, _: drain.measure(cluster, effort)),
     "insight": ("Numbers", lambda cluster, effort, _: insight.measure(cluster, effort)),
+    "pages": ("Pages", lambda cluster, effort, _: pages.measure(cluster, effort)),
     "feedback": ("Feedback and rights", feedback.measure),
     "latency": ("From commit to request, and idle", latency.measure),
 }

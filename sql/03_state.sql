@@ -283,8 +283,8 @@ CREATE TABLE activation.message (
 CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, message_id) WHERE request_id IS NULL AND finished_at IS NULL;
 -- For housekeeping. Sent mail is not in it: that is found through its request.
 CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL;
--- What somebody should look at.
-CREATE INDEX message_trouble ON activation.message (created_at) WHERE state IN ('failed', 'bounced', 'complained', 'unknown');
+-- What was asked of Resend and ended badly, or of which nobody knows.
+CREATE INDEX message_trouble ON activation.message (finished_at) WHERE finished_at IS NOT NULL AND request_id IS NOT NULL;
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. batch_limit: how many emails may share a request with it, when one that it shared was refused; each time half as many.';
 

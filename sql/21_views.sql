@@ -42,8 +42,12 @@ BEGIN
     RETURN NEXT;
 
     SELECT * INTO p FROM activation.provider;
-    SELECT count(*) FILTER (WHERE m.state = 'queued'), count(*) FILTER (WHERE m.state = 'sending'), count(*) FILTER (WHERE m.state = 'unknown')
-      INTO queued, sending, unknown FROM activation.message m WHERE m.state IN ('queued', 'sending', 'unknown');
+    -- Each by its index: there may be millions of others.
+    SELECT count(*) INTO queued FROM activation.message m WHERE m.request_id IS NULL AND m.finished_at IS NULL;
+    SELECT count(*) INTO sending
+      FROM activation.request r CROSS JOIN LATERAL unnest(r.members) AS u(message_id) JOIN activation.message m USING (message_id)
+     WHERE r.state = 'open' AND m.request_id = r.request_id AND m.state = 'sending';
+    SELECT count(*) INTO unknown FROM activation.message m WHERE m.finished_at IS NOT NULL AND m.request_id IS NOT NULL AND m.state = 'unknown';
     key_problem := CASE WHEN s.mode <> 'capture'
                         THEN activation._key_problem(s.api_key, activation._secret(substr(s.api_key, length('secret:') + 1))) END;
     component := 'provider';

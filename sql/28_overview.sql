@@ -13,22 +13,26 @@ CREATE FUNCTION activation._overview_numbers() RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH funnel AS (
+    WITH funnel AS MATERIALIZED (
         SELECT f.loop, f.version, jsonb_agg(to_jsonb(f) - 'loop' - 'version' ORDER BY f.position) AS stages, max(f.people) FILTER (WHERE f.stage = 'enrolled') AS people
           FROM activation.funnel f GROUP BY 1, 2
     ), newest AS (
         SELECT DISTINCT ON (f.loop) f.loop, f.version, f.stages, sum(f.people) OVER (PARTITION BY f.loop) - f.people AS in_other_versions
           FROM funnel f ORDER BY f.loop, f.version DESC
-    ), cohort AS (
+    ), cohort AS MATERIALIZED (
         SELECT c.loop, jsonb_agg(to_jsonb(c) - 'loop' - 'back' ORDER BY c.week) AS weeks
           FROM (SELECT x.*, row_number() OVER (PARTITION BY x.loop ORDER BY x.week DESC) AS back FROM activation.cohort x) c WHERE c.back <= 12 GROUP BY 1
-    ), waiting AS (
+    ), waiting AS MATERIALIZED (
         SELECT w.loop, jsonb_agg(jsonb_build_object('step', w.step, 'people', w.people, 'next', w.next) ORDER BY w.position, w.step) AS steps
           FROM (SELECT l.name AS loop, s.name AS step, min(s.position) AS position, sum(e.people) AS people, min(e.next) AS next
                   FROM (SELECT x.loop_id, x.version, x.step, count(*) AS people, min(coalesce(x.starts_at, x.deadline)) AS next
                           FROM activation.enrollment x WHERE x.state = 'waiting' GROUP BY 1, 2, 3) e
                   JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id) GROUP BY 1, 2) w
          GROUP BY 1
+    ), acted AS MATERIALIZED (
+        SELECT * FROM activation.time_to_activate
+    ), changed AS MATERIALIZED (
+        SELECT * FROM activation.lift
     )
     SELECT jsonb_build_object(
         'loops', coalesce((SELECT jsonb_object_agg(l.name, jsonb_build_object(
@@ -37,7 +41,7 @@ AS $$
                 'time_to_activate', CASE WHEN t.loop IS NOT NULL THEN to_jsonb(t) - 'loop'
                     || jsonb_build_object('median', extract(epoch FROM t.median), 'p90', extract(epoch FROM t.p90)) END))
              FROM activation."loop" l LEFT JOIN newest n ON n.loop = l.name LEFT JOIN cohort c ON c.loop = l.name LEFT JOIN waiting w ON w.loop = l.name
-             LEFT JOIN activation.time_to_activate t ON t.loop = l.name LEFT JOIN activation.lift f ON f.loop = l.name), '{}'),
+             LEFT JOIN acted t ON t.loop = l.name LEFT JOIN changed f ON f.loop = l.name), '{}'),
         'mail', coalesce((SELECT jsonb_agg(to_jsonb(m) ORDER BY m.template, m.version) FROM activation.mail_numbers m), '[]'))
 $$;
 
@@ -70,6 +74,33 @@ BEGIN
 END
 $$;
 
+-- The last twenty things that went wrong. Each is looked for by an index, and among so many of the newest only: mails that
+-- were asked of Resend, mails that did not get as far, what Resend told later, and people whom a filter raised on.
+CREATE FUNCTION activation._trouble() RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH mail AS (
+        (SELECT m.message_id, m.finished_at AS at FROM activation.message m
+          WHERE m.finished_at IS NOT NULL AND m.request_id IS NOT NULL AND m.state IN ('failed', 'unknown') ORDER BY m.finished_at DESC LIMIT 20)
+        UNION
+        (SELECT x.message_id, x.at
+           FROM (SELECT m.message_id, m.finished_at AS at, m.state FROM activation.message m WHERE m.finished_at IS NOT NULL ORDER BY m.finished_at DESC LIMIT 2000) x
+          WHERE x.state IN ('failed', 'unknown') ORDER BY x.at DESC LIMIT 20)
+        UNION
+        (SELECT x.message_id, max(x.at)
+           FROM (SELECT w.message_id, w.at, w.type FROM activation.webhook_event w ORDER BY w.received_at DESC LIMIT 5000) x
+          WHERE x.message_id IS NOT NULL AND x.type IN ('email.bounced', 'email.complained', 'email.failed') GROUP BY 1 ORDER BY 2 DESC LIMIT 20)
+    )
+    SELECT coalesce(jsonb_agg(t ORDER BY t.at DESC), '[]') FROM (
+        SELECT f.at, l.name AS loop, s.name AS step, m.user_id, m.state AS status, coalesce(m.last_error, '') AS error
+          FROM mail f JOIN activation.message m USING (message_id) JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id)
+        UNION ALL
+        (SELECT c.at, l.name, NULL, c.user_id, 'not enrolled', 'the filter raised: ' || c.error
+           FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id) ORDER BY c.at DESC LIMIT 20)
+        ORDER BY at DESC LIMIT 20) t
+$$;
+
 CREATE FUNCTION activation.overview(max_age interval DEFAULT '1 hour') RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -87,14 +118,7 @@ BEGIN
                                             || coalesce(kept.numbers #> ARRAY['loops', l.name], '{}') ORDER BY l.name)
                              FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) WHERE l.state <> 'archived'), '[]'),
         'mail', kept.numbers -> 'mail',
-        'trouble', coalesce((SELECT jsonb_agg(t ORDER BY t.at DESC) FROM (
-            (SELECT m.created_at AS at, l.name AS loop, s.name AS step, m.user_id, m.state AS status, coalesce(m.last_error, '') AS error
-               FROM activation.message m JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id)
-              WHERE m.state IN ('failed', 'bounced', 'complained', 'unknown') ORDER BY m.created_at DESC LIMIT 20)
-            UNION ALL
-            (SELECT c.at, l.name, NULL, c.user_id, 'not enrolled', 'the filter raised: ' || c.error
-               FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id) ORDER BY c.at DESC LIMIT 20)
-            ORDER BY at DESC LIMIT 20) t), '[]'));
+        'trouble', activation._trouble());
 END
 $$;
 COMMENT ON FUNCTION activation.overview(interval) IS
