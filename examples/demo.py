@@ -32,6 +32,8 @@ import psycopg
 import requests
 import testing.postgresql  # type: ignore[import-untyped, unused-ignore]
 import uvicorn
+from alembic import command
+from alembic.config import Config
 
 from activation.sandbox import Email, Sandbox
 
@@ -43,6 +45,7 @@ PATIENCE = 150.0
 NUDGE_AFTER = 15
 ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 PASSWORD = "correct horse battery staple"
+OPERATOR_PASSWORD = "demo"
 
 
 class Failed(Exception):
@@ -75,6 +78,7 @@ PEOPLE = [
     Person("Ken Thompson", None),
 ]
 LATE = PEOPLE[2]
+PROGRAMMER = PEOPLE[1]
 
 
 def heading(text: str) -> None:
@@ -193,6 +197,7 @@ def running_app() -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     os.environ["APP_URL"] = url
+    os.environ["OPERATOR_PASSWORD"] = OPERATOR_PASSWORD
     server = uvicorn.Server(uvicorn.Config("fastapi_app.main:app", log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -234,23 +239,20 @@ class Demo:
         return f"{number // 10000}.{number % 10000}"
 
     def prepare(self) -> None:
-        """The app's tables and role, the extension and the loops."""
-        from fastapi_app.create_tables import create_tables
-
-        heading("2. The app's tables, and the loops")
+        """The app's migrations make its tables and role, the extension and the loops."""
+        heading("2. The app's migrations: tables, and loops")
         os.environ["DATABASE_URL"] = self.cluster.url("postgres")
-        create_tables()
-        self.database.execute((APP / "roles.sql").read_bytes())
+        command.upgrade(Config(APP / "alembic.ini"), "head")
         os.environ["DATABASE_URL"] = self.cluster.url("example_app")
-        say("users, projects, user_actions. The app may SELECT and INSERT there, and reads nothing of activation.\n ")
+        say("users, projects, api_keys, user_actions. The app may SELECT and INSERT there, and owns nothing.")
 
         self.database.execute("CREATE EXTENSION pg_cron")
-        loop = (APP / "activation.sql").read_text(encoding="utf-8")
+        loops = (APP / "loops.py").read_text(encoding="utf-8")
         nudge = (HERE / "demo_nudge.sql").read_text(encoding="utf-8")
-        self.database.execute(loop.encode())
         self.database.execute(nudge.encode())
-        say("Who creates a first project within five minutes of signing up gets a welcome:\n ")
-        say(loop[loop.index("SELECT activation.define_loop") :])
+        say(" \nWho creates a first project within five minutes of signing up gets a welcome,")
+        say("and a first call of the API gets a mail, too. In fastapi_app/loops.py:\n ")
+        say(loops[loops.index("FIRST_PROJECT = ") : loops.index("FIRST_API_CALL_MAIL = ")])
         say(f" \nFor this demo, who has none after {NUDGE_AFTER} seconds gets a nudge:\n ")
         say(nudge)
 
@@ -290,9 +292,17 @@ class Demo:
         median, longest = statistics.median(self.welcome_ms), max(self.welcome_ms)
         say(f" \nFrom a project's commit to its email: median {median:.0f} ms, longest {longest:.0f} ms.")
 
+    def a_program_calls(self) -> None:
+        """With an API key that its user has made."""
+        heading(f"7. {PROGRAMMER.name}'s program calls the API")
+        key = self._post("/api-keys", self._log_in(PROGRAMMER), name="script")["key"]
+        answer = requests.get(f"{self.app_url}/v1/projects", headers={"X-API-Key": key}, timeout=30)
+        happened(time.time(), f"GET /v1/projects with a new key: HTTP {answer.status_code}")
+        self._wait_for_mail(PROGRAMMER, 2)
+
     def somebody_leaves(self) -> None:
         """One click in a mail program: a POST to the link in the mail's header, which the app answers."""
-        heading(f"7. {LATE.name} has read enough, and clicks “unsubscribe” in her mail program")
+        heading(f"8. {LATE.name} has read enough, and clicks “unsubscribe” in her mail program")
         mail = next(email for email in self.sandbox.emails if email.to == [LATE.email])
         link = mail.as_json()["headers"]["List-Unsubscribe"].strip("<>")
         answer = requests.post(link, data={"List-Unsubscribe": "One-Click"}, timeout=30)
@@ -305,17 +315,22 @@ class Demo:
     def look_back(self) -> None:
         """One person's timeline, and how everything is."""
         wait_for(self._all_recorded, self._patience(), "the last outcome to be recorded")
-        if len(self.sandbox.emails) != len(PEOPLE) + 1:
-            raise Failed(f"There should be {len(PEOPLE) + 1} emails, and there are {len(self.sandbox.emails)}.")
-        heading(f"8. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
+        if len(self.sandbox.emails) != len(PEOPLE) + 2:
+            raise Failed(f"There should be {len(PEOPLE) + 2} emails, and there are {len(self.sandbox.emails)}.")
+        heading(f"9. {LATE.name}'s timeline: SELECT * FROM activation.why('{LATE.user_id}')")
         self._select("SELECT at, loop, event, detail FROM activation.why(%s)", str(LATE.user_id))
-        heading("9. How it is: SELECT * FROM activation.status")
+        heading("10. How it is: SELECT * FROM activation.status")
         self._select("SELECT component, state, detail FROM activation.status")
+        dashboard = requests.get(f"{self.app_url}/activation/", auth=("demo", OPERATOR_PASSWORD), timeout=30)
+        if dashboard.status_code != 200 or "first_project_nudge" not in dashboard.text:
+            raise Failed(f"The dashboard answers {dashboard.status_code}.")
+        say(f" \nThe same for people is the app's page /activation/: HTTP {dashboard.status_code}.")
 
     def stay(self) -> None:
         """Keep everything up until Ctrl-C, and go on showing emails."""
         heading("All of it stays up until Ctrl-C")
-        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}\n ")
+        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}")
+        say(f"dashboard  {self.app_url}/activation/, any name, password {OPERATOR_PASSWORD}\n ")
         stopped = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stopped.set())
         while not stopped.wait(0.1):
@@ -367,9 +382,11 @@ class Demo:
         return ""
 
     def _create_project(self, person: Person, name: str) -> None:
-        token = self._post("/login", email=person.email, password=PASSWORD)["access_token"]
-        self._post("/projects", token, name=name)
+        self._post("/projects", self._log_in(person), name=name)
         happened(time.time(), f"{person.name} creates a first project, “{name}”")
+
+    def _log_in(self, person: Person) -> str:
+        return str(self._post("/login", email=person.email, password=PASSWORD)["access_token"])
 
     def _post(self, path: str, token: str = "", **body: str) -> Any:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -422,6 +439,7 @@ def run(stack: ExitStack, bin_folder: Path) -> None:
         demo.app_url = stack.enter_context(running_app())
         demo.go_live()
         demo.people_come()
+        demo.a_program_calls()
         demo.somebody_leaves()
         demo.look_back()
     except (Failed, psycopg.Error, requests.RequestException) as error:

@@ -1,4 +1,4 @@
-"""A small app of the ordinary kind: people sign up, log in and create projects.
+"""A small app of the ordinary kind: people sign up, log in, create projects, and call its API with keys.
 
-Nothing in it knows of activation: it writes to its own tables, and the database does the rest.
+It writes to its own tables, and the database does the rest. Who gets which mail is in loops.py.
 """

@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, and the dependencies that need it."""
+"""The connection to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Engine, create_engine, func, make_url, orm, select
-
-from .models import Session, User
-from .passwords import hash_token
+from fastapi import Depends, Request
+from sqlalchemy import Engine, create_engine, make_url, orm
 
 
 def connect() -> Engine:
@@ -27,23 +23,3 @@ def database_session(request: Request) -> Iterator[orm.Session]:
 
 
 Database = Annotated[orm.Session, Depends(database_session)]
-
-_bearer = HTTPBearer(auto_error=False)
-
-
-def current_user(
-    database: Database, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> User:
-    """Who the bearer token belongs to."""
-    if credentials is not None:
-        user = database.scalar(
-            select(User)
-            .join(Session, Session.user_id == User.id)
-            .where(Session.token_hash == hash_token(credentials.credentials), Session.expires_at > func.now())
-        )
-        if user is not None:
-            return user
-    raise HTTPException(401, "Log in first", headers={"WWW-Authenticate": "Bearer"})
-
-
-CurrentUser = Annotated[User, Depends(current_user)]

@@ -1,4 +1,4 @@
-"""Passwords and session tokens, with the standard library alone."""
+"""Passwords, tokens and keys, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 def new_token() -> str:
-    """A session token that nobody can guess."""
+    """A token or key that nobody can guess."""
     return secrets.token_urlsafe(32)
 
 

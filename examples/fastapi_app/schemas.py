@@ -43,6 +43,12 @@ class ProjectIn(BaseModel):
     name: Name
 
 
+class ApiKeyIn(BaseModel):
+    """A new API key."""
+
+    name: Name
+
+
 class UserOut(BaseModel):
     """An account, without its secrets."""
 
@@ -69,3 +75,20 @@ class ProjectOut(BaseModel):
     id: int
     name: str
     created_at: datetime
+
+
+class ApiKeyOut(BaseModel):
+    """An API key, without the key."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewApiKeyOut(ApiKeyOut):
+    """A new API key: the only answer that has the key itself, to be sent as `X-API-Key: …`."""
+
+    key: str

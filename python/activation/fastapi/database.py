@@ -54,7 +54,8 @@ class Database:
                 " that returns one"
             )
         try:
-            return await run(connections, sql, values, timeout)
+            rows: Rows = await run(connections, sql, values, timeout)
+            return rows
         except Exception as error:
             raise _translated(error) from error
 

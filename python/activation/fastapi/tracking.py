@@ -57,6 +57,8 @@ class Tracker:
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due: asyncio.Handle | None = None
+        #: One at a time takes from the front of what waits.
+        self._telling = asyncio.Lock()
         #: How many events were told, lost because there was no database for too long, and refused by activation.
         self.told = self.lost = self.refused = 0
 
@@ -92,22 +94,23 @@ class Tracker:
 
     async def flush(self) -> None:
         """Tell now what waits. Raises activation.fastapi.Unavailable, and then it goes on waiting."""
-        while self._waiting:
-            batch = [self._waiting[n] for n in range(min(_BATCH, len(self._waiting)))]
-            try:
-                refused = await self._tell(batch)
-            except Refused as error:
-                # Not the fault of one event: the role lacks a right, or the extension is not there.
-                _log.error("activation refuses to be told of events: %s", error)
-                self.refused += len(batch)
-            else:
-                for user_id, event, problem in refused:
-                    _log.warning("activation refuses event %r of user %r: %s", event, user_id, problem)
-                self.refused += len(refused)
-                self.told += len(batch) - len(refused)
-            # Only now: what was taken out before it was told would be lost when this is cancelled.
-            for _ in batch:
-                self._waiting.popleft()
+        async with self._telling:
+            while self._waiting:
+                batch = [self._waiting[n] for n in range(min(_BATCH, len(self._waiting)))]
+                try:
+                    refused = await self._tell(batch)
+                except Refused as error:
+                    # Not the fault of one event: the role lacks a right, or the extension is not there.
+                    _log.error("activation refuses to be told of events: %s", error)
+                    self.refused += len(batch)
+                else:
+                    for user_id, event, problem in refused:
+                        _log.warning("activation refuses event %r of user %r: %s", event, user_id, problem)
+                    self.refused += len(refused)
+                    self.told += len(batch) - len(refused)
+                # Only now: what was taken out before it was told would be lost when this is cancelled.
+                for _ in batch:
+                    self._waiting.popleft()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Tell what waits, for so many seconds; what is left then is lost, and logged. The app calls it as it ends;
