@@ -9,10 +9,10 @@ from typing import Any
 import requests
 from common import Effort, Figure, say
 from fastapi import FastAPI
+from insight import FILL
 
 from activation.fastapi import Tracker, TrackingMiddleware, activation_router
 from harness import Cluster
-from insight import FILL
 from web import POOLS, app_role, lifespan, serving
 
 

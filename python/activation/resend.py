@@ -87,8 +87,8 @@ class Try:
 
 @dataclass
 class Departure:
-    """When a request left (seconds since the epoch): told to another thread while the answer is awaited. And the rate that
-    the answer names, which holds even where the rest of it never comes."""
+    """When a request left (seconds since the epoch): told to another thread while the answer is awaited. And the rate
+    that the answer names, which holds even where the rest of it never comes."""
 
     at: float | None = None
     rate: float | None = None

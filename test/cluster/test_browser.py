@@ -103,7 +103,9 @@ def test_the_dashboard(site: Site, browser: Browser, state: str, theme: str, wid
         fill(site)
     else:
         site.db.sql("SELECT activation.archive_loop('first')")
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme, extra_http_headers={"x-token": "right"})  # type: ignore[arg-type]
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=theme, extra_http_headers={"x-token": "right"}
+    )  # type: ignore[arg-type]
     page = context.new_page()
     asked: list[str] = []
     said: list[str] = []
@@ -158,7 +160,10 @@ def live_report(site: Site) -> str:
 
 
 def test_a_mode_that_is_not_live_is_unmissable(browser: Browser, site: Site) -> None:
-    for call, heading in (("set_mode('capture')", "Capture: nothing leaves"), ("set_mode('redirect', redirect_to => 'me@acme.dev')", "Redirect: mail goes to one address")):
+    for call, heading in (
+        ("set_mode('capture')", "Capture: nothing leaves"),
+        ("set_mode('redirect', redirect_to => 'me@acme.dev')", "Redirect: mail goes to one address"),
+    ):
         site.db.sql(f"SELECT activation.{call}")
         context = browser.new_context(viewport={"width": 360, "height": 640}, extra_http_headers={"x-token": "right"})
         page = context.new_page()

@@ -71,10 +71,15 @@ def test_insight(db: Database) -> None:
 
 def test_fastapi(db: Database, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page from its beginning to the first mail: its SQL, its app under uvicorn, its sandbox."""
-    db.sql(APP + "CREATE ROLE app LOGIN; GRANT INSERT ON users, projects TO app; GRANT USAGE ON SEQUENCE users_id_seq, projects_id_seq TO app")
+    db.sql(
+        APP
+        + "CREATE ROLE app LOGIN; GRANT INSERT ON users, projects TO app; GRANT USAGE ON SEQUENCE users_id_seq, projects_id_seq TO app"
+    )
     monkeypatch.setenv("DATABASE_URL", db.dsn("app"))
     monkeypatch.setenv("OPERATOR_PASSWORD", "secret")
-    files = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", (DOCS / "fastapi.md").read_text(), re.MULTILINE | re.DOTALL))
+    files = dict(
+        re.findall(r"^```python\n# (\S+)\n(.*?)^```", (DOCS / "fastapi.md").read_text(), re.MULTILINE | re.DOTALL)
+    )
     module: dict[str, Any] = {}
     exec(files["app.py"], module)
     exec(files["tracking.py"], {})
@@ -85,7 +90,11 @@ def test_fastapi(db: Database, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
             def run(block: str, url: str) -> None:
                 for statement in re.split(r";[^\n]*\n(?=\S|\Z)", block):
                     if statement.strip() and "CREATE EXTENSION" not in statement:
-                        db.sql(statement.replace("http://127.0.0.1:8000", url).replace("http://127.0.0.1:8025", sandbox.url))
+                        db.sql(
+                            statement.replace("http://127.0.0.1:8000", url).replace(
+                                "http://127.0.0.1:8025", sandbox.url
+                            )
+                        )
 
             run(sqls[0], url)
             client.execute("INSERT INTO users (email) VALUES ('eve@acme.dev')")

@@ -1,4 +1,4 @@
-# ruff: noqa: E501
+# ruff: noqa: E501, B008
 """The FastAPI router under uvicorn, with each kind of connections that an app may have."""
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def current_user(request: Request, x_user: Annotated[str | None, Header()] = Non
         raise HTTPException(401)
     request.state.user_id = x_user
     return x_user
-
 
 
 @dataclass
@@ -117,13 +116,18 @@ def test_with_any_kind_of_connections(db: Database, sandbox: Sandbox, kind: str)
             body = json.dumps({"type": "email.delivered", "data": {"tags": {"activation_message": message_id}}})
             assert site.post("/activation/webhooks", data=body, headers=signed(body)).status_code == 204
             assert db.value("SELECT status FROM activation.message_log") == "delivered"
-            assert site.post(f"/activation/unsubscribe?token={token}", data={"List-Unsubscribe": "One-Click"}).status_code == 200
+            assert (
+                site.post(f"/activation/unsubscribe?token={token}", data={"List-Unsubscribe": "One-Click"}).status_code
+                == 200
+            )
             assert site.get(f"/activation/preferences?token={token}").text.count(" checked") == 1
             assert "first" in site.get("/activation/", headers={"x-token": "right", "x-user": "ada"}).text
             assert "unsubscribed" in site.get("/activation/people/ada", headers={"x-token": "right"}).text
             wait_until(lambda: tracker.told)
         assert db.sql("SELECT user_id, event FROM activation.event") == [("ada", "called")]
-        assert db.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND state = 'idle in transaction'", role) == [(0,)]
+        assert db.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND state = 'idle in transaction'", role
+        ) == [(0,)]
 
 
 def test_connections_of_another_kind(db: Database) -> None:
@@ -175,7 +179,9 @@ def test_choosing(site: Site) -> None:
     assert chosen() == {"": True, "news": True, "onboarding": False}
     site.post(f"/activation/preferences?token={token}", data=[("topic", "onboarding")])
     assert chosen() == {"": False, "news": False, "onboarding": False}
-    site.post(f"/activation/preferences?token={token}", data=[("topic", t) for t in ("", "news", "onboarding", "made-up")])
+    site.post(
+        f"/activation/preferences?token={token}", data=[("topic", t) for t in ("", "news", "onboarding", "made-up")]
+    )
     assert chosen() == {"": True, "news": True, "onboarding": True}
     assert site.db.value("SELECT count(*) FROM activation.consent WHERE topic = 'made-up'") == 0
 
@@ -207,7 +213,18 @@ def test_a_header_that_came_twice_is_refused(site: Site) -> None:
     body = json.dumps({"type": "email.opened", "data": {}})
     address, port = site.url.removeprefix("http://").split(":")
     lines = [f"{name}: {value}" for name, value in signed(body).items()]
-    request = "\r\n".join(["POST /activation/webhooks HTTP/1.1", "Host: acme.dev", "Connection: close", f"Content-Length: {len(body)}", *lines, lines[0], "", body])
+    request = "\r\n".join(
+        [
+            "POST /activation/webhooks HTTP/1.1",
+            "Host: acme.dev",
+            "Connection: close",
+            f"Content-Length: {len(body)}",
+            *lines,
+            lines[0],
+            "",
+            body,
+        ]
+    )
     with socket.create_connection((address, int(port)), timeout=10) as connection:
         connection.sendall(request.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
@@ -229,15 +246,36 @@ async def test_an_endless_body_is_not_read_to_its_end() -> None:
     async def send(message: dict[str, Any]) -> None:
         answers.append(message)
 
-    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/activation/webhooks", "raw_path": b"", "query_string": b"", "headers": [], "scheme": "http"}
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/activation/webhooks",
+        "raw_path": b"",
+        "query_string": b"",
+        "headers": [],
+        "scheme": "http",
+    }
     await app(scope, receive, send)
     assert answers[0]["status"] == 413 and pieces == 11
 
 
-@pytest.mark.parametrize("method, path, allowed", [("GET", "webhooks", "POST"), ("PUT", "unsubscribe", "GET, POST"), ("DELETE", "", "GET"), ("POST", "people/ada", "GET")])
+@pytest.mark.parametrize(
+    "method, path, allowed",
+    [
+        ("GET", "webhooks", "POST"),
+        ("PUT", "unsubscribe", "GET, POST"),
+        ("DELETE", "", "GET"),
+        ("POST", "people/ada", "GET"),
+    ],
+)
 def test_a_wrong_method(site: Site, method: str, path: str, allowed: str) -> None:
     answer = requests.request(method, f"{site.url}/activation/{path}", timeout=30)
-    assert (answer.status_code, answer.headers["allow"], answer.headers["content-type"]) == (405, allowed, "application/problem+json")
+    assert (answer.status_code, answer.headers["allow"], answer.headers["content-type"]) == (
+        405,
+        allowed,
+        "application/problem+json",
+    )
 
 
 def test_the_dashboard_is_closed_but_to_whom_the_app_lets_in(site: Site) -> None:
@@ -274,7 +312,10 @@ def test_nothing_that_people_write_becomes_markup(site: Site) -> None:
     site.db.sql(
         "SELECT activation.define_loop(%s, opinion => %s, trigger => activation.on_insert('users'),"
         " steps => ARRAY[activation.step(%s, action => activation.email('activation_welcome', subject => %s))])",
-        hostile, hostile, hostile, hostile + "{{ user.name }}",
+        hostile,
+        hostile,
+        hostile,
+        hostile + "{{ user.name }}",
     )
     site.db.sql("SELECT activation.set_topic(%s, %s, %s)", hostile, hostile, hostile)
     site.sandbox.fail("status", status=422, name="validation_error", message=hostile, times=2)
@@ -299,7 +340,13 @@ def test_nothing_that_people_write_becomes_markup(site: Site) -> None:
 
 def test_openapi_describes_it(site: Site) -> None:
     paths = site.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/activation/webhooks", "/activation/unsubscribe", "/activation/preferences", "/activation/", "/activation/people/{user_id}"}
+    assert set(paths) == {
+        "/activation/webhooks",
+        "/activation/unsubscribe",
+        "/activation/preferences",
+        "/activation/",
+        "/activation/people/{user_id}",
+    }
     assert {"204", "400", "401", "413", "503"} <= set(paths["/activation/webhooks"]["post"]["responses"])
     assert all(operation["summary"] for path in paths.values() for operation in path.values())
 
@@ -327,10 +374,21 @@ def test_a_database_that_is_down(sandbox: Sandbox, kind: str, caplog: pytest.Log
                 db.close()
                 cluster.stop("immediate")
                 tracker.track("ada", "exported")
-                for path, method in (("webhooks", "POST"), ("unsubscribe?token=x", "POST"), ("preferences?token=x", "GET"), ("", "GET")):
+                for path, method in (
+                    ("webhooks", "POST"),
+                    ("unsubscribe?token=x", "POST"),
+                    ("preferences?token=x", "GET"),
+                    ("", "GET"),
+                ):
                     began = time.monotonic()
                     body = json.dumps({"type": "email.opened", "data": {}})
-                    answer = requests.request(method, f"{url}/activation/{path}", data=body, headers={"x-token": "right", **signed(body)}, timeout=30)
+                    answer = requests.request(
+                        method,
+                        f"{url}/activation/{path}",
+                        data=body,
+                        headers={"x-token": "right", **signed(body)},
+                        timeout=30,
+                    )
                     assert answer.status_code == 503 and answer.headers["retry-after"], (path, answer.text)
                     assert time.monotonic() - began < 5
                 assert site.get("/hello").text == '"hello"'
@@ -359,7 +417,8 @@ def test_the_tracker_as_a_dependency(site: Site) -> None:
     wait_until(lambda: tracker.told + tracker.refused == 3)
     assert (tracker.told, tracker.refused, tracker.lost) == (2, 1, 0)
     assert sorted(site.db.sql("SELECT user_id, event, properties FROM activation.event"), key=str) == [
-        ("ada", "blocked", {}), ("ada", "exported", {"format": "csv"}),
+        ("ada", "blocked", {}),
+        ("ada", "exported", {"format": "csv"}),
     ]
 
 
@@ -395,7 +454,10 @@ def test_the_middleware_tells_of_whom_the_app_knows(site: Site) -> None:
         tracker.track("ada", "first_api_call", once=True)
         tracker.track("bob", "other")
         wait_until(lambda: tracker.told == 3)
-    assert site.db.sql("SELECT user_id, event FROM activation.event ORDER BY 1, 2") == [("ada", "first_api_call"), ("bob", "other")]
+    assert site.db.sql("SELECT user_id, event FROM activation.event ORDER BY 1, 2") == [
+        ("ada", "first_api_call"),
+        ("bob", "other"),
+    ]
 
 
 def test_what_waits_is_told_before_the_app_ends(db: Database, sandbox: Sandbox) -> None:

@@ -26,8 +26,8 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 #: What docs/fastapi.md grants to the app's role.
 GRANTS = """
     GRANT USAGE ON SCHEMA activation TO {role};
-    GRANT EXECUTE ON FUNCTION activation.receive_webhook, activation.unsubscribe, activation.resubscribe, activation.preferences,
-      activation.track_all, activation.overview, activation.why TO {role};
+    GRANT EXECUTE ON FUNCTION activation.receive_webhook, activation.unsubscribe, activation.resubscribe,
+      activation.preferences, activation.track_all, activation.overview, activation.why TO {role};
 """
 
 

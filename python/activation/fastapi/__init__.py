@@ -1,8 +1,8 @@
 """For FastAPI apps: the pages behind the mails, Resend's webhooks, the dashboard, and telling what users do.
 
-    from activation.fastapi import Tracker, TrackingMiddleware, activation_router
+from activation.fastapi import Tracker, TrackingMiddleware, activation_router
 
-    app.include_router(activation_router(lambda: app.state.pool, dashboard=require_admin))
+app.include_router(activation_router(lambda: app.state.pool, dashboard=require_admin))
 """
 
 from __future__ import annotations

@@ -83,12 +83,15 @@ async def _psycopg(pool: Any, sql: str, values: Sequence[object], timeout: float
     from psycopg import AsyncRawCursor
     from psycopg.rows import tuple_row
 
-    async with pool.connection(timeout=CONNECT_TIMEOUT) as connection:
-        async with asyncio.timeout(timeout), connection.transaction():
-            # $1 as the server writes it; and rows of one shape, whatever the app's connections return.
-            cursor = AsyncRawCursor(connection, row_factory=tuple_row)
-            await cursor.execute(sql, values)
-            return await cursor.fetchall() if cursor.description else []
+    async with (
+        pool.connection(timeout=CONNECT_TIMEOUT) as connection,
+        asyncio.timeout(timeout),
+        connection.transaction(),
+    ):
+        # $1 as the server writes it; and rows of one shape, whatever the app's connections return.
+        cursor = AsyncRawCursor(connection, row_factory=tuple_row)
+        await cursor.execute(sql, values)
+        return await cursor.fetchall() if cursor.description else []
 
 
 async def _asyncpg(pool: Any, sql: str, values: Sequence[object], timeout: float) -> Rows:
@@ -141,7 +144,7 @@ _PASSING = ("08", "53", "57")
 
 
 def _translated(error: Exception) -> Exception:
-    """What went wrong, as one of ours. A library's own error without an SQLSTATE comes from its side of the connection."""
+    """What went wrong, as one of ours. A library's error without an SQLSTATE comes from its side of the connection."""
     if isinstance(error, (TimeoutError, OSError)):
         return Unavailable(str(error) or "no answer in time")
     library = type(error).__module__.partition(".")[0]

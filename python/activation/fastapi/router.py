@@ -173,7 +173,9 @@ def activation_router(
         except ValueError:
             raise _Problem(400, "The body is not UTF-8.") from None
         try:
-            await db.rows("SELECT activation.receive_webhook($1, CAST($2 AS text)::jsonb)::text", text, json.dumps(headers))
+            await db.rows(
+                "SELECT activation.receive_webhook($1, CAST($2 AS text)::jsonb)::text", text, json.dumps(headers)
+            )
         except Refused as error:
             if not error.code.startswith("HT"):
                 raise
@@ -195,9 +197,7 @@ def activation_router(
 
     async def preferences_page(request: Request, token: str, saved: bool) -> _Page:
         topics = (
-            await db.rows(
-                "SELECT topic, name, description, subscribed FROM activation.preferences(token => $1)", token
-            )
+            await db.rows("SELECT topic, name, description, subscribed FROM activation.preferences(token => $1)", token)
             if _is_text(token)
             else []
         )

@@ -41,9 +41,9 @@ class Tracker:
         async def export(user: CurrentUser, track: Annotated[Track, Depends(tracker)]):
             track(user.id, "exported", {"format": "csv"})
 
-    An event is told within `interval` seconds. While the database cannot be reached it is kept and tried again; when more
-    than `capacity` wait, or when the app ends before the database is back, some are lost, which is logged and counted
-    in `lost`. An event that activation refuses, as of a user who does not exist, is logged and counted in `refused`. It
+    An event is told within `interval` seconds. While the database cannot be reached it is kept and tried again; when
+    more than `capacity` wait, or when the app ends before the database is back, some are lost, which is logged and
+    counted in `lost`. An event that activation refuses, as of a user who does not exist, is logged and counted in `refused`. It
     is told after the app's own transaction or without it: what must hold together with a row belongs into a table.
 
     database: as activation_router's. Its role needs EXECUTE on activation.track_all.
@@ -146,7 +146,9 @@ class Tracker:
         before = self.lost
         self.lost += number
         if len(str(before)) != len(str(self.lost)) or before == 0:
-            _log.error("activation lost events, %d so far: " + why, self.lost, *([self._capacity] if "%d" in why else []))
+            _log.error(
+                "activation lost events, %d so far: " + why, self.lost, *([self._capacity] if "%d" in why else [])
+            )
 
     def _wake(self) -> None:
         try:
@@ -203,8 +205,8 @@ class TrackingMiddleware:
 
     What counts is an answer below 400 to a user who is known. user: a function of the request that says who it was, or
     None; by default `request.state.user_id`, which the app's own dependency for the current user sets. It is asked when
-    the answer begins, so that this has happened. paths: how the paths begin that count; by default all. Of whom it has been told already is
-    remembered for `remembered` users in each process, and by the database in any case.
+    the answer begins, so that this has happened. paths: how the paths begin that count; by default all. Of whom it has
+    been told already is remembered for `remembered` users in each process, and by the database in any case.
 
     It tells what waits before the app ends, if the server speaks ASGI's lifespan, as uvicorn does.
     """

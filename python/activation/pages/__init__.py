@@ -14,11 +14,12 @@ from liquid import Environment, PackageLoader
 
 from .overview import shown
 
-#: What a browser is told of these pages: they run no script, load nothing, and their address, which may hold a token, is
-#: told to nobody.
+#: What a browser is told of these pages: they run no script, load nothing, and their address, which may hold a token,
+#: is told to nobody.
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none';"
+        " frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",

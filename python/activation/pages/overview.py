@@ -65,7 +65,9 @@ def _loop(loop: Mapping[str, Any], status: list[dict[str, str]], zone: tzinfo) -
         "waiting": [
             {**item, "next": _time(item["next"], zone) if item["next"] else None} for item in loop.get("waiting") or []
         ],
-        "cohorts": [{**week, "rate": percent(week["rate"]), "bar": bar(week["rate"])} for week in loop.get("cohorts") or []],
+        "cohorts": [
+            {**week, "rate": percent(week["rate"]), "bar": bar(week["rate"])} for week in loop.get("cohorts") or []
+        ],
         "time": _time_to_activate(loop.get("time_to_activate")),
         "lift": _lift(loop.get("lift")),
     }
@@ -126,7 +128,8 @@ def trigger(document: Mapping[str, Any]) -> str:
     if document["event"] not in ("insert", "update", "delete"):
         return f"Event {document['event']}"
     columns = " of " + ", ".join(document["columns"]) if document.get("columns") else ""
-    return f"{document['event'].capitalize()}{columns} {'into' if document['event'] == 'insert' else 'in'} {document['table']}"
+    where = "into" if document["event"] == "insert" else "in"
+    return f"{document['event'].capitalize()}{columns} {where} {document['table']}"
 
 
 def percent(share: float | None) -> str | None:
