@@ -43,8 +43,9 @@ class Tracker:
 
     An event is told within `interval` seconds. While the database cannot be reached it is kept and tried again; when
     more than `capacity` wait, or when the app ends before the database is back, some are lost, which is logged and
-    counted in `lost`. An event that activation refuses, as of a user who does not exist, is logged and counted in `refused`. It
-    is told after the app's own transaction or without it: what must hold together with a row belongs into a table.
+    counted in `lost`. An event that activation refuses, as of a user who does not exist, is logged and counted in
+    `refused`. It is told after the app's own transaction or without it: what must hold together with a row belongs into
+    a table.
 
     database: as activation_router's. Its role needs EXECUTE on activation.track_all.
     """
