@@ -4,7 +4,8 @@
 # make wheels        fetches them into dist/wheels, or into WHEELS
 # make uninstall
 # make test          T=path runs a part of the tests
-# make lint, demo, bench
+# make demo          LIVE=you@your.domain with RESEND_API_KEY set also sends one real mail
+# make lint, bench
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
 #
@@ -73,7 +74,7 @@ lint:
 	@scripts/with-env scripts/lint
 
 demo:
-	@scripts/with-env python examples/demo.py
+	@$(if $(LIVE),DEMO_API_KEY="$$RESEND_API_KEY") scripts/with-env python examples/demo.py $(if $(LIVE),--live '$(LIVE)')
 
 # QUICK=1 takes three minutes and only shows its report; otherwise that becomes bench/RESULTS.md, with its charts.
 bench:

@@ -10,6 +10,7 @@ PostgreSQL refuses to start.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pwd
 import shlex
@@ -326,10 +327,46 @@ class Demo:
             raise Failed(f"The dashboard answers {dashboard.status_code}.")
         say(f" \nThe same for people is the app's page /activation/: HTTP {dashboard.status_code}.")
 
+    def really_send(self, address: str, url: str) -> None:
+        """One more person, whose mail goes through Resend itself: everybody before has had theirs."""
+        heading(f"11. One real mail, to {address}")
+        self.database.execute("SELECT activation.set_secret('demo', %s)", [os.environ["DEMO_API_KEY"]])
+        self.database.execute(
+            "SELECT activation.configure(resend_url => %s, api_key => 'secret:demo', sender => %s)",
+            [url, os.environ.get("DEMO_SENDER", "Acme <onboarding@resend.dev>")],
+        )
+        user_id = self._post("/signup", email=address, name="You", password=PASSWORD)["id"]
+        token = str(self._post("/login", email=address, password=PASSWORD)["access_token"])
+        self._post("/projects", token, name="A Beginning")
+        row: tuple[Any, ...] | None = None
+
+        def ended() -> bool:
+            nonlocal row
+            row = self.database.execute(
+                "SELECT status, resend_id, last_error FROM activation.message_log"
+                " WHERE user_id = %s AND loop = 'first_project'",
+                [str(user_id)],
+            ).fetchone()
+            return row is not None and (row[0] not in ("queued", "sending") or row[2] is not None)
+
+        wait_for(ended, 60, "Resend's answer")
+        # Whoever signs up from now on is mailed in the sandbox.
+        self.database.execute(
+            "SELECT activation.configure(resend_url => %s, api_key => 'env:RESEND_API_KEY', sender => %s)",
+            [self.sandbox.url, "Acme <hello@acme.dev>"],
+        )
+        assert row is not None
+        status, resend_id, error = row
+        if status != "sent":
+            raise Failed(f"It was not sent: {status}, {error}")
+        say(f"Sent, as {resend_id}. Its links lead to this machine, while the demo stays up.")
+
     def stay(self) -> None:
         """Keep everything up until Ctrl-C, and go on showing emails."""
         heading("All of it stays up until Ctrl-C")
-        say(f"the app    {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}")
+        say(
+            f"the app    {self.app_url}/start, and its API {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}"
+        )
         say(f"dashboard  {self.app_url}/activation/, any name, password {OPERATOR_PASSWORD}\n ")
         stopped = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -420,7 +457,7 @@ class Demo:
         table([column.name for column in cursor.description or ()], cursor.fetchall())
 
 
-def run(stack: ExitStack, bin_folder: Path) -> None:
+def run(stack: ExitStack, bin_folder: Path, options: argparse.Namespace) -> None:
     """The demo; what it starts is ended by the stack."""
     heading("1. A throwaway server, a sandbox, an app")
     os.environ["RESEND_API_KEY"] = "re_demo"
@@ -442,6 +479,8 @@ def run(stack: ExitStack, bin_folder: Path) -> None:
         demo.a_program_calls()
         demo.somebody_leaves()
         demo.look_back()
+        if options.live:
+            demo.really_send(options.live, options.resend_url)
     except (Failed, psycopg.Error, requests.RequestException) as error:
         raise Failed(f"{error}\n\n{demo.diagnosis()}") from error
     if sys.stdin.isatty() and sys.stdout.isatty():
@@ -450,6 +489,13 @@ def run(stack: ExitStack, bin_folder: Path) -> None:
 
 def main() -> int:
     """Run the demo; its exit status."""
+    parser = argparse.ArgumentParser(description="What the README says, before your eyes.")
+    parser.add_argument("--live", metavar="ADDRESS", help="also send one real mail there, with DEMO_API_KEY")
+    parser.add_argument("--resend-url", default="", metavar="URL", help="with --live: another server in Resend's place")
+    options = parser.parse_args()
+    if options.live and not os.environ.get("DEMO_API_KEY"):
+        print("LIVE takes a key of Resend's: RESEND_API_KEY=re_… make demo LIVE=you@your.domain", file=sys.stderr)
+        return 2
     bin_folder = os.environ.get("ACTIVATION_PG_BIN")
     if bin_folder is None:
         print("ACTIVATION_PG_BIN is not set. `make demo` sets it.", file=sys.stderr)
@@ -463,7 +509,7 @@ def main() -> int:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     with ExitStack() as stack:
         try:
-            run(stack, Path(bin_folder))
+            run(stack, Path(bin_folder), options)
         except Failed as error:
             print(f"\nThe demo failed: {error}", file=sys.stderr)
             return 1

@@ -23,8 +23,7 @@ def signup(body: SignupIn, database: Database) -> User:
     user = User(
         email=body.email,
         name=body.name,
-        # This app has no pages of its own; its interactive documentation stands in for the first one.
-        activation_link=os.environ.get("APP_URL", "http://127.0.0.1:8000") + "/docs",
+        activation_link=os.environ.get("APP_URL", "http://127.0.0.1:8000") + "/start",
         password_hash=hash_password(body.password),
     )
     database.add(user)

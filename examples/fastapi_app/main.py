@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.responses import FileResponse
 from sqlalchemy import select
 
 from activation.fastapi import Tracker, TrackingMiddleware, activation_router
@@ -33,6 +35,12 @@ app.include_router(activation_router(lambda: app.state.engine, dashboard=require
 # No table tells that somebody's program has called the API. Beside the request: a call waits for none of it.
 tracker = Tracker(lambda: app.state.engine)
 app.add_middleware(TrackingMiddleware, tracker=tracker, event=FIRST_API_CALL)
+
+
+@app.get("/start", include_in_schema=False)
+def start() -> FileResponse:
+    """The one page that this app has of its own: sign up, log in, create projects, by the API below."""
+    return FileResponse(Path(__file__).parent / "start.html")
 
 
 @app.get("/")

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from activation.sandbox import Sandbox
 from harness import Database
 from loops import tick
 from test_fastapi import Site, make_app, prepare
-from web import app_role, serving
+from web import app_role, address, serving
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 
@@ -170,3 +172,54 @@ def test_a_mode_that_is_not_live_is_unmissable(browser: Browser, site: Site) -> 
         page.goto(f"{site.url}/activation/")
         expect(page.get_by_text(heading)).to_be_in_viewport()
         context.close()
+
+
+def test_the_whole_circle(db: Database, sandbox: Sandbox, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example app: sign up, act, the mail in the inbox, its link, unsubscribe, and the dashboard has moved."""
+    from fastapi_app.main import app
+
+    migrations = Config(Path(__file__).parents[2] / "examples" / "fastapi_app" / "alembic.ini")
+    monkeypatch.setenv("DATABASE_URL", address(db))
+    command.upgrade(migrations, "head")
+    monkeypatch.setenv("DATABASE_URL", address(db, "example_app"))
+    monkeypatch.setenv("OPERATOR_PASSWORD", "secret")
+    with serving(app) as url:
+        monkeypatch.setenv("APP_URL", url)
+        db.sql("SELECT activation.configure(public_url => %s, resend_url => %s)", f"{url}/activation", sandbox.url)
+        db.sql("SELECT activation.set_mode('live')")
+        context = browser.new_context(http_credentials={"username": "me", "password": "secret"})
+        page = context.new_page()
+        page.goto(f"{url}/start")
+        page.get_by_label("Name", exact=True).fill("Ada")
+        page.get_by_label("Email").fill("ada@acme.dev")
+        page.get_by_label("Password").fill("correct horse battery")
+        page.get_by_role("button", name="Sign up").click()
+        expect(page.get_by_text("Welcome.")).to_be_visible()
+        tick(db)
+        assert sandbox.emails == []
+        dashboard = context.new_page()
+        dashboard.goto(f"{url}/activation/")
+        expect(dashboard.get_by_role("row", name="Activated 0 0 %")).to_be_visible()
+
+        page.get_by_label("Name of a project").fill("Engine")
+        page.get_by_role("button", name="Create project").click()
+        expect(page.get_by_text("Created.")).to_be_visible()
+        tick(db)
+        inbox = context.new_page()
+        inbox.goto(sandbox.url)
+        inbox.get_by_text("ada@acme.dev").first.click()
+        mail = inbox.frame_locator("iframe").first
+        look(inbox, "mail")
+        with inbox.expect_popup() as popup:
+            mail.get_by_role("link").first.click()
+        expect(popup.value.get_by_role("heading", name="Example app")).to_be_visible()
+        with inbox.expect_popup() as popup:
+            mail.get_by_role("link", name=re.compile("nsubscribe")).click()
+        popup.value.get_by_role("button", name="mails like this one").click()
+        expect(popup.value.get_by_role("heading", name="You are unsubscribed")).to_be_visible()
+        dashboard.reload()
+        expect(dashboard.get_by_role("row", name="Activated 1 100 %")).to_be_visible()
+        expect(dashboard.get_by_role("row", name=re.compile("^activation_welcome 1"))).to_be_visible()
+        assert db.value("SELECT bool_or(subscribed) FROM activation.preferences('1')") is False
+        context.close()
+    db.sql("DROP OWNED BY example_app; DROP ROLE example_app")

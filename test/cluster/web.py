@@ -40,7 +40,8 @@ def app_role(db: Database) -> Iterator[str]:
     db.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def _url(db: Database, role: str, driver: str) -> str:
+def address(db: Database, role: str = "postgres", driver: str = "postgresql") -> str:
+    """The database as SQLAlchemy names it."""
     return f"{driver}://{role}@/{db.name}?host={db.cluster.socket}&port={db.cluster.port}"
 
 
@@ -72,21 +73,21 @@ async def _asyncpg(db: Database, role: str) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _async_engine(db: Database, role: str) -> AsyncIterator[Any]:
-    engine = create_async_engine(_url(db, role, "postgresql+asyncpg"))
+    engine = create_async_engine(address(db, role, "postgresql+asyncpg"))
     yield engine
     await engine.dispose()
 
 
 @asynccontextmanager
 async def _async_engine_psycopg(db: Database, role: str) -> AsyncIterator[Any]:
-    engine = create_async_engine(_url(db, role, "postgresql+psycopg"))
+    engine = create_async_engine(address(db, role, "postgresql+psycopg"))
     yield engine
     await engine.dispose()
 
 
 @asynccontextmanager
 async def _engine(db: Database, role: str) -> AsyncIterator[Any]:
-    engine = create_engine(_url(db, role, "postgresql+psycopg"))
+    engine = create_engine(address(db, role, "postgresql+psycopg"))
     yield engine
     engine.dispose()
 

@@ -16,7 +16,7 @@ def test_welcomed_with_the_first_project(client: TestClient, activation: Activat
     activation.tick()
     mail = activation.mail(ada.email)
     assert mail.subject == "You are off to a great start"
-    assert "Hi Ada," in (mail.text or "") and "http://127.0.0.1:8000/docs" in (mail.text or "")
+    assert "Hi Ada," in (mail.text or "") and "http://127.0.0.1:8000/start" in (mail.text or "")
     ada.post("/projects", name="Notes")
     activation.later("30 days")
     assert len(activation.mails(ada.email)) == 1
