@@ -364,9 +364,8 @@ class Demo:
     def stay(self) -> None:
         """Keep everything up until Ctrl-C, and go on showing emails."""
         heading("All of it stays up until Ctrl-C")
-        say(
-            f"the app    {self.app_url}/start, and its API {self.app_url}/docs\nthe inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}"
-        )
+        say(f"the app    {self.app_url}/start, and its API {self.app_url}/docs")
+        say(f"the inbox  {self.sandbox.url}\npsql       {self.cluster.psql()}")
         say(f"dashboard  {self.app_url}/activation/, any name, password {OPERATOR_PASSWORD}\n ")
         stopped = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stopped.set())

@@ -17,7 +17,7 @@ from activation.sandbox import Sandbox
 from harness import Database
 from loops import tick
 from test_fastapi import Site, make_app, prepare
-from web import app_role, address, serving
+from web import address, app_role, serving
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 

@@ -307,6 +307,23 @@ def test_the_dashboard_and_a_timeline(site: Site) -> None:
     assert site.get("/activation/people/%00", headers={"x-token": "right"}).status_code == 404
 
 
+def test_numbers_that_take_long_are_counted_beside_the_request(site: Site) -> None:
+    """What was counted yesterday is shown at once, with its time; then it is counted again, once."""
+    site.sign_up("ada")
+    tick(site.db)
+    operator = {"x-token": "right"}
+    assert "counted at" not in site.get("/activation/", headers=operator).text
+    site.db.sql(
+        "UPDATE activation.overview_numbers SET took = '1 s', taken_at = now() - interval '1 day',"
+        " numbers = jsonb_set(numbers, '{loops,first,funnel,0,people}', '4711')"
+    )
+    page = site.get("/activation/", headers=operator).text
+    assert "4711" in page and "are being counted again" in page and 'http-equiv="refresh"' in page
+    wait_until(lambda: site.db.value("SELECT taken_at > now() - interval '1 minute' FROM activation.overview_numbers"))
+    page = site.get("/activation/", headers=operator).text
+    assert "4711" not in page and "counted again" not in page
+
+
 def test_nothing_that_people_write_becomes_markup(site: Site) -> None:
     hostile = "<script>alert(1)</script>"
     site.db.sql(
