@@ -101,11 +101,13 @@ def refusal(error: psycopg.Error) -> click.ClickException:
     # It went away meanwhile: shut down, crashed, or terminated the process.
     kind = Unreachable if (diagnostic.sqlstate or "")[:3] in ("57P", "080") else Refused
     lines = [told(diagnostic).partition(": ")[2]]
-    if not diagnostic.message_hint:
-        if diagnostic.sqlstate == "42501":
-            lines.append("HINT: docs/operations.md, Roles, says what an author, an operator or a viewer is granted.")
-        elif diagnostic.sqlstate == "42883" and "activation." in (diagnostic.message_primary or ""):
-            lines.append("HINT: This database may have an older activation: ALTER EXTENSION activation UPDATE;")
+    if diagnostic.sqlstate == "42883" and "function activation." in diagnostic.message_primary:
+        lines = [
+            plain(diagnostic.message_primary),
+            "HINT: The database has an older activation than this command: ALTER EXTENSION activation UPDATE;",
+        ]
+    elif diagnostic.sqlstate == "42501" and not diagnostic.message_hint:
+        lines.append("HINT: docs/operations.md, Roles, says what an author, an operator or a viewer is granted.")
     return kind("\n".join(lines))
 
 

@@ -28,6 +28,8 @@ _STYLES = {
 }
 #: Wider than anything that is shown.
 _ENDLESS = 1_000_000
+#: The least width in which a text can be read.
+_READABLE = 40
 
 
 def plain(value: object, lines: bool = False) -> str:
@@ -84,9 +86,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> No
     for name in columns[:-1]:
         table.add_column(name, no_wrap=True, overflow="ignore")
     table.add_column(columns[-1], overflow="fold")
-    for row in rows:
+    found = list(rows)
+    for row in found:
         table.add_row(*(_cell(name, row[name]) for name in columns))
     console = _console()
+    # Where the names leave too little room for it, the terminal may break lines as it likes.
+    others = console.measure(table).maximum - max((len(plain(row[columns[-1]])) for row in found), default=0)
+    console.width = max(console.width, others + _READABLE)
     with console.capture() as capture:
         console.print(table)
     click.echo("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()), nl=False, color=_styled() or None)
