@@ -51,7 +51,9 @@ class Plan:
         """What is waited for, and in words where it comes from; the first is the one that is used."""
         if not self.candidates:
             return [(f"SELECT 1 FROM activation.event WHERE user_id = $1::text AND event = '{EVENT}'", "")]
-        return [(found.query, _remark(found)) for found in self.candidates[:MOST]]
+        first, *others = self.candidates[:MOST]
+        # Its index is made beforehand.
+        return [(first.query, _rows(first)), *((found.query, _remark(found)) for found in others)]
 
     @property
     def personalization(self) -> dict[str, str]:
@@ -159,11 +161,12 @@ def as_python(plan: Plan) -> tuple[str, str]:
     return "\n    ".join(lines), f"op.archive_loop({json.dumps(plan.loop)})"
 
 
+def _rows(found: Candidate) -> str:
+    return "" if found.rows is None else f"about {found.rows:,} rows"
+
+
 def _remark(found: Candidate) -> str:
-    parts = [] if found.rows is None else [f"about {found.rows:,} rows"]
-    if not found.indexed:
-        parts.append(f"no index on {found.column}")
-    return ", ".join(parts)
+    return ", ".join(filter(None, (_rows(found), "" if found.indexed else f"no index on {found.column}")))
 
 
 def _quoted(query: str) -> str:

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,6 +97,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> No
     with console.capture() as capture:
         console.print(table)
     click.echo("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()), nl=False, color=_styled() or None)
+
+
+@contextmanager
+def progress(first: str, steps: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, on standard error, gone at the end. What it gives tells of one step done, and of the next."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, markup=False)
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and _styled())) as bar:
+        task = bar.add_task(first, total=steps)
+        yield lambda following: bar.update(task, advance=1, description=following)
 
 
 def _cell(name: str, value: object) -> Text:
