@@ -1,4 +1,4 @@
-"""A throwaway PostgreSQL, for tests and the demo: in a closed directory, without a password, gone when it is stopped."""
+"""A throwaway PostgreSQL, for tests and the demo: on a socket in a closed directory, and gone once it is stopped."""
 
 from __future__ import annotations
 

@@ -45,4 +45,7 @@ def parameters(url: str, given_by: str) -> dict[str, str]:
         found = {name: str(value) for name, value in conninfo_to_dict(rest).items() if value is not None}
     except ProgrammingError:
         raise click.UsageError(f"{given_by} is no address that libpq can read.\n{_HINT}") from None
+    # Without a host, what stands here is the password.
+    if not re.fullmatch(r"[\d,]*", found.get("port", "")):
+        raise click.UsageError(f"{given_by} has a port that is no number.\n{_HINT}")
     return {**found, **credentials}

@@ -58,7 +58,7 @@ _COLUMN = """
 _FIND_USERS = f"""
     SELECT * FROM (
         SELECT c.oid::int8 AS oid, c."table", c.relname AS name, k.attname AS key,
-               {_COLUMN.format(pattern="e_?mail(_?addr(ess)?)?$", best="email")} AS email,
+               {_COLUMN.format(pattern="mail(_?addr(ess)?)?$", best="email")} AS email,
                {_COLUMN.format(pattern="^(time_?zone|tz)$", best="timezone")} AS timezone,
                {_COLUMN.format(pattern="^((full|first|given|display|user)_?)?name$", best="name")} AS person,
                (SELECT count(*) FROM pg_constraint f WHERE f.contype = 'f' AND f.confrelid = c.oid) AS references

@@ -142,6 +142,8 @@ def _story(connection: Connection, sandbox: Sandbox) -> None:
 
 def _stay(server: Server, sandbox: Sandbox, connection: Connection) -> None:
     """Work as pg_cron would have it, until Ctrl-C."""
+    import psycopg
+
     url = shlex.quote(server.url(DATABASE))
     say("\nAll of it stays until Ctrl-C. Let more people sign up:\n", style="bold")
     say(f"inbox       {sandbox.url}/")
@@ -150,10 +152,14 @@ def _stay(server: Server, sandbox: Sandbox, connection: Connection) -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
     shown = len(sandbox.emails)
-    with _refused():
+    try:
         while not stopped.wait(0.5):
             connection.execute("CALL activation.tick()")
             shown = _show_mail(sandbox, shown)
+    except psycopg.Error as error:
+        # A terminal's Ctrl-C reaches PostgreSQL, too, and may do so first.
+        if not stopped.wait(1):
+            raise refusal(error) from None
 
 
 def _run(connection: Connection, statement: str, *values: object) -> None:

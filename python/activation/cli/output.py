@@ -101,7 +101,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> No
 
 @contextmanager
 def progress(first: str, steps: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, on standard error, gone at the end. What it gives tells of one step done, and of the next."""
+    """A bar on a terminal, on standard error, gone at the end. What it gives is called after a step, with the next."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, markup=False)
