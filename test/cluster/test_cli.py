@@ -123,7 +123,6 @@ def fill(db: Database) -> Database:
         define(connection, name="[red]first", timeout="1 hour", otherwise=True)
     db.sql("INSERT INTO users (id, email, name) VALUES (1, %s, %s), (2, 'ada@acme.dev', 'Ada')", f"{EVIL}@x.dev", EVIL)
     db.sql("INSERT INTO actions (user_id) VALUES (1)")
-    tick(db)
     return db
 
 
@@ -135,8 +134,10 @@ def app(db: Database) -> Database:
 
 @pytest.fixture(scope="module")
 def kept(cluster: Cluster) -> Database:
-    """One to look at."""
-    return fill(cluster.create_database())
+    """One to look at, where the engine has run."""
+    db = fill(cluster.create_database())
+    tick(db)
+    return db
 
 
 def test_status(kept: Database) -> None:
@@ -227,6 +228,7 @@ def test_preview_of_what_cannot_be(app: Database, tmp_path: Path, monkeypatch: p
 
 
 def test_doctor(app: Database) -> None:
+    tick(app)
     well = run(app, "doctor")
     assert well.exit_code == 0 and "problem" not in well.stdout
     app.sql("ALTER TABLE users DISABLE TRIGGER activation_insert")
@@ -313,14 +315,12 @@ def test_import_asks_on_a_terminal(db: Database, tmp_path: Path) -> None:
     assert loops(db) == {"skene": 1}
 
 
-def test_import_what_was_exported(app: Database, tmp_path: Path) -> None:
+def test_import_other_files(app: Database, tmp_path: Path) -> None:
+    """A loop that was exported, and a journey."""
     definition = app.value("SELECT activation.export_loop('[red]first')")
     (tmp_path / "second.json").write_text(json.dumps(definition), encoding="utf-8-sig")
     ran(app, "import", str(tmp_path / "second.json"), "--yes")
     assert app.value("SELECT activation.export_loop('second')") == definition
-
-
-def test_import_a_journey(app: Database, tmp_path: Path) -> None:
     file = tmp_path / "journey.yaml"
     file.write_text(JOURNEY)
     refused = run(app, "import", str(file))
@@ -346,6 +346,18 @@ def test_import_refuses(kept: Database, tmp_path: Path) -> None:
         result = run(kept, "import", str(tmp_path / name), "--yes")
         assert result.exit_code == code, result.output
         assert said in result.stderr and "Traceback" not in result.output and loops(kept) == before
+
+
+def test_letters_that_a_terminal_does_not_have(kept: Database, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(kept.value("SELECT activation.export_loop('[red]first')")))
+    result = subprocess.run(
+        [sys.executable, "-m", "activation.cli", "import", str(tmp_path / "a.json"), "--name", "José"],
+        env={**os.environ, "DATABASE_URL": kept.dsn(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Jos\\xe9" in result.stdout and "Traceback" not in result.stderr
 
 
 def test_an_author_may_import(db: Database, tmp_path: Path) -> None:

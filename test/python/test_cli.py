@@ -63,6 +63,10 @@ def test_a_document_is_shown_as_itself(document: object) -> None:
             {"user": "ada", "password": "pw", "dbname": "app", "host": "/tmp/x"},
         ),
         ("postgresql+asyncpg://db/app?ssl=require", {"host": "db", "dbname": "app", "sslmode": "require"}),
+        (
+            "postgres://db/app?schema=public&sslmode=require&pgbouncer=true",
+            {"host": "db", "dbname": "app", "sslmode": "require"},
+        ),
         ("postgresql://a%40b:p%2F%3a%25@db/app", {"user": "a@b", "password": "p/:%", "host": "db", "dbname": "app"}),
         # Libraries take these as they stand, libpq does not.
         (

@@ -5,6 +5,9 @@ Exit codes: 0 fine, 1 a finding or a refusal, 2 wrong usage, 3 the database cann
 
 from __future__ import annotations
 
+import io
+import sys
+
 try:
     import click
     import rich  # noqa: F401
@@ -33,6 +36,9 @@ def main() -> None:
 
     Exit codes: 0 fine, 1 a finding or a refusal, 2 wrong usage, 3 the database cannot be reached or has no activation.
     """
+    # A letter that the terminal does not have is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 for command in (demo, doctor, import_, init, preview, report, sandbox, status, why):

@@ -12,6 +12,8 @@ _HINT = (
     "It is postgresql://user@host:5432/database (postgresql+psycopg://… will do), or libpq's host=… dbname=…\n"
     "In a name or password @ is written %40, and : is %3A. The address is not repeated here: it may hold a password."
 )
+#: What other libraries than libpq read in a URL, and what has no meaning here.
+_FOREIGN = ("schema", "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size")
 
 
 def parameters(url: str, given_by: str) -> dict[str, str]:
@@ -38,9 +40,11 @@ def parameters(url: str, given_by: str) -> dict[str, str]:
             credentials["user"] = unquote(user)
         if colon:
             credentials["password"] = unquote(password)
-        rest = "postgresql://" + rest
+        place, _, options = rest.partition("?")
+        given = [option for option in options.split("&") if option and option.partition("=")[0] not in _FOREIGN]
         if match[2] == "+asyncpg":
-            rest = re.sub(r"([?&])ssl=", r"\1sslmode=", rest)
+            given = [re.sub(r"^ssl=", "sslmode=", option) for option in given]
+        rest = f"postgresql://{place}?{'&'.join(given)}"
     try:
         found = {name: str(value) for name, value in conninfo_to_dict(rest).items() if value is not None}
     except ProgrammingError:
