@@ -84,7 +84,7 @@ class Statement:
 
     def sql(self) -> str:
         """The same statement with the values written into it, for scripts and offline migrations."""
-        return f"SELECT {self.render(_literal)}"
+        return f"SELECT {self.render(literal)}"
 
 
 @dataclass(frozen=True)
@@ -434,7 +434,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _literal(value: str) -> str:
+def literal(value: str) -> str:
     """A text as a literal, whatever standard_conforming_strings says."""
     if "\0" in value:
         raise ValueError("PostgreSQL's texts hold no NUL character")

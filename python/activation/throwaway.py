@@ -1,4 +1,4 @@
-"""A throwaway PostgreSQL for tests: on a socket in a closed directory, without a password, gone when it is stopped."""
+"""A throwaway PostgreSQL, for tests and the demo: on a socket in a closed directory, and gone once it is stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Server:
 
     def __init__(self, programs: Path | None = None) -> None:
         if os.geteuid() == 0:
-            raise RuntimeError("PostgreSQL does not run as root: run the tests as another user")
+            raise RuntimeError("PostgreSQL does not run as root: run this as another user")
         programs = programs or find_programs()
         # Not TMPDIR: a socket's path may have 107 bytes.
         self._folder = tempfile.mkdtemp(prefix="activation-", dir="/tmp")
@@ -103,7 +103,7 @@ class _Postgres(testing.postgresql.Postgresql):  # type: ignore[misc]
         return int(self.settings["port"])
 
     def get_server_commandline(self) -> list[str]:
-        # The extension has a Python package of its own; what the tests import must not stand in for it.
+        # The extension has a Python package of its own; what this process imports must not stand in for it.
         command: Sequence[str] = super().get_server_commandline()
         return ["env", "-u", "PYTHONPATH", *command]
 

@@ -143,7 +143,7 @@ def test_signatures(app: Database, function: str, signature: dict[str, tuple[str
             assert expected is None and ("CURRENT_USER" in default or "search_path" in default)
         else:
             same = (
-                f"SELECT {default} IS NOT DISTINCT FROM {loops.render_value(_document(expected), kind, loops._literal)}"
+                f"SELECT {default} IS NOT DISTINCT FROM {loops.render_value(_document(expected), kind, loops.literal)}"
             )
             assert app.value(same), name
 

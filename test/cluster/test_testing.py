@@ -198,7 +198,7 @@ def test_where_postgresql_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_not_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(RuntimeError, match="run the tests as another user"):
+    with pytest.raises(RuntimeError, match="run this as another user"):
         throwaway.Server()
 
 

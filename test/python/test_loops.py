@@ -88,7 +88,7 @@ def test_literals() -> None:
 
 @given(st.text(alphabet=st.characters(blacklist_characters="\0", blacklist_categories=("Cs",))))
 def test_no_text_leaves_its_literal(text: str) -> None:
-    literal = loops._literal(text)
+    literal = loops.literal(text)
     assert literal.startswith(("E'", "'")) and literal.endswith("'")
     inner = literal.removeprefix("E")[1:-1].replace("''", "'")
     assert (inner.replace("\\\\", "\\") if literal.startswith("E") else inner) == text

@@ -1,4 +1,4 @@
-"""The command line: `activation sandbox`."""
+"""`activation sandbox`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ import errno
 import signal
 import threading
 
-try:
-    import click
-except ImportError:
-    raise SystemExit("activation: the command line needs click: pip install 'activation[cli]'") from None
-
-from . import __version__
+import click
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="activation")
-def main() -> None:
-    """Lifecycle email from PostgreSQL through Resend."""
-
-
-@main.command()
+@click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8025, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--rate", type=click.IntRange(1), help="Requests allowed per second.  [default: no limit]")
@@ -31,7 +20,7 @@ def sandbox(host: str, port: int, rate: int | None, latency: float, jitter: floa
 
     Whoever reaches the address can read the mail: keep it on loopback. Ctrl-C ends it, and the mail is gone.
     """
-    from .sandbox import Sandbox
+    from ..sandbox import Sandbox
 
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -48,7 +37,3 @@ def sandbox(host: str, port: int, rate: int | None, latency: float, jitter: floa
         click.echo(f"Inbox         {server.url}/")
         click.echo("Ctrl-C ends it.")
         stop.wait()
-
-
-if __name__ == "__main__":
-    main()
