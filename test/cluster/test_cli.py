@@ -268,6 +268,16 @@ def loops(db: Database) -> dict[str, int]:
     return dict(db.sql("SELECT name, version FROM activation.loop WHERE state <> 'archived'"))
 
 
+def test_report(kept: Database, tmp_path: Path) -> None:
+    page = ran(kept, "report")
+    assert page.startswith("<!doctype html>") and "first" in page and "<script" not in page
+    file = tmp_path / "report.html"
+    assert ran(kept, "report", "-o", str(file)) == ""
+    assert file.read_text().startswith("<!doctype html>")
+    assert read(kept, "report")["html"].startswith("<!doctype html>")
+    assert run(kept, "report", "-o", str(tmp_path / "no" / "folder")).exit_code == 1
+
+
 def test_import(db: Database, tmp_path: Path) -> None:
     db.sql(APP)
     file = tmp_path / "skene.config.ts"
