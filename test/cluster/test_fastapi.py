@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -510,3 +511,22 @@ def test_nothing_is_lost_in_silence(caplog: pytest.LogCaptureFixture) -> None:
             assert (tracker.waiting, tracker.lost) == (2, 3)
             assert "lost events, 1 so far: 2 wait already" in caplog.text
         assert (tracker.waiting, tracker.lost) == (0, 5)
+
+
+def test_an_event_that_cannot_be_kept_spoils_no_other(site: Site) -> None:
+    tracker = Tracker(lambda: site.app.state.pool, interval=0.01)
+
+    @site.app.post("/odd")
+    async def odd() -> None:
+        endless: dict[str, object] = {}
+        endless["itself"] = endless
+        for value in (float("nan"), "\0", "\ud800", endless):
+            tracker.track("ada", "odd", {"value": value})
+        tracker.track("ada\0", "odd")
+        tracker.track("ada", "when", {"at": Path("/as/text"), "text": "a \\ and “more”"})
+
+    site.sign_up("ada")
+    assert site.post("/odd").status_code == 200
+    wait_until(lambda: tracker.told)
+    assert (tracker.told, tracker.lost, tracker.refused) == (1, 5, 0)
+    assert site.db.value("SELECT properties FROM activation.event") == {"at": "/as/text", "text": "a \\ and “more”"}

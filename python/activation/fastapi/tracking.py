@@ -54,7 +54,7 @@ class Tracker:
         self._database = Database(database)
         self._interval = interval
         self._capacity = capacity
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[str] = deque()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due: asyncio.Handle | None = None
@@ -76,15 +76,15 @@ class Tracker:
         user_id: the user's key, as it stands in the users table. properties: what templates read as
         enrollment.context.properties. once: not again for a user who has this event already.
         """
-        item: dict[str, Any] = {"user_id": str(user_id), "event": event}
-        if properties:
-            item["properties"] = dict(properties)
-        if once:
-            item["once"] = True
         if len(self._waiting) >= self._capacity:
-            self._lose(1, "%d wait already")
+            self._lose(1, f"{self._capacity} wait already")
             return
-        self._waiting.append(item)
+        item = {"user_id": str(user_id), "event": event, "properties": dict(properties or {}), "once": once}
+        # Now, as it is now; and so that one that cannot be written spoils no batch.
+        if (text := _written(item)) is None:
+            self._lose(1, f"the properties of {event!r} cannot be kept as JSON")
+            return
+        self._waiting.append(text)
         if self._due is None and self._task is None:
             self._wake()
 
@@ -131,25 +131,16 @@ class Tracker:
             self._lose(len(self._waiting), "the app ends")
             self._waiting.clear()
 
-    async def _tell(self, batch: list[dict[str, Any]]) -> Any:
+    async def _tell(self, batch: list[str]) -> Any:
         sql = "SELECT user_id, event, problem FROM activation.track_all(CAST($1 AS text)::jsonb)"
-        try:
-            document = json.dumps(batch, default=str)
-        except ValueError:
-            # One that refers to itself; the others are told.
-            document = json.dumps([item for item in batch if _can_be_written(item)], default=str)
-            self._lose(len(batch) - len(json.loads(document)), "their properties cannot be written as JSON")
-        # What PostgreSQL cannot keep in a text.
-        return await self._database.rows(sql, document.replace("\\u0000", ""))
+        return await self._database.rows(sql, f"[{','.join(batch)}]")
 
     def _lose(self, number: int, why: str) -> None:
         # The first one, and then each time that it has become ten times as many: a log is not to be flooded, either.
         before = self.lost
         self.lost += number
-        if len(str(before)) != len(str(self.lost)) or before == 0:
-            _log.error(
-                "activation lost events, %d so far: " + why, self.lost, *([self._capacity] if "%d" in why else [])
-            )
+        if before == 0 or len(str(before)) < len(str(self.lost)):
+            _log.error("activation lost events, %d so far: %s", self.lost, why)
 
     def _wake(self) -> None:
         try:
@@ -187,12 +178,14 @@ class Tracker:
             self._waiting.clear()
 
 
-def _can_be_written(item: object) -> bool:
+def _written(item: dict[str, Any]) -> str | None:
+    """As PostgreSQL reads it; None for what it cannot keep: infinite numbers, halves of letters, the letter zero."""
     try:
-        json.dumps(item, default=str)
-    except ValueError:
-        return False
-    return True
+        text = json.dumps(item, default=str, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        return None
+    return None if "\\u0000" in text else text
 
 
 def _of_state(connection: HTTPConnection) -> object | None:
