@@ -362,7 +362,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT 'problem', format('nobody knows whether message %s to %s was sent: look for it in Resend''s dashboard', m.message_id, m.recipient),
            format('SELECT activation.resolve(%L, ''sent'');  -- or ''resend'', if it is not there', m.message_id)
-      FROM activation.message m WHERE m.finished_at IS NOT NULL AND m.request_id IS NOT NULL AND m.state = 'unknown' ORDER BY m.created_at LIMIT 10
+      FROM activation.message m WHERE m.state = 'unknown' ORDER BY m.created_at LIMIT 10
 $$;
 
 -- ---- loops ------------------------------------------------------------------------------------------------------------------
