@@ -66,9 +66,9 @@ wheels:
 	$(PIP) wheel --wheel-dir '$(or $(WHEELS),dist/wheels)' --constraint python/constraints.txt $(DEPENDENCIES)
 endif
 
-# All of it in two processes: much of it waits for pg_cron's minutes. What is asked for by name, in one.
+# All of it in three processes: much of it waits for pg_cron's minutes. What is asked for by name, in one.
 test:
-	@scripts/with-env pytest $(or $(T),--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
+	@scripts/with-env pytest $(or $(T),--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
 
 lint:
 	@scripts/with-env scripts/lint

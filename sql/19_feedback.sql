@@ -157,7 +157,7 @@ BEGIN
         (SELECT jsonb_object_agg(x.name, x.value) FROM activation.secret x WHERE 'secret:' || x.name = ANY (string_to_array(s.webhook_secret, ' '))),
         extract(epoch FROM now)::double precision);
     IF problem IS NOT NULL THEN
-        PERFORM activation._refuse_webhook(CASE WHEN s.webhook_secret IS NULL THEN 503 ELSE 401 END, problem);
+        PERFORM activation._refuse_webhook(left(problem, 3)::integer, substr(problem, 5));
     END IF;
     BEGIN
         event := body::jsonb;

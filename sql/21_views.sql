@@ -336,7 +336,12 @@ DECLARE
     shown jsonb;
 BEGIN
     SELECT x.* INTO v FROM activation.loop_version x WHERE x.loop_id = l.loop_id AND x.version = l.version;
-    rows := activation._safe_eval(v.users_function, v.owner, ARRAY[preview.user_id]);
+    BEGIN
+        rows := activation._safe_eval(v.users_function, v.owner, ARRAY[preview.user_id]);
+    EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
+        -- Not even of the key's type.
+        rows := '{}';
+    END;
     IF cardinality(rows) = 0 THEN
         RAISE EXCEPTION 'user % does not exist in %', preview.user_id, activation._table_name(v.users)
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';

@@ -376,7 +376,7 @@ AS $$
                                                                      WHEN 'stopped' THEN 'was stopped by the brake'
                                                                      WHEN 'failing' THEN 'is failing'
                                                                      ELSE 'raises and is tried again' END),
-                     coalesce(l.reason, (SELECT k.last_error FROM activation.strike k WHERE k.loop_id = l.loop_id ORDER BY k.struck_at DESC LIMIT 1))),
+                     coalesce(regexp_replace(l.reason, '^the brake: ', ''), (SELECT k.last_error FROM activation.strike k WHERE k.loop_id = l.loop_id ORDER BY k.struck_at DESC LIMIT 1))),
            format('SELECT activation.resume_loop(%L);', l.name)
       FROM activation."loop" l
      WHERE l.state IN ('failing', 'stopped', 'paused') OR l.state = 'active' AND EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id)

@@ -80,10 +80,12 @@ def webhook_problem(
     try:
         secrets = [keys.resolve(reference, known.get) for reference in (references or "").split()]
         if not secrets:
-            return "no webhook_secret is configured"
+            return "503 no webhook_secret is configured"
         signature.verify(body, webhook_id, timestamp, signatures, secrets, now)
-    except (KeyUnavailable, signature.BadSignature) as problem:
-        return str(problem)
+    except KeyUnavailable as problem:
+        return f"503 {problem}"
+    except signature.BadSignature as problem:
+        return f"401 {problem}"
     return None
 
 

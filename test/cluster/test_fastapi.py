@@ -178,7 +178,7 @@ def test_choosing(site: Site) -> None:
     saved = site.post(f"/activation/preferences?token={token}", data=[("topic", ""), ("topic", "news")]).text
     assert "Saved" in saved and saved.count(" checked") == 2
     assert chosen() == {"": True, "news": True, "onboarding": False}
-    site.post(f"/activation/preferences?token={token}", data=[("topic", "onboarding")])
+    site.post(f"/activation/preferences?token={token}", data=[("topic", "onboarding"), ("topic", "\0")])
     assert chosen() == {"": False, "news": False, "onboarding": False}
     site.post(
         f"/activation/preferences?token={token}", data=[("topic", t) for t in ("", "news", "onboarding", "made-up")]
@@ -356,6 +356,41 @@ def test_nothing_that_people_write_becomes_markup(site: Site) -> None:
     assert "<script" not in report and "&lt;script&gt;" in report
 
 
+def test_what_the_app_lacks_is_said_and_waited_for(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """An app that is deployed before its role has the rights: 503, what to do in its log, and no event is lost."""
+    role = site.db.value("SELECT rolname FROM pg_roles WHERE rolname LIKE 'web_%'")
+    tracker = Tracker(lambda: site.app.state.pool, interval=0.01)
+
+    @site.app.post("/exports")
+    async def export() -> None:
+        tracker.track("ada", "exported")
+
+    site.sign_up("ada")
+    site.db.sql(f"REVOKE USAGE ON SCHEMA activation FROM {role}")
+    with caplog.at_level(logging.WARNING, "activation"):
+        assert site.post("/exports").status_code == 200
+        body = json.dumps({"type": "email.opened", "data": {}})
+        answer = site.post("/activation/webhooks", data=body, headers={**signed(body), "cookie": "session=mine"})
+        assert answer.status_code == 503 and answer.headers["content-type"] == "application/problem+json"
+        page = site.post("/activation/unsubscribe?token=x")
+        assert page.status_code == 503 and "try again" in page.text
+        wait_until(lambda: "keeps 1 events" in caplog.text)
+    assert "docs/fastapi.md" in caplog.text and "session=mine" not in caplog.text
+    site.db.sql(f"GRANT USAGE ON SCHEMA activation TO {role}")
+    wait_until(lambda: tracker.told == 1, 30)
+    assert (tracker.lost, tracker.refused) == (0, 0)
+
+
+def test_without_a_secret_no_webhook_is_taken(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    body = json.dumps({"type": "email.opened", "data": {}})
+    for secret in ("", "env:NOT_THERE"):
+        site.db.sql("SELECT activation.configure(webhook_secret => %s)", secret)
+        with caplog.at_level(logging.ERROR, "activation"):
+            answer = site.post("/activation/webhooks", data=body, headers=signed(body))
+        assert answer.status_code == 503 and "webhook" not in answer.text
+    assert "no webhook_secret is configured" in caplog.text and "NOT_THERE is not set" in caplog.text
+
+
 def test_openapi_describes_it(site: Site) -> None:
     paths = site.get("/openapi.json").json()["paths"]
     assert set(paths) == {
@@ -520,7 +555,7 @@ def test_an_event_that_cannot_be_kept_spoils_no_other(site: Site) -> None:
     async def odd() -> None:
         endless: dict[str, object] = {}
         endless["itself"] = endless
-        for value in (float("nan"), "\0", "\ud800", endless):
+        for value in (float("nan"), "\0", "\ud800", endless, {(1, 2): 3}):
             tracker.track("ada", "odd", {"value": value})
         tracker.track("ada\0", "odd")
         tracker.track("ada", "when", {"at": Path("/as/text"), "text": "a \\ and “more”"})
@@ -528,5 +563,5 @@ def test_an_event_that_cannot_be_kept_spoils_no_other(site: Site) -> None:
     site.sign_up("ada")
     assert site.post("/odd").status_code == 200
     wait_until(lambda: tracker.told)
-    assert (tracker.told, tracker.lost, tracker.refused) == (1, 5, 0)
+    assert (tracker.told, tracker.lost, tracker.refused) == (1, 6, 0)
     assert site.db.value("SELECT properties FROM activation.event") == {"at": "/as/text", "text": "a \\ and “more”"}

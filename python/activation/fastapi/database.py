@@ -18,7 +18,8 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Unavailable(Exception):
-    """The database cannot be reached, or has no connection to spare, or does not answer in time."""
+    """The database cannot be reached, has no connection to spare, does not answer in time, or lacks the extension or the
+    rights that the app needs."""
 
 
 class Refused(Exception):
@@ -143,6 +144,11 @@ _RUNNERS: dict[str | None, Callable[[Any, str, Sequence[object], float], Any]] =
 _PASSING = ("08", "53", "57")
 
 
+# No right, no schema, no function, no table: an app is often there before what it needs, and it will come.
+_MISSING = ("42501", "3F000", "42883", "42P01")
+_CURE = "the extension must be in this database, and the app's role needs the rights of docs/fastapi.md"
+
+
 def _translated(error: Exception) -> Exception:
     """What went wrong, as one of ours. A library's error without an SQLSTATE comes from its side of the connection."""
     if isinstance(error, (TimeoutError, OSError)):
@@ -156,4 +162,6 @@ def _translated(error: Exception) -> Exception:
         return error
     if not code or code.startswith(_PASSING):
         return Unavailable(str(original))
+    if code in _MISSING:
+        return Unavailable(f"{original}; {_CURE}")
     return Refused(str(original), code)

@@ -32,7 +32,7 @@ _TITLES = {
     404: "Not found",
     405: "Method not allowed",
     413: "The body is too large",
-    503: "The database cannot be reached",
+    503: "Not just now",
 }
 
 # The paths that there are two routes for.
@@ -56,7 +56,7 @@ class _Problem(Exception):
         said = _TITLES.get(self.status, "Refused")
         if page:
             text = self.detail or "Please try again in a few minutes."
-            body = pages.message(title, said if self.status != 503 else "Not just now", text)
+            body = pages.message(title, said, text)
             return HTMLResponse(body, self.status, headers={**pages.HEADERS, **(self.headers or {})})
         document = {"type": "about:blank", "title": said, "status": self.status}
         if self.detail:
@@ -75,10 +75,10 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except _Problem as problem:
-                return problem.response(page, request.app.title)
+                return problem.response(page, request.url.hostname or "")
             except Unavailable as error:
-                _log.warning("activation cannot reach the database: %s", error)
-                return _Problem(503, headers=_RETRY).response(page, request.app.title)
+                _log.warning("activation cannot use the database: %s", error)
+                return _Problem(503, headers=_RETRY).response(page, request.url.hostname or "")
 
         return handled
 
@@ -138,14 +138,15 @@ def activation_router(
         and preferences; for the dashboard on overview and why, too.
     dashboard: who may see it: a dependency of the app's, which raises for anybody else. Without one it is closed.
     prefix: where it stands; `activation.configure(public_url => …)` names the same place, as people reach it.
-    title: what people know the app as; by default the app's title.
+    title: what people know the app as; by default the app's title, if it has one.
     """
     db = Database(database)
     # mypy knows tags as a list that may hold enumerations.
     router = APIRouter(prefix=prefix, tags=list(tags), route_class=_Route, default_response_class=_Page)
 
     def name(request: Request) -> str:
-        return title or str(request.app.title)
+        # What FastAPI calls an app that has no name is nobody that people know.
+        return title or str(request.app.title).removesuffix("FastAPI") or "us"
 
     @router.post(
         "/webhooks",
@@ -163,8 +164,9 @@ def activation_router(
         # A header that came twice is handed over as both, and refused if it matters.
         headers = {
             key: values[0] if len(values) == 1 else values
-            for key in request.headers
-            if (values := request.headers.getlist(key))
+            for key in set(request.headers)
+            # The rest is none of its business: cookies would end in logs.
+            if key.startswith(("svix-", "webhook-")) and (values := request.headers.getlist(key))
         }
         try:
             text = body.decode()
@@ -179,7 +181,11 @@ def activation_router(
         except Refused as error:
             if not error.code.startswith("HT"):
                 raise
-            raise _Problem(int(error.code[2:])) from None
+            status = int(error.code[2:])
+            if status == 503:
+                _log.error("activation takes no webhooks: %s", error)
+                raise _Problem(503, headers=_RETRY) from None
+            raise _Problem(status, str(error).partition("\n")[0]) from None
         return Response(status_code=204)
 
     @router.get("/unsubscribe", summary="The page behind a mail's unsubscribe link")
@@ -213,7 +219,7 @@ def activation_router(
         """The page's form: `topic`, once for each topic that is wanted; the empty one is everything else."""
         form = parse_qs((await _body(request, LARGEST_FORM)).decode("latin-1"), keep_blank_values=True)
         if _is_text(token):
-            await db.rows(_CHOOSE, token, json.dumps(form.get("topic", [])))
+            await db.rows(_CHOOSE, token, json.dumps([topic for topic in form.get("topic", []) if _is_text(topic)]))
         return await preferences_page(request, token, True)
 
     guard = [] if dashboard is None else [dashboard if isinstance(dashboard, params.Depends) else Depends(dashboard)]

@@ -101,7 +101,7 @@ class Tracker:
                 try:
                     refused = await self._tell(batch)
                 except Refused as error:
-                    # Not the fault of one event: the role lacks a right, or the extension is not there.
+                    # Not the fault of one event.
                     _log.error("activation refuses to be told of events: %s", error)
                     self.refused += len(batch)
                 else:
@@ -179,11 +179,12 @@ class Tracker:
 
 
 def _written(item: dict[str, Any]) -> str | None:
-    """As PostgreSQL reads it; None for what it cannot keep: infinite numbers, halves of letters, the letter zero."""
+    """As PostgreSQL reads it; None for what it cannot keep: infinite numbers, halves of letters, the letter
+    zero, keys that are no texts."""
     try:
         text = json.dumps(item, default=str, allow_nan=False, ensure_ascii=False)
         text.encode()
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return None
     return None if "\\u0000" in text else text
 
