@@ -18,8 +18,8 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Unavailable(Exception):
-    """The database cannot be reached, has no connection to spare, does not answer in time, or lacks the extension or the
-    rights that the app needs."""
+    """The database cannot be reached, has no connection to spare, does not answer in time, or lacks the extension or
+    the rights that the app needs."""
 
 
 class Refused(Exception):
