@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -473,6 +474,31 @@ def test_the_tracker_as_a_dependency(site: Site) -> None:
         ("ada", "blocked", {}),
         ("ada", "exported", {"format": "csv"}),
     ]
+
+
+def test_told_from_many_threads(site: Site) -> None:
+    """None is forgotten between two rounds, though nobody comes after it."""
+    tracker = Tracker(lambda: site.app.state.pool, interval=0.001)
+
+    @site.app.post("/first")
+    async def first(track: Track = Depends(tracker)) -> None:
+        track("ada", "first")
+
+    site.sign_up("ada")
+    assert site.post("/first").status_code == 200
+
+    def tell() -> None:
+        for number in range(100):
+            tracker.track("ada", f"event {number}")
+            time.sleep(0.001 * (number % 7))
+
+    threads = [threading.Thread(target=tell) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: tracker.told == 801)
+    assert (tracker.waiting, tracker.lost, tracker.refused) == (0, 0, 0)
 
 
 def test_the_middleware_tells_of_whom_the_app_knows(site: Site) -> None:

@@ -149,8 +149,9 @@ class Tracker:
         except RuntimeError:
             # A thread, as of an endpoint that is not async. Before the first event of the loop itself there is none
             # to go to; then it waits for that, or for close().
+            # The handle is not kept: it may have run before it could be.
             if self._loop is not None and not self._loop.is_closed():
-                self._due = self._loop.call_soon_threadsafe(self._start)
+                self._loop.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
         self._due = None
@@ -171,11 +172,16 @@ class Tracker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._task is task:
             self._task = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             _log.error("activation could not tell of events", exc_info=error)
             # Whatever it was, it is not to happen for ever.
             self._lose(len(self._waiting), "see the error before")
             self._waiting.clear()
+        elif self._waiting:
+            # Whoever came between the last look and now has seen a task that was no longer looking.
+            self._wake()
 
 
 def _written(item: dict[str, Any]) -> str | None:
