@@ -269,10 +269,10 @@ def test_inside_a_transaction(db: Database, call: str) -> None:
 @pytest.mark.parametrize("call", ["detect()", "deliver()"])
 def test_a_statement_timeout_ends_a_run_early(db: Database, call: str) -> None:
     """Cleanly, before the timeout would."""
-    db.sql(f"ALTER ROLE postgres IN DATABASE {db.name} SET statement_timeout = '3s'")
+    db.sql(f"ALTER ROLE postgres IN DATABASE {db.name} SET statement_timeout = '4s'")
     with db.connect() as connection:
         connection.execute(f"CALL activation.{call}")
-        assert connection.execute("SHOW statement_timeout").fetchone() == ("3s",)
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("4s",)
 
 
 def test_a_session_is_left_as_it_was(db: Database) -> None:
