@@ -13,7 +13,7 @@ import uuid
 
 import app
 import psycopg
-from common import Effort, Figure, ratios, say
+from common import Effort, Figure, pgbench, ratios, say
 
 from harness import Cluster, Database, wait_until
 
@@ -63,14 +63,7 @@ def _garbage(dsn: str, rate: int) -> None:
             time.sleep(max(0.0, due - time.perf_counter()))
 
 
-def _signups(db: Database, seconds: float) -> float:
-    """Signups a second of one client."""
-    done, end = 0, time.perf_counter() + seconds
-    with db.connect() as session:
-        while time.perf_counter() < end:
-            session.execute("INSERT INTO users (email, name) VALUES ('u@acme.dev', 'U')")
-            done += 1
-    return done / seconds
+SIGN_UP = "INSERT INTO users (email, name) VALUES ('u@acme.dev', 'U')"
 
 
 def measure(cluster: Cluster, effort: Effort, url: str) -> list[Figure]:
@@ -92,12 +85,12 @@ def measure(cluster: Cluster, effort: Effort, url: str) -> list[Figure]:
 
     def rate(with_garbage: str) -> float:
         if with_garbage != "garbage":
-            return _signups(db, effort.seconds)
+            return pgbench(db, SIGN_UP, effort.seconds)
         process = multiprocessing.get_context("spawn").Process(target=_garbage, args=[db.dsn(), 500], daemon=True)
         before = refused()
         process.start()
         wait_until(lambda: refused() > before + 100, 60)
-        found = _signups(db, effort.seconds)
+        found = pgbench(db, SIGN_UP, effort.seconds)
         process.terminate()
         process.join()
         return found
@@ -126,6 +119,6 @@ def measure(cluster: Cluster, effort: Effort, url: str) -> list[Figure]:
     db.drop()
     return [
         Figure("webhooks taken a second, 8 connections", [taken], at_least=1_000, digits=0),
-        Figure("signups while 500 forged webhooks a second come in, ÷ without", pestered, at_least=0.9),
+        Figure("signups of 8 clients while 500 forged webhooks a second come in, ÷ without", pestered, at_least=0.9),
         Figure("erase of somebody with 1,000 messages, ms", erased, at_most=50, digits=0),
     ]
