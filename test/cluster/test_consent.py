@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import re
-import time
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +15,8 @@ import pytest
 from activation.sandbox import Sandbox
 from harness import Connection, Database
 from loops import tick
+from web import SECRET, signed
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 APP = """
     CREATE TABLE users (id text PRIMARY KEY, email text, name text);
     CREATE TABLE actions (user_id text);
@@ -75,16 +71,10 @@ def token_of(sandbox: Sandbox, user: str) -> str:
     return str(url.partition("token=")[2])
 
 
-def headers(body: str, webhook_id: str | None = None, at: int | None = None, secret: str = SECRET) -> dict[str, Any]:
-    webhook_id, stamp = webhook_id or f"msg_{uuid.uuid4().hex}", str(at or int(time.time()))
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    mac = hmac.digest(key, f"{webhook_id}.{stamp}.{body}".encode(), hashlib.sha256)
-    return {
-        "Svix-Id": webhook_id,
-        "svix-timestamp": stamp,
-        "svix-signature": "v1," + base64.b64encode(mac).decode(),
-        "host": "acme.dev",
-    }
+def headers(body: str, **more: Any) -> dict[str, Any]:
+    """As a proxy may hand them on: one in capitals, and others among them."""
+    found = signed(body, **more)
+    return {"Svix-Id": found.pop("svix-id"), **found, "host": "acme.dev"}
 
 
 def hook(db: Database, kind: str, data: dict[str, Any], at: str = "2026-11-22T23:41:12.126Z", **more: Any) -> str:
