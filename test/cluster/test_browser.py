@@ -135,6 +135,10 @@ def test_the_dashboard(site: Site, browser: Browser, state: str, theme: str, wid
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         look(page, f"person-{theme}-{width}")
         page.get_by_role("link", name="Dashboard").click()
+        page.get_by_label("User").fill("old7")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="User old7")).to_be_visible()
+        page.get_by_role("link", name="Dashboard").click()
         expect(page.get_by_role("heading", name="onboarding")).to_be_visible()
     context.close()
 

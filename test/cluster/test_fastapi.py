@@ -281,13 +281,13 @@ def test_a_wrong_method(site: Site, method: str, path: str, allowed: str) -> Non
 
 
 def test_the_dashboard_is_closed_but_to_whom_the_app_lets_in(site: Site) -> None:
-    for path in ("", "people/ada"):
+    for path in ("", "people/ada", "people?user_id=ada"):
         assert site.get(f"/activation/{path}").status_code == 401
     assert site.get("/activation/", headers={"x-token": "right"}).status_code == 200
     closed = FastAPI()
     closed.include_router(activation_router(lambda: None))
     with serving(closed) as url:
-        for path in ("", "people/ada"):
+        for path in ("", "people/ada", "people?user_id=ada"):
             answer = requests.get(f"{url}/activation/{path}", timeout=30)
             assert answer.status_code == 403 and "dashboard=" in answer.text
 
@@ -304,6 +304,8 @@ def test_the_dashboard_and_a_timeline(site: Site) -> None:
     assert page.text.count("failed") >= 1
     person = site.get("/activation/people/a%2Fb%3Fc", headers={"x-token": "right"})
     assert person.status_code == 200 and "a/b?c@acme.dev" in person.text
+    found = site.get("/activation/people?user_id=a/b%3Fc", headers={"x-token": "right"})
+    assert found.url.endswith("/activation/people/a%2Fb%3Fc") and "a/b?c@acme.dev" in found.text
     nobody = site.get("/activation/people/nobody", headers={"x-token": "right"})
     assert nobody.status_code == 404
     assert site.get("/activation/people/%00", headers={"x-token": "right"}).status_code == 404
@@ -399,6 +401,7 @@ def test_openapi_describes_it(site: Site) -> None:
         "/activation/unsubscribe",
         "/activation/preferences",
         "/activation/",
+        "/activation/people",
         "/activation/people/{user_id}",
     }
     assert {"204", "400", "401", "413", "503"} <= set(paths["/activation/webhooks"]["post"]["responses"])

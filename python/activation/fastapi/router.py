@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Depends, Query, Request, params
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -250,6 +250,18 @@ def activation_router(
             counting.add(task)
             task.add_done_callback(counting.discard)
         return _Page(pages.dashboard(overview, "people/", int(took) + 3 if stale else None))
+
+    @router.get(
+        "/people",
+        summary="Find a user's timeline",
+        dependencies=[Depends(is_open), *guard],
+        responses=_problems(403),
+        status_code=303,
+        response_class=Response,
+    )
+    async def find(user_id: str) -> Response:
+        """The dashboard's form: leads to the user's own address."""
+        return Response(status_code=303, headers={"Location": f"people/{quote(user_id, safe='')}"})
 
     @router.get(
         "/people/{user_id:path}",
