@@ -23,10 +23,11 @@
 --                  commit, and talk HTTP while no transaction is open.
 --   compile (10)   turns an author's SQL into functions in schema activation_compiled, bound by the server and run with
 --                  the rights of the loop's owner, never with those of a worker.
---   verbs   (11-17) what people call, and their validation.
---   views   (18)   what people look at.
---   schedule (19)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
---   privileges (20) nothing is PUBLIC's.
+--   verbs   (11-20) what people call, and their validation; consent, feedback and rights among them.
+--   views   (21-24) what people look at; numbers, and what would have been.
+--   schedule (25)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
+--   around it (26-28) loops from other files, doctor, the dashboard's document.
+--   privileges (29) nothing is PUBLIC's.
 --
 -- One order of calls, downwards: a part uses only the parts above it.
 --

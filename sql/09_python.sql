@@ -104,6 +104,16 @@ if "server" not in SD:
 return SD["server"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
 $$;
 
+-- The dashboard as a page, from what overview() returns.
+CREATE FUNCTION activation._report(overview jsonb) RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.report(overview)
+$$;
+
 -- What a query calls, and whether it reads the clock.
 CREATE FUNCTION activation._query_names(query text) RETURNS jsonb
 LANGUAGE plpython3u

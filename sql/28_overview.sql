@@ -125,15 +125,6 @@ $$;
 COMMENT ON FUNCTION activation.overview(interval) IS
 'All that the dashboard shows, as one document: status, the loops with their definitions, funnels, weekly cohorts of twelve weeks, time to activate (median and p90 in seconds) and lift, the numbers of mails, and the last twenty things that went wrong. max_age: numbers that take long to count may be this old; numbers_at says from when they are, numbers_took how many seconds they took. More keys may follow.';
 
-CREATE FUNCTION activation._report(overview jsonb) RETURNS text
-LANGUAGE plpython3u
-SET search_path = pg_catalog, pg_temp
-AS $$
-plpy.execute("SELECT activation._python()")
-from activation import server
-return server.report(overview)
-$$;
-
 CREATE FUNCTION activation.report() RETURNS text
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

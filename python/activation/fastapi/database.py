@@ -62,8 +62,7 @@ class Database:
 
     async def _resolve(self) -> Any:
         connections = self._connections
-        # A pool is callable in none of these libraries.
-        if inspect.isroutine(connections) or (callable(connections) and _kind(connections) is None):
+        if callable(connections) and _kind(connections) is None:
             connections = connections()
             if inspect.isawaitable(connections):
                 connections = await connections
