@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -477,6 +478,26 @@ def test_the_tracker_as_a_dependency(site: Site) -> None:
         ("ada", "blocked", {}),
         ("ada", "exported", {"format": "csv"}),
     ]
+
+
+@pytest.mark.anyio
+async def test_who_comes_as_a_round_ends_is_told() -> None:
+    """Between the last look at what waits and the task's end, which is when the event here is tracked."""
+    tracker = Tracker(lambda: None, interval=0)
+    told: list[list[str]] = []
+
+    async def tell(batch: list[str]) -> list[Any]:
+        told.append(batch)
+        if len(told) == 1:
+            asyncio.get_running_loop().call_soon(tracker.track, "ada", "late")
+        return []
+
+    tracker._tell = tell  # type: ignore[method-assign]
+    tracker.track("ada", "first")
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0)
+    assert tracker.waiting == 0
 
 
 def test_told_from_many_threads(site: Site) -> None:
