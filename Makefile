@@ -18,7 +18,7 @@ EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation
 PARTS = 01_schema 02_definition 03_state 04_capture 05_detect 06_rate 07_deliver 08_workers 09_python 10_compile \
   11_builders 12_settings 13_templates 14_rolls 15_loops 16_versions 17_people 18_consent 19_feedback 20_rights \
   21_views 22_numbers 23_simulate 24_suggest 25_schedule 26_skene 27_doctor 28_overview \
-  29_privileges
+  29_calls 30_privileges
 BUILT = extension/$(EXTENSION)--$(EXTVERSION).sql
 DATA = $(wildcard extension/$(EXTENSION)--*--*.sql)
 DATA_built = $(BUILT)

@@ -42,6 +42,38 @@ COMMENT ON SCHEMA activation IS 'Activation loops: notice when a user reaches fi
 CREATE SCHEMA activation_compiled;
 COMMENT ON SCHEMA activation_compiled IS 'Functions that activation generates from loops. Nothing here is edited by hand.';
 
+-- The role that the engine works as: it may call the engine and write what the machine owns, and nothing else. An author's
+-- code that got out of the black box would hold its rights and not a superuser's. Roles belong to the whole server: another
+-- database may have made it already, and it stays when the extension goes.
+DO $$
+DECLARE
+    problem text;
+BEGIN
+    BEGIN
+        CREATE ROLE activation_engine NOLOGIN NOINHERIT;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    END;
+    SELECT concat_ws(', ', CASE WHEN r.rolsuper THEN 'is a superuser' END, CASE WHEN r.rolcanlogin THEN 'may log in' END,
+                     CASE WHEN r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls THEN 'has attributes of its own' END,
+                     CASE WHEN EXISTS (SELECT FROM pg_auth_members m WHERE r.oid IN (m.roleid, m.member)) THEN 'has members or is one' END) INTO problem
+      FROM pg_roles r WHERE r.rolname = 'activation_engine';
+    IF problem <> '' THEN
+        RAISE EXCEPTION 'role activation_engine, which activation would work as, %', problem
+            USING ERRCODE = '42710', HINT = 'It must be a plain role that nobody is a member of. Drop it, or rename it: ALTER ROLE activation_engine RENAME TO ….';
+    END IF;
+END
+$$;
+
+-- Who calls, as PostgreSQL itself says it on the caller's side: a verb is a function with its caller's rights that inserts
+-- into this view, whose default for `caller` is evaluated there and may not be given. The trigger on it (_call()) does the work
+-- with our rights and answers. Nothing is stored. session_user would not do: code that somebody planted in an index or a
+-- domain may run in a superuser's session.
+CREATE VIEW activation.call AS
+SELECT NULL::name AS caller, NULL::text AS verb, NULL::jsonb AS arguments, NULL::jsonb AS answer WHERE false;
+ALTER VIEW activation.call ALTER COLUMN caller SET DEFAULT current_user;
+COMMENT ON VIEW activation.call IS 'What verbs insert into, so that the engine knows their caller. Holds nothing, and asks for EXECUTE on the verb.';
+
 -- The one clock. Tests move it with SET activation.now; it moves only for the session that sets it.
 CREATE FUNCTION activation._now() RETURNS timestamptz
 LANGUAGE sql VOLATILE PARALLEL SAFE
@@ -74,11 +106,11 @@ BEGIN
 END
 $$;
 
--- The role that called a SECURITY DEFINER routine: what SET ROLE chose, else who logged in.
-CREATE FUNCTION activation._caller() RETURNS name
+-- A role's name for people, also of one that is gone.
+CREATE FUNCTION activation._role_name(role oid) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce(nullif(current_setting('role'), 'none'), session_user)::name $$;
+AS $$ SELECT coalesce((SELECT quote_ident(r.rolname) FROM pg_roles r WHERE r.oid = role), 'a role that is gone') $$;
 
 -- A table's name as it is stored in definitions and shown to people: always with its schema, quoted where needed.
 CREATE FUNCTION activation._table_name(table_name regclass) RETURNS text

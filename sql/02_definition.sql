@@ -89,6 +89,14 @@ CREATE TABLE activation.signing (
 SELECT pg_catalog.pg_extension_config_dump('activation.signing', '');
 COMMENT ON TABLE activation.signing IS 'The key of unsubscribe links and of hashed addresses. Whoever has it can unsubscribe people, nothing else.';
 
+-- Numbers of roles mean something on one server only. A row of another installation (a restored dump) goes by names.
+CREATE TABLE activation.installation (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id        uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO activation.installation DEFAULT VALUES;
+COMMENT ON TABLE activation.installation IS 'Which CREATE EXTENSION made these tables; not dumped, so that a restored copy has another.';
+
 CREATE TABLE activation.topic (
     topic       text PRIMARY KEY,
     name        text NOT NULL,
@@ -143,7 +151,9 @@ CREATE TABLE activation.loop_version (
     loop_id         integer NOT NULL REFERENCES activation.loop,
     version         integer NOT NULL,
     definition      jsonb NOT NULL,
-    owner           name NOT NULL,
+    owner           oid NOT NULL,
+    owner_name      name NOT NULL,
+    installation    uuid NOT NULL,
     names           text NOT NULL,
     users           regclass NOT NULL,
     event           text NOT NULL CHECK (event IN ('insert', 'update', 'delete', 'existing', 'event', 'schedule')),
@@ -169,7 +179,7 @@ CREATE TABLE activation.loop_version (
     CHECK ((source_id IS NULL) = (event IN ('event', 'schedule')))
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.loop_version', '');
-COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with, the path its names were looked up on, and its compiled functions. source_id: the captured column that names the user in a row of the trigger''s table. event: existing, for an insert that only those who were there before count for. goal_step: the step whose condition is the goal; 0, one of its own; NULL, none. reentry: how long after an enrollment the next may begin; NULL, never. filter_columns, old_columns: what the filter takes of NEW and OLD. roll_function: the users that a schedule''s query or an existing table enrolls, in order; passes_function: which of some users the filter lets pass by their rows as they are.';
+COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with (owner; owner_name is what a dump carries, and where the row is another installation''s, all that holds), the path its names were looked up on, and its compiled functions. source_id: the captured column that names the user in a row of the trigger''s table. event: existing, for an insert that only those who were there before count for. goal_step: the step whose condition is the goal; 0, one of its own; NULL, none. reentry: how long after an enrollment the next may begin; NULL, never. filter_columns, old_columns: what the filter takes of NEW and OLD. roll_function: the users that a schedule''s query or an existing table enrolls, in order; passes_function: which of some users the filter lets pass by their rows as they are.';
 
 CREATE TABLE activation.step (
     loop_id            integer NOT NULL,
@@ -203,3 +213,24 @@ CREATE TABLE activation.watch (
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.watch', '');
 COMMENT ON TABLE activation.watch IS 'Which captured columns wake which condition; on_delete: a row that goes away can make it true too; goal: it is the goal of its version.';
+
+-- Owners of loops are kept by number, so that a renamed one keeps its loops and nobody gets them by taking its name. After a
+-- restore, names are looked up once; a role that is not there is looked up again until it is.
+CREATE FUNCTION activation._sync_owners() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    here uuid := (SELECT i.id FROM activation.installation i);
+BEGIN
+    IF EXISTS (SELECT FROM activation.loop_version v WHERE v.installation <> here) THEN
+        UPDATE activation.loop_version v
+           SET owner = coalesce(r.oid, 0), installation = CASE WHEN r.oid IS NULL THEN v.installation ELSE here END
+          FROM activation.loop_version x LEFT JOIN pg_roles r ON r.rolname = x.owner_name
+         WHERE x.installation <> here AND (v.loop_id, v.version) = (x.loop_id, x.version);
+    END IF;
+    IF EXISTS (SELECT FROM activation.loop_version v JOIN pg_roles r ON r.oid = v.owner WHERE r.rolname <> v.owner_name) THEN
+        UPDATE activation.loop_version v SET owner_name = r.rolname FROM pg_roles r WHERE r.oid = v.owner AND r.rolname <> v.owner_name;
+    END IF;
+END
+$$;

@@ -4,7 +4,7 @@
 
 -- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and no more.
 -- loop_id is NULL for "every loop on this source that waits for an insert, without a filter"; error is set when a filter
--- raised; gone, when the user's own row was deleted; source_id is 0 where no row of a table is behind it.
+-- raised, harm when it did something to the app's session, for which its loop is failing at once; gone, when the user's own row was deleted; source_id is 0 where no row of a table is behind it.
 CREATE TABLE activation.signal (
     at         timestamptz NOT NULL DEFAULT now(),
     source_id  integer NOT NULL,
@@ -12,6 +12,7 @@ CREATE TABLE activation.signal (
     loop_id    integer,
     user_id    text NOT NULL,
     error      text,
+    harm       text,
     gone       boolean,
     how        text,
     context    jsonb

@@ -119,6 +119,22 @@ BEGIN
 END
 $$;
 
+-- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of its own types: then nothing of an
+-- author's runs in the app's session, and what that holds needs no look. Row security would bring its policies.
+CREATE FUNCTION activation._is_plain_filter(function_name name, table_name regclass) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.prosqlbody::text !~ '\{(SUBLINK|COERCETODOMAIN|CONVERTROWTYPEEXPR|ROWEXPR|WINDOWFUNC|SQLVALUEFUNCTION|XMLEXPR|JSONEXPR|NEXTVALUEEXPR)'
+       AND NOT (SELECT c.relrowsecurity FROM pg_class c WHERE c.oid = table_name)
+       AND NOT EXISTS (SELECT FROM unnest(p.proargtypes::oid[]) AS a(oid) JOIN pg_type t ON t.oid = a.oid WHERE t.typnamespace <> 'pg_catalog'::regnamespace)
+       AND NOT EXISTS (SELECT FROM regexp_matches(p.prosqlbody::text, ':(?:funcid|opfuncid|aggfnoid) (\d+)', 'g') AS m
+                         JOIN pg_proc f ON f.oid = m[1]::oid WHERE f.pronamespace <> 'pg_catalog'::regnamespace)
+       AND NOT EXISTS (SELECT FROM regexp_matches(p.prosqlbody::text, ':(?:consttype|resulttype|funcresulttype|opresulttype) (\d+)', 'g') AS m
+                         JOIN pg_type t ON t.oid = m[1]::oid WHERE t.typnamespace <> 'pg_catalog'::regnamespace)
+      FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
+$$;
+
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update; for conditions
 -- that a vanishing row can make true, and for loops that wait for a deletion, also delete; for the former also moved (an
 -- update, by the row as it was); for loops that wait for an update, changed (by the row as it was and as it is). A deleted
@@ -174,7 +190,7 @@ BEGIN
                 '    SELECT %s, %s, %s, true FROM %s%s;\n', captured.source_id, captured.generation, captured.key, rows, captured.which);
         END IF;
         FOR waiting IN
-            SELECT v.loop_id, l.name, v.names, v.filter_function,
+            SELECT v.loop_id, l.name, v.names, v.filter_function, coalesce(activation._is_plain_filter(v.filter_function, _capture_body.table_name), true) AS plain,
                    concat_ws(', ', (SELECT string_agg(format('%s.%I', CASE _capture_body.event WHEN 'changed' THEN 'o' ELSE 'n' END, c), ', ' ORDER BY ordinal)
                                       FROM unnest(v.old_columns) WITH ORDINALITY AS u(c, ordinal)),
                                    (SELECT string_agg(format('n.%I', c), ', ' ORDER BY ordinal)
@@ -192,7 +208,7 @@ BEGIN
                     captured.source_id, captured.generation, waiting.loop_id, captured.key, rows, captured.which);
                 CONTINUE;
             END IF;
-            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n';
+            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n    held pg_catalog.record;\n    harm pg_catalog.text;\n';
             -- The author's code runs in a read-only subtransaction that is always rolled back: nothing but the keys that
             -- passed leaves it, no deferred trigger, no cursor, no setting.
             signals := signals || format(
@@ -200,7 +216,8 @@ BEGIN
     evaluated := false;
     problem := NULL;
     passed := NULL;
-    BEGIN
+    harm := NULL;
+%12$s    BEGIN
         PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
         PERFORM pg_catalog.set_config('search_path', %6$L, true);
         SELECT pg_catalog.array_agg(%3$s) INTO passed
@@ -212,19 +229,23 @@ BEGIN
             problem := SQLERRM;
         END IF;
     END;
-    IF problem IS NULL THEN
+%13$s    IF problem IS NULL THEN
         INSERT INTO activation.signal (source_id, generation, loop_id, user_id)
         SELECT %1$s, %2$s, %9$s, k.user_id FROM pg_catalog.unnest(passed) AS k(user_id);
     ELSE
-        INSERT INTO activation.signal (source_id, generation, loop_id, user_id, error)
-        SELECT %1$s, %2$s, %9$s, %3$s, problem FROM %4$s%10$s;
+        INSERT INTO activation.signal (source_id, generation, loop_id, user_id, error, harm)
+        SELECT %1$s, %2$s, %9$s, %3$s, problem, harm FROM %4$s%10$s;
         RAISE WARNING 'the filter of activation loop %% raised: %%', %11$L, problem
             USING HINT = 'Your statement was not affected. These rows were not enrolled in the loop.';
     END IF;
 $body$,
                 captured.source_id, captured.generation, captured.key, rows,
                 CASE captured.which WHEN '' THEN ' WHERE' ELSE captured.which || ' AND' END, waiting.names,
-                waiting.filter_function, waiting.columns, waiting.loop_id, captured.which, waiting.name);
+                waiting.filter_function, waiting.columns, waiting.loop_id, captured.which, waiting.name,
+                CASE WHEN NOT waiting.plain THEN E'    SELECT h.statements, h.locks INTO held FROM activation._session_held() AS h;\n' END,
+                CASE WHEN NOT waiting.plain THEN
+                    E'    harm := activation._check_app_session(held.statements, held.locks, pg_catalog.current_setting(''search_path''));\n'
+                    '    IF harm IS NOT NULL THEN\n        problem := harm;\n    END IF;\n' END);
         END LOOP;
         IF captured.watched THEN
             needed := true;
@@ -287,6 +308,8 @@ BEGIN
         EXECUTE format('CREATE OR REPLACE FUNCTION activation_compiled.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS %L',
                        function_name, coalesce(body, E'BEGIN\n    RETURN NULL;\nEND'));
         EXECUTE format('REVOKE ALL ON FUNCTION activation_compiled.%I() FROM PUBLIC', function_name);
+        -- What runs in the app's session has the right to leave word for the engine, and no superuser's.
+        EXECUTE format('ALTER FUNCTION activation_compiled.%I() OWNER TO activation_engine', function_name);
         FOR relation IN
             SELECT r.oid::regclass
               FROM (SELECT _generate_capture.table_name::oid AS oid
@@ -329,7 +352,7 @@ $$;
 -- the start of each run; the functions are made anew every quarter of an hour. Returns whether rows may have come that left
 -- no wake, so that everybody is to be swept.
 CREATE FUNCTION activation._set_watching(watching boolean) RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -337,6 +360,7 @@ DECLARE
     was activation.schedule;
     captured regclass;
 BEGIN
+    PERFORM activation._sync_owners();
     SELECT * INTO was FROM activation.schedule;
     IF watching IS NOT DISTINCT FROM coalesce(was.watching, false) AND (NOT watching OR was.watched_until > now + interval '15 minutes') THEN
         RETURN false;

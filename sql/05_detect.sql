@@ -3,20 +3,148 @@
 
 -- ---- the black box -----------------------------------------------------------------------------------------------------
 
+-- What a session holds that a rolled back subtransaction does not give back: prepared statements, and advisory locks, unless
+-- the session is known to have none of its own (activation.no_locks, set by workers).
+CREATE FUNCTION activation._statement(p pg_prepared_statements) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_build_array(p.name, p.prepare_time, p.from_sql, p.statement, p.parameter_types::oid[])::text
+$$;
+
+CREATE FUNCTION activation._session_held(OUT statements text[], OUT locks text[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    statements := ARRAY(SELECT activation._statement(p) FROM pg_prepared_statements p ORDER BY p.name);
+    IF current_setting('activation.no_locks', true) IS DISTINCT FROM 'on' THEN
+        locks := ARRAY(SELECT format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode)
+                         FROM pg_locks l WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() ORDER BY 1);
+    END IF;
+END
+$$;
+
+-- Brings a session back to what it held before an author's code ran: what is new goes. What is missing cannot be had
+-- again. Returns what the code did, NULL if nothing; lost: something is missing; missing: the statements that are.
+CREATE FUNCTION activation._mend_session(held_statements text[], held_locks text[], OUT done text, OUT lost boolean, OUT missing text[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found record;
+BEGIN
+    lost := false;
+    FOR found IN SELECT p.name FROM pg_prepared_statements p WHERE activation._statement(p) <> ALL (held_statements) LOOP
+        EXECUTE format('DEALLOCATE %I', found.name);
+        done := concat_ws(', ', done, format('it prepared statement %I', found.name));
+    END LOOP;
+    missing := ARRAY(SELECT h FROM unnest(held_statements) AS h EXCEPT SELECT activation._statement(p) FROM pg_prepared_statements p);
+    IF missing <> '{}' THEN
+        lost := true;
+        done := concat_ws(', ', done, (SELECT 'it took away prepared statement ' || string_agg(quote_ident(m::jsonb ->> 0), ', ' ORDER BY m) FROM unnest(missing) AS m));
+    END IF;
+    IF held_locks IS NULL THEN
+        PERFORM pg_advisory_unlock_all();
+        RETURN;
+    END IF;
+    LOOP
+        SELECT l.classid::bigint AS high, l.objid::bigint AS low, l.objsubid, l.mode = 'ShareLock' AS shared INTO found
+          FROM pg_locks l
+         WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid()
+           AND format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode) <> ALL (held_locks) LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        EXECUTE CASE found.objsubid
+            WHEN 1 THEN format('SELECT pg_advisory_unlock%s(%s)', CASE WHEN found.shared THEN '_shared' END, (found.high::bit(32) || found.low::bit(32))::bit(64)::bigint)
+            ELSE format('SELECT pg_advisory_unlock%s(%s, %s)', CASE WHEN found.shared THEN '_shared' END, found.high::bit(32)::integer, found.low::bit(32)::integer) END;
+        done := concat_ws(', ', done, 'it took an advisory lock');
+    END LOOP;
+    IF EXISTS (SELECT FROM unnest(held_locks) AS h WHERE h NOT IN (
+                   SELECT format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode) FROM pg_locks l
+                    WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid())) THEN
+        lost := true;
+        done := concat_ws(', ', done, 'it gave an advisory lock of the session back');
+    END IF;
+END
+$$;
+
+-- Compares, after an author's code has run, what the session holds with what it held. ACT04: something was new, and is gone
+-- again; ACT05: something is missing, and whoever uses this session next cannot trust it.
+CREATE FUNCTION activation._check_session(held_statements text[], held_locks text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now_held record;
+    mended record;
+BEGIN
+    SELECT h.* INTO now_held FROM activation._session_held() h;
+    IF held_locks IS NULL THEN
+        -- Costs less than to look.
+        PERFORM pg_advisory_unlock_all();
+    END IF;
+    IF now_held.statements IS NOT DISTINCT FROM held_statements AND now_held.locks IS NOT DISTINCT FROM held_locks THEN
+        RETURN;
+    END IF;
+    SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
+    RAISE EXCEPTION 'the loop''s own code changed what the session holds: %', mended.done
+        USING ERRCODE = CASE WHEN mended.lost THEN 'ACT05' ELSE 'ACT04' END,
+              HINT = 'SQL of a loop only looks: it prepares and deallocates no statements, and takes and gives back no session locks.';
+END
+$$;
+
+-- The same in the app's session, which must go on: statements that are missing are prepared again, with the engine's rights
+-- and undone but for themselves; whoever executes one has it analyzed anew, with their own rights and path. Returns what
+-- the code did.
+CREATE FUNCTION activation._check_app_session(held_statements text[], held_locks text[], app_path text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    now_held record;
+    mended record;
+    statement jsonb;
+    types text;
+BEGIN
+    SELECT h.* INTO now_held FROM activation._session_held() h;
+    IF now_held.statements IS NOT DISTINCT FROM held_statements AND now_held.locks IS NOT DISTINCT FROM held_locks THEN
+        RETURN NULL;
+    END IF;
+    SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
+    FOR statement IN SELECT m::jsonb FROM unnest(mended.missing) AS m LOOP
+        SELECT string_agg(format_type(t.oid::oid, NULL), ', ' ORDER BY t.n) INTO types
+          FROM jsonb_array_elements_text(statement -> 4) WITH ORDINALITY AS t(oid, n);
+        BEGIN
+            PERFORM set_config('transaction_read_only', 'on', true), set_config('search_path', app_path, true);
+            -- @plpgsql_check_options: security_warnings = off
+            EXECUTE CASE WHEN (statement -> 2)::boolean THEN statement ->> 3
+                         ELSE format('PREPARE %I', statement ->> 0) || coalesce('(' || types || ')', '') || ' AS ' || (statement ->> 3) END;
+            RAISE EXCEPTION USING ERRCODE = 'ACT00';
+        EXCEPTION WHEN others THEN
+            -- What cannot be prepared here is missing: the session's next use of it says so.
+            NULL;
+        END;
+    END LOOP;
+    RETURN format('the filter changed what the session holds: %s', mended.done);
+END
+$$;
+
 -- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
 -- checked before every call), read-only, and in a subtransaction that is always rolled back: nothing but the returned
--- texts leaves it, no deferred trigger, no cursor, no setting. The engine itself never plans an author's text. one_by_one:
--- look up each key by an index where there is one, so that no row of another user is computed with.
-CREATE FUNCTION activation._safe_eval(function_name name, owner name, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
-LANGUAGE plpgsql
+-- texts leaves it, no deferred trigger, no cursor, no setting; what a rollback does not give back is compared. The engine
+-- itself never plans an author's text. one_by_one: look up each key by an index where there is one, so that no row of
+-- another user is computed with. With the engine's rights, not the caller's: should all this fail, they are what is there to win.
+CREATE FUNCTION activation._safe_eval(function_name name, owner oid, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     answer text[];
     evaluated boolean := false;
     box record;
+    held record;
 BEGIN
-    SELECT p.oid, p.prosecdef, pg_get_userbyid(p.proowner) AS owner INTO box
+    SELECT p.oid, p.prosecdef, p.proowner INTO box
       FROM pg_proc p
      WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
        AND p.proargtypes = ARRAY['text[]'::regtype]::oidvector;
@@ -24,12 +152,13 @@ BEGIN
         RAISE EXCEPTION 'compiled function % is missing', quote_ident(function_name)
             USING ERRCODE = 'ACT02', HINT = 'Define the loop again.';
     END IF;
-    IF NOT box.prosecdef OR box.owner <> _safe_eval.owner THEN
-        RAISE EXCEPTION 'compiled function % no longer runs with the rights of %', quote_ident(function_name), quote_ident(_safe_eval.owner)
+    IF NOT box.prosecdef OR box.proowner <> _safe_eval.owner THEN
+        RAISE EXCEPTION 'compiled function % no longer runs with the rights of %', quote_ident(function_name), activation._role_name(_safe_eval.owner)
             USING ERRCODE = 'ACT02',
-                  DETAIL = format('Its owner is %s.', quote_ident(box.owner)),
+                  DETAIL = format('Its owner is %s.', activation._role_name(box.proowner)),
                   HINT = 'Define the loop again.';
     END IF;
+    SELECT h.* INTO held FROM activation._session_held() h;
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
         IF one_by_one THEN
@@ -38,12 +167,31 @@ BEGIN
         EXECUTE format('SELECT ARRAY(SELECT k FROM activation_compiled.%I($1) AS k)', function_name) INTO answer USING keys;
         evaluated := true;
         RAISE EXCEPTION USING ERRCODE = 'ACT00';
-    EXCEPTION WHEN SQLSTATE 'ACT00' THEN
-        IF NOT evaluated THEN
+    EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
+        PERFORM activation._check_session(held.statements, held.locks);
+        IF SQLSTATE = 'ACT00' AND NOT evaluated THEN
             RAISE EXCEPTION 'the loop''s own code raised SQLSTATE ACT00' USING ERRCODE = 'ACT03';
+        ELSIF NOT evaluated THEN
+            RAISE;
         END IF;
     END;
     RETURN answer;
+END
+$$;
+
+-- The same, for those who want to know why it raised: {"value": how many texts it returned} or {"error"}.
+CREATE FUNCTION activation._try_eval(function_name name, owner oid, keys text[]) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    message text;
+    code text;
+BEGIN
+    RETURN jsonb_build_object('value', cardinality(activation._safe_eval(function_name, owner, keys)));
+EXCEPTION WHEN others OR assert_failure THEN
+    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, code = RETURNED_SQLSTATE;
+    RETURN jsonb_build_object('error', jsonb_build_object('message', message, 'code', code));
 END
 $$;
 

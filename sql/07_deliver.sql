@@ -2,8 +2,9 @@
 
 -- ---- who this server is, and whether it may send --------------------------------------------------------------------------
 
+-- With its owner's rights: the engine's role may not see where the data is.
 CREATE FUNCTION activation._this_server(host text) RETURNS activation.identity
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT true, c.system_identifier, current_database()::text, host,

@@ -41,13 +41,24 @@ from activation import server
 return server.fragment(kind, document)
 $$;
 
-CREATE FUNCTION activation._query_text(query text, key_type text) RETURNS jsonb
+-- An author's text with a parameter in place of each string, from `parameters` + 1 on: {"text": without its end, "prepared",
+-- "strings": how many}, or {"error"}.
+CREATE FUNCTION activation._query_strings(query text, parameters integer) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
 from activation import server
-return server.query_text(query, key_type)
+return server.query_strings(query, parameters)
+$$;
+
+CREATE FUNCTION activation._query_text(query text, key_type text, string_types text[] DEFAULT NULL) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.query_text(query, key_type, string_types)
 $$;
 
 CREATE FUNCTION activation._row_columns(expression text, row_name text, columns text[]) RETURNS text[]
@@ -164,14 +175,14 @@ from activation import server
 return server.journey(name, journey)
 $$;
 
--- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep.
-CREATE FUNCTION activation._run(names text, statements text[], keep boolean) RETURNS jsonb
+-- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep. shown: see _in_box().
+CREATE FUNCTION activation._run(names text, statements text[], keep boolean, shown text DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
 from activation import server
-return server.run(plpy, names, statements, keep)
+return server.run(plpy, names, statements, keep, shown)
 $$;
 
 CREATE FUNCTION activation._check_template(what text, subject text, html text, body_text text, personalization jsonb, columns text[])

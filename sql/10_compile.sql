@@ -1,7 +1,10 @@
 -- Compile: an author's SQL becomes functions in activation_compiled, bound by the server when the loop is defined.
 --
--- An author's text is first opened as a cursor, alone and in the author's rights: that refuses several statements and
--- tricks with brackets. Only then is it wrapped into the body of a function. Everything that plans or runs it does so in
+-- An author's text is first prepared, alone and in the author's rights, read-only and undone, with a parameter in place of each
+-- string: so the server says of what type each is while it reads none of them. Reading is execution: the text of an array, a row
+-- or a range of domains is checked by the domains' own functions. What would be, is refused; every other string gets its type
+-- written out, and what has no built-in type is read as text and converted when the function runs. Only then does the text become
+-- the body of a function, by a parser that has nothing of the author's to run. Everything that plans or runs it does so in
 -- the author's rights and is undone.
 
 CREATE FUNCTION activation._type_name(type oid) RETURNS text
@@ -19,65 +22,133 @@ AS $$
      WHERE a.attrelid = table_name AND a.attname = key_column AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
-CREATE FUNCTION activation._may_trigger(role name, table_name regclass) RETURNS boolean
+CREATE FUNCTION activation._may_trigger(role oid, table_name regclass) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT pg_has_role(role, c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = table_name
 $$;
 
--- A statement's worth of plpgsql, run as the author on the author's path, read-only and undone. {"value"} or {"error"}.
-CREATE FUNCTION activation._as_author(owner name, names text, body text) RETURNS jsonb
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT activation._run(names, ARRAY[
-        format('CREATE FUNCTION activation_compiled."check"() RETURNS pg_catalog.text LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS %L', body),
-        format('ALTER FUNCTION activation_compiled."check"() OWNER TO %I', owner),
-        'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
-        'SELECT activation_compiled."check"()'], false)
-$$;
-
--- Creates a function from an author's text, in the author's rights. Parsing runs code, too: a literal of an array, a range
--- or a row of domains is checked by the domains' own functions while it is read.
-CREATE FUNCTION activation._create_as_author(owner name, names text, statement text) RETURNS jsonb
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT activation._run(names, array_remove(ARRAY[
-        format('CREATE FUNCTION activation_compiled."create"() RETURNS pg_catalog.void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS %L',
-               format('BEGIN EXECUTE %L; END', statement)),
-        format('ALTER FUNCTION activation_compiled."create"() OWNER TO %I', owner),
-        -- Nobody else sees the grant: it is gone before this transaction ends.
-        CASE WHEN NOT may_create.yes THEN format('GRANT USAGE, CREATE ON SCHEMA activation_compiled TO %I', owner) END,
-        'SELECT activation_compiled."create"()',
-        CASE WHEN NOT may_create.yes THEN format('REVOKE USAGE, CREATE ON SCHEMA activation_compiled FROM %I', owner) END,
-        'DROP FUNCTION activation_compiled."create"()'], NULL), true)
-      FROM (SELECT has_schema_privilege(owner, 'activation_compiled', 'CREATE') AS yes) may_create
-$$;
-
--- What ran while such a literal was read may have left something for the end of the transaction, where it would run with
--- the rights of whoever defines the loop. Refusing the text undoes that.
-CREATE FUNCTION activation._refuse_checked_literals(loop text, what text, function_name name) RETURNS void
+-- Statements run read-only and undone on an author's path, with what a session holds compared. {"value"} of the last or
+-- {"error"}. shown: what an error's place is looked up in, where the text that runs is not what the author wrote.
+CREATE FUNCTION activation._in_box(names text, statements text[], shown text DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    literal regtype;
+    held record;
+    last integer := cardinality(statements);
+    answer jsonb;
 BEGIN
-    SELECT t.oid::regtype INTO literal
-      FROM pg_proc p, regexp_matches(p.prosqlbody::text, '\{CONST :consttype (\d+) [^{}]*?:constisnull false', 'g') AS m
-      JOIN pg_type t ON t.oid = m[1]::oid
-      LEFT JOIN pg_type element ON element.oid = t.typelem
-     WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
-       AND coalesce(element.typtype, t.typtype) IN ('c', 'd', 'm', 'r')
-       AND coalesce(element.typnamespace, t.typnamespace) <> 'pg_catalog'::regnamespace
-     LIMIT 1;
-    IF literal IS NOT NULL THEN
-        RAISE EXCEPTION 'loop "%": the % holds a literal of type %', loop, what, literal
-            USING ERRCODE = '0A000',
-                  HINT = format('Domains in such a type would check it while it is read. Cast its parts: ARRAY[''…'']::%1$s, ROW(…)::%1$s.', literal);
+    SELECT h.* INTO held FROM activation._session_held() h;
+    answer := activation._run(names, statements[:last - 1] || 'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)'::text || statements[last:],
+                              false, shown);
+    PERFORM activation._check_session(held.statements, held.locks);
+    RETURN answer;
+END
+$$;
+
+-- A statement's worth of plpgsql, run like that as the author.
+CREATE FUNCTION activation._as_author(owner oid, names text, body text, shown text DEFAULT NULL) RETURNS jsonb
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT activation._in_box(names, ARRAY[
+        format('CREATE FUNCTION activation_compiled."check"() RETURNS pg_catalog.text LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS %L', body),
+        format('ALTER FUNCTION activation_compiled."check"() OWNER TO %s', owner::regrole),
+        'SELECT activation_compiled."check"()'], shown)
+$$;
+
+-- What the server makes of an author's text without reading its strings: the type of each of them, in their order, and the path
+-- that names are looked up on, of the schemas that the author may use. {"types", "path"} or {"error"}.
+CREATE FUNCTION activation._prepared(owner oid, names text, prepared jsonb, key_type text) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := 'activation ' || gen_random_uuid();
+    types text[] := array_fill('pg_catalog.unknown'::text, ARRAY[(prepared ->> 'strings')::integer]);
+    head text;
+    answer jsonb;
+    unknown integer;
+BEGIN
+    LOOP
+        head := format('PREPARE %I', name) || coalesce('(' || nullif(array_to_string(array_remove(ARRAY[key_type], NULL) || types, ', '), '') || ')', '')
+                || E' AS\n';
+        -- The statement is gone before anybody looks at what the session holds.
+        answer := activation._as_author(owner, names, format(
+            $body$
+DECLARE
+    answer pg_catalog.text;
+BEGIN
+    EXECUTE %1$L;
+    SELECT pg_catalog.jsonb_build_object('types', p.parameter_types::pg_catalog.oid[]::pg_catalog.int8[], 'path',
+               (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(s.name), ', ' ORDER BY s.n) FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS s(name, n)))::pg_catalog.text
+      INTO answer FROM pg_catalog.pg_prepared_statements p WHERE p.name OPERATOR(pg_catalog.=) %2$L;
+    EXECUTE %3$L;
+    RETURN answer;
+END
+$body$, head || (prepared ->> 'prepared'), name, format('DEALLOCATE %I', name)), prepared ->> 'text');
+        IF answer #>> '{error,code}' IS DISTINCT FROM '42P18' THEN
+            EXIT;
+        END IF;
+        -- Nothing says of what type it is: then it is text.
+        unknown := substring(answer #>> '{error,message}' FROM '\$(\d+)')::integer - (key_type IS NOT NULL)::integer;
+        EXIT WHEN unknown IS NULL OR types[unknown] IS DISTINCT FROM 'pg_catalog.unknown';
+        types[unknown] := 'pg_catalog.text';
+    END LOOP;
+    IF answer ? 'error' THEN
+        RETURN answer;
     END IF;
+    answer := (answer ->> 'value')::jsonb;
+    RETURN CASE WHEN key_type IS NULL THEN answer ELSE jsonb_set(answer, '{types}', (answer -> 'types') - 0) END;
+END
+$$;
+
+-- Whether reading a text of this type runs code that belongs to a type of the app's: one made of others may hold domains.
+CREATE FUNCTION activation._checks_when_read(type oid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE part AS (
+        SELECT type AS oid, false AS inside
+        UNION
+        SELECT u.oid, u.inside
+          FROM part p JOIN pg_type t ON t.oid = p.oid
+          CROSS JOIN LATERAL (
+               SELECT t.typelem, true WHERE t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc
+               UNION ALL SELECT t.typbasetype, p.inside WHERE t.typtype = 'd'
+               UNION ALL SELECT r.rngsubtype, true FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+               UNION ALL SELECT a.atttypid, true FROM pg_attribute a WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) u(oid, inside)
+    )
+    SELECT EXISTS (SELECT FROM part p JOIN pg_type t ON t.oid = p.oid
+                    WHERE p.inside AND t.typtype = 'd' AND t.typnamespace <> 'pg_catalog'::regnamespace
+                       OR t.typtype IN ('c', 'm', 'r') AND t.typnamespace <> 'pg_catalog'::regnamespace)
+$$;
+
+-- An author's text in the forms that are compiled and explained, see server.query_text(), with the type of each string
+-- written out; and the path on which it is compiled. Raises what the server says about the text, and refuses strings that would
+-- run code while they are read.
+CREATE FUNCTION activation._bound_text(loop text, what text, owner oid, names text, prepared jsonb, key_type text) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer jsonb;
+    literal oid;
+    types text[];
+BEGIN
+    PERFORM activation._raise_compile(loop, what, prepared -> 'error');
+    answer := activation._prepared(owner, names, prepared, key_type);
+    PERFORM activation._raise_compile(loop, what, answer -> 'error');
+    SELECT t.oid INTO literal FROM jsonb_array_elements_text(answer -> 'types') AS t(oid) WHERE activation._checks_when_read(t.oid::oid) LIMIT 1;
+    IF literal IS NOT NULL THEN
+        RAISE EXCEPTION 'loop "%": the % holds a literal of type %', loop, what, literal::regtype
+            USING ERRCODE = '0A000',
+                  HINT = format('Domains in such a type would check it while it is read. Cast its parts: ARRAY[''…'']::%1$s, ROW(…)::%1$s.', literal::regtype);
+    END IF;
+    types := ARRAY(SELECT activation._type_name(t.oid::oid) FROM jsonb_array_elements_text(answer -> 'types') WITH ORDINALITY AS t(oid, n) ORDER BY t.n);
+    RETURN activation._query_text(prepared ->> 'text', key_type, types) || jsonb_build_object('path', coalesce(answer ->> 'path', 'pg_catalog'));
 END
 $$;
 
@@ -108,11 +179,14 @@ AS $$
     SELECT EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name)
 $$;
 
-CREATE FUNCTION activation._own(signature text, owner name) RETURNS text[]
-LANGUAGE sql IMMUTABLE
+-- Statements that give a compiled function to its owner. The engine calls those that are called from outside.
+CREATE FUNCTION activation._own(signature text, owner oid, called boolean DEFAULT true) RETURNS text[]
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY[format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature), format('ALTER FUNCTION %s OWNER TO %I', signature, owner)]
+    SELECT array_remove(ARRAY[format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature),
+                              format('ALTER FUNCTION %s OWNER TO %s', signature, owner::regrole),
+                              CASE WHEN called THEN format('GRANT EXECUTE ON FUNCTION %s TO activation_engine', signature) END], NULL)
 $$;
 
 -- The tables a compiled condition reads, through views, and whether it can change while no row does: it asks for the time,
@@ -150,7 +224,7 @@ $$;
 -- inlines it) and the evaluation of many keys, which runs with its owner's rights. Returns what the loop must know:
 -- names, which columns wake it, and whether it has to be asked again at intervals.
 CREATE FUNCTION activation._compile_condition(loop text, base text, suffix text, condition jsonb, key_type oid,
-                                              owner name, names text) RETURNS jsonb
+                                              owner oid, names text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -159,7 +233,7 @@ DECLARE
     condition_name name := activation._compiled_name(base, ': condition' || suffix);
     evaluate_name name := activation._compiled_name(base, ': evaluate' || suffix);
     type_name text := activation._type_name(key_type);
-    texts jsonb := activation._query_text(condition ->> 'query', type_name);
+    texts jsonb := activation._bound_text(loop, 'condition', owner, names, activation._query_strings(condition ->> 'query', 1), type_name);
     signature text := format('activation_compiled.%I(%s)', condition_name, type_name);
     evaluate_signature text := format('activation_compiled.%I(pg_catalog.text[])', evaluate_name);
     answer jsonb;
@@ -178,16 +252,10 @@ DECLARE
     covering record;
     every interval := (condition ->> 'every')::interval;
 BEGIN
-    -- The text alone, in the author's rights: one statement, parsed and planned, not run.
-    answer := activation._as_author(owner, names, format(
-        'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L USING NULL::%s; CLOSE c; RETURN NULL; END',
-        condition ->> 'query', type_name));
-    PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
-
     FOREACH wrapped IN ARRAY array_remove(ARRAY[texts ->> 'starless', texts ->> 'body'], NULL) LOOP
-        answer := activation._create_as_author(owner, names, format(
+        answer := activation._run(texts ->> 'path', ARRAY[format(
             E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.int4 LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT 1 WHERE EXISTS (\n%s\n); END',
-            signature, wrapped));
+            signature, wrapped)], true);
         EXIT WHEN answer -> 'error' IS NULL;
     END LOOP;
     IF answer ? 'error' AND answer #>> '{error,code}' = '42601' THEN
@@ -198,7 +266,6 @@ BEGIN
             'code', '42601'));
     END IF;
     PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
-    PERFORM activation._refuse_checked_literals(loop, 'condition', condition_name);
     SELECT p.prosqlbody::text INTO tree FROM pg_proc p
      WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = condition_name;
     IF tree NOT LIKE '%{PARAM :paramkind 0 :paramid 1 %' THEN
@@ -219,16 +286,14 @@ BEGIN
         E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
         'BEGIN ATOMIC SELECT k.key FROM pg_catalog.unnest($1) AS k(key), LATERAL activation_compiled.%I(k.key::%s) AS c; END',
         evaluate_signature, condition_name, type_name)]
-        || activation._own(signature, owner) || activation._own(evaluate_signature, owner), true);
+        || activation._own(signature, owner, false) || activation._own(evaluate_signature, owner), true);
     PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
 
-    -- One run with a NULL key, through the black box itself.
-    answer := activation._run('pg_catalog, pg_temp', ARRAY[
-        'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
-        format('SELECT count(*) FROM activation_compiled.%I(ARRAY[NULL::text])', evaluate_name)], false);
+    -- One run with a NULL key.
+    answer := activation._try_eval(evaluate_name, owner, ARRAY[NULL::text]);
     IF answer #>> '{error,code}' = '42501' THEN
-        RAISE EXCEPTION 'loop "%": its owner % may not run the condition: %', loop, quote_ident(owner), answer #>> '{error,message}'
-            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', quote_ident(owner));
+        RAISE EXCEPTION 'loop "%": its owner % may not run the condition: %', loop, activation._role_name(owner), answer #>> '{error,message}'
+            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', activation._role_name(owner));
     ELSIF answer ? 'error' THEN
         RAISE WARNING 'loop "%": the condition raised when it was tried without a user: %', loop, answer #>> '{error,message}'
             USING HINT = 'That may be right for real users; people on whom it raises are kept waiting and shown by activation.status.';
@@ -294,7 +359,7 @@ BEGIN
             RAISE EXCEPTION 'loop "%": column % of %, named by watch, is not of the type of the user''s key', loop, covering.key_column, covering.named
                 USING ERRCODE = '42804', HINT = 'Name the column that holds the user''s key, or use every => instead.';
         ELSIF NOT activation._may_trigger(owner, covering.named) THEN
-            RAISE EXCEPTION 'loop "%": % may not put a trigger on %', loop, quote_ident(owner), covering.named
+            RAISE EXCEPTION 'loop "%": % may not put a trigger on %', loop, activation._role_name(owner), covering.named
                 USING ERRCODE = '42501', HINT = 'Let the owner of the table define the loop, or leave it out of watch.';
         ELSIF NOT watches @> jsonb_build_array(jsonb_build_array(covering.named::oid::bigint, covering.key_column)) THEN
             watches := watches || jsonb_build_array(jsonb_build_array(covering.named::oid::bigint, covering.key_column));
@@ -326,7 +391,7 @@ $$;
 
 -- Compiles a filter into a function over the columns it names, so that it serves partitions too and pins no other column.
 -- Of a trigger on updates also whether one of its columns changed. Arguments: the columns of OLD, then those of NEW.
-CREATE FUNCTION activation._compile_filter(loop text, base text, suffix text, trigger jsonb, table_name regclass, owner name, names text) RETURNS jsonb
+CREATE FUNCTION activation._compile_filter(loop text, base text, suffix text, trigger jsonb, table_name regclass, owner oid, names text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -341,7 +406,8 @@ DECLARE
     rows record;
     signature text;
     answer jsonb;
-    form text;
+    texts jsonb;
+    head text;
 BEGIN
     IF trigger ->> 'event' = 'insert' AND old_columns <> '{}' OR trigger ->> 'event' = 'delete' AND columns <> '{}' THEN
         RAISE EXCEPTION 'loop "%": the filter names %, and %', loop, CASE trigger ->> 'event' WHEN 'insert' THEN 'OLD' ELSE 'NEW' END,
@@ -378,27 +444,21 @@ BEGIN
     signature := format('activation_compiled.%I(%s)', function_name, rows.arguments);
     -- With and without brackets around it: only a condition is valid in both forms.
     IF filter IS NOT NULL THEN
-        FOREACH form IN ARRAY ARRAY[E'SELECT FROM %2$s WHERE (\n%1$s\n)', E'SELECT FROM %2$s WHERE\n%1$s\n'] LOOP
-            answer := activation._as_author(owner, names, format(
-                'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', format(form, filter, rows.nulls)));
-            PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
-        END LOOP;
+        PERFORM activation._bound_text(loop, 'filter', owner, names, activation._query_strings(format(E'SELECT FROM %s WHERE\n%s\n', rows.nulls, filter), 0), NULL);
     END IF;
+    head := format('SELECT FROM %s WHERE ', rows.nulls);
+    texts := activation._bound_text(loop, 'filter', owner, names, activation._query_strings(head || whole, 0), NULL);
     -- It reads no row of the table: the second half makes it depend on the columns, so that none of them changes its type
     -- under the call in the capture function, where a cast would run with the rights of that function's owner.
-    answer := activation._create_as_author(owner, names, format(
+    answer := activation._run(texts ->> 'path', ARRAY[format(
         E'CREATE FUNCTION %s RETURNS pg_catalog.bool LANGUAGE sql STABLE SECURITY DEFINER\n'
-        'BEGIN ATOMIC SELECT (%s)::pg_catalog.bool FROM %s; END', signature, whole, rows.bound));
+        'BEGIN ATOMIC SELECT (%s)::pg_catalog.bool FROM %s; END', signature, substr(texts ->> 'body', length(head) + 1), rows.bound)]
+        || activation._own(signature, owner), true);
     PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
-    PERFORM activation._refuse_checked_literals(loop, 'filter', function_name);
-    answer := activation._run('pg_catalog, pg_temp', activation._own(signature, owner), true);
-    PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
-    answer := activation._run(names, ARRAY[
-        'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
-        format('SELECT activation_compiled.%I(%s)', function_name, rows.no_arguments)], false);
+    answer := activation._in_box(names, ARRAY[format('SELECT activation_compiled.%I(%s)', function_name, rows.no_arguments)]);
     IF answer #>> '{error,code}' = '42501' THEN
-        RAISE EXCEPTION 'loop "%": its owner % may not run the filter: %', loop, quote_ident(owner), answer #>> '{error,message}'
-            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', quote_ident(owner));
+        RAISE EXCEPTION 'loop "%": its owner % may not run the filter: %', loop, activation._role_name(owner), answer #>> '{error,message}'
+            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', activation._role_name(owner));
     END IF;
     RETURN jsonb_build_object('function', function_name, 'columns', columns, 'old_columns', old_columns);
 END
@@ -415,7 +475,7 @@ $$;
 
 -- Makes a function over the app's own tables that is called through the black box: the body is ours, on a path that holds
 -- nothing of an author's, and it runs with the owner's rights.
-CREATE FUNCTION activation._compile_box(function_name name, key_type oid, body text, owner name) RETURNS name
+CREATE FUNCTION activation._compile_box(function_name name, key_type oid, body text, owner oid) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -441,7 +501,7 @@ AS $$
 $$;
 
 -- Which of some users a filter on insertions lets pass by their rows as they are.
-CREATE FUNCTION activation._compile_passes(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner name) RETURNS name
+CREATE FUNCTION activation._compile_passes(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner oid) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -457,7 +517,7 @@ $$;
 -- A walk over users who were there before a loop, oldest first, in chunks. Called with how many, the mark that the last chunk
 -- ended with, and where to stop; returns marks: [key, time]. The oldest are those with the smallest number, or, where keys
 -- are none, with the earliest time of a column that tells when a row was made.
-CREATE FUNCTION activation._compile_existing(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner name) RETURNS name
+CREATE FUNCTION activation._compile_existing(base text, suffix text, table_name regclass, key_column name, filter jsonb, owner oid) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -500,7 +560,7 @@ AS $$
 $$;
 
 -- The walk over whom a schedule's query returns, in the order of their keys; called like that over existing users.
-CREATE FUNCTION activation._compile_schedule(loop text, base text, suffix text, query text, key_type oid, owner name, names text) RETURNS name
+CREATE FUNCTION activation._compile_schedule(loop text, base text, suffix text, query text, key_type oid, owner oid, names text) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -508,22 +568,19 @@ DECLARE
     function_name name := activation._compiled_name(base, ': roll' || suffix);
     query_name name := activation._compiled_name(base, ': schedule' || suffix);
     type_name text := activation._type_name(key_type);
-    body text := activation._query_text(query, type_name) ->> 'body';
+    texts jsonb := activation._bound_text(loop, 'schedule''s query', owner, names, activation._query_strings(query, 0), NULL);
     answer jsonb;
     reads record;
 BEGIN
-    answer := activation._as_author(owner, names, format(
-        'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L; CLOSE c; RETURN NULL; END', query));
-    PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
-    answer := activation._create_as_author(owner, names, format(
-        E'CREATE FUNCTION activation_compiled.%I() RETURNS SETOF %s LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT * FROM (\n%s\n) AS q; END', query_name, type_name, body));
+    answer := activation._run(texts ->> 'path', ARRAY[format(
+        E'CREATE FUNCTION activation_compiled.%I() RETURNS SETOF %s LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT * FROM (\n%s\n) AS q; END', query_name, type_name,
+        texts ->> 'body')], true);
     IF answer #>> '{error,code}' IN ('42P13', '42804') THEN
         RAISE EXCEPTION 'loop "%": the schedule''s query does not return the users'' keys', loop
             USING ERRCODE = '42804', DETAIL = concat_ws(' ', answer #>> '{error,message}', answer #>> '{error,detail}'),
                   HINT = format('Let it return one column of type %s, the key of the users table: SELECT id FROM users WHERE …', format_type(key_type, NULL));
     END IF;
     PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
-    PERFORM activation._refuse_checked_literals(loop, 'schedule''s query', query_name);
     SELECT r.* INTO reads FROM activation._reads(query_name) r;
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reads.tables::oid[]) AND c.relpersistence = 't') THEN
         RAISE EXCEPTION 'loop "%": the schedule''s query reads a temporary table', loop
@@ -535,15 +592,13 @@ BEGIN
         '  FROM (SELECT DISTINCT s.key FROM activation_compiled.%2$I() AS s(key)\n'
         '         WHERE s.key IS NOT NULL AND ($1[2] IS NULL OR s.key > $1[2]::%3$s) ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key; END',
         function_name, query_name, type_name)]
-        || activation._own(format('activation_compiled.%I()', query_name), owner)
+        || activation._own(format('activation_compiled.%I()', query_name), owner, false)
         || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
     PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
-    answer := activation._run('pg_catalog, pg_temp', ARRAY[
-        'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)',
-        format('SELECT count(*) FROM activation_compiled.%I(ARRAY[''1'', NULL, NULL, NULL]::text[])', function_name)], false);
+    answer := activation._try_eval(function_name, owner, ARRAY['1', NULL, NULL, NULL]);
     IF answer #>> '{error,code}' = '42501' THEN
-        RAISE EXCEPTION 'loop "%": its owner % may not run the schedule''s query: %', loop, quote_ident(owner), answer #>> '{error,message}'
-            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', quote_ident(owner));
+        RAISE EXCEPTION 'loop "%": its owner % may not run the schedule''s query: %', loop, activation._role_name(owner), answer #>> '{error,message}'
+            USING ERRCODE = '42501', HINT = format('Grant it to %s, or let a role that has it define the loop.', activation._role_name(owner));
     ELSIF answer ? 'error' THEN
         RAISE WARNING 'loop "%": the schedule''s query raised when it was tried: %', loop, answer #>> '{error,message}';
     END IF;
@@ -552,7 +607,7 @@ END
 $$;
 
 -- The reading of users' rows, with the owner's rights: key, address, and the row as the templates see it.
-CREATE FUNCTION activation._compile_users(base text, suffix text, users regclass, owner name) RETURNS name
+CREATE FUNCTION activation._compile_users(base text, suffix text, users regclass, owner oid) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -601,7 +656,8 @@ DECLARE
     v activation.loop_version;
     loop_name text := (SELECT l.name FROM activation."loop" l WHERE l.loop_id = _compile_version.loop_id);
     key_type oid;
-    suffix text := format(' (v%s)', version);
+    -- The numbers stand in what is never cut, so that no two versions of any loops share a name.
+    suffix text := format(' (%s.v%s)', loop_id, version);
     old_function regprocedure;
     filter jsonb;
     trigger jsonb;
@@ -616,10 +672,6 @@ BEGIN
     SELECT x.* INTO STRICT v FROM activation.loop_version x
      WHERE x.loop_id = _compile_version.loop_id AND x.version = _compile_version.version;
     SELECT activation._key_type(u.users, u.key_column) INTO STRICT key_type FROM activation.users_table u WHERE u.users = v.users;
-    -- A long name is cut, and the number of the loop keeps the names apart.
-    IF octet_length(loop_name) > 40 THEN
-        suffix := format(' (%s.v%s)', loop_id, version);
-    END IF;
     FOR old_function IN
         SELECT p.oid::regprocedure FROM pg_proc p
          WHERE p.pronamespace = 'activation_compiled'::regnamespace

@@ -249,31 +249,39 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation._require_owner(role name, table_name regclass, what text) RETURNS void
+CREATE FUNCTION activation._require_owner(role oid, table_name regclass, what text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT activation._may_trigger(role, table_name) THEN
-        RAISE EXCEPTION '%: % does not have the privileges of the owner of %', what, quote_ident(role), activation._table_name(table_name)
+        RAISE EXCEPTION '%: % does not have the privileges of the owner of %', what, activation._role_name(role), activation._table_name(table_name)
             USING ERRCODE = '42501',
                   HINT = format('Let %s do it, or grant that role to %s.',
-                                (SELECT quote_ident(pg_get_userbyid(c.relowner)) FROM pg_class c WHERE c.oid = table_name), quote_ident(role));
+                                (SELECT activation._role_name(c.relowner) FROM pg_class c WHERE c.oid = table_name), activation._role_name(role));
     END IF;
 END
 $$;
 
-CREATE FUNCTION activation.set_users(users regclass, key name DEFAULT NULL, email name DEFAULT NULL, timezone name DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._set_users(caller oid, users regclass, key name, email name, timezone name) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF users IS NULL THEN
         RAISE EXCEPTION 'set_users needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.set_users(''users'', email => ''email'');';
     END IF;
-    PERFORM activation._require_owner(activation._caller(), users, 'set_users');
+    PERFORM activation._require_owner(caller, users, 'set_users');
     PERFORM activation._register_users(users, key, email, timezone, 'set_users');
 END
+$$;
+
+CREATE FUNCTION activation.set_users(users regclass, key name DEFAULT NULL, email name DEFAULT NULL, timezone name DEFAULT NULL) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('set_users', jsonb_build_object('users', users::oid::bigint, 'key', key, 'email', email, 'timezone', timezone))
 $$;
 COMMENT ON FUNCTION activation.set_users(regclass, name, name, name) IS
 'Registers a users table. key: the column that identifies a user and leads an index (default: the primary key); email: the column with the address (default: email); timezone: a column with the user''s time zone. For the table''s owner.';

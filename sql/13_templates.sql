@@ -32,8 +32,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation.set_template(name text, subject text, html text DEFAULT NULL, body_text text DEFAULT NULL) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._set_template(name text, subject text, html text, body_text text) RETURNS integer
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -58,16 +58,24 @@ BEGIN
         SELECT l.name AS loop_name, v.users, b.email
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version),
                unnest(ARRAY[s.action, s.otherwise]) AS b(email)
-         WHERE l.state <> 'archived' AND b.email ->> 'template' = set_template.name
+         WHERE l.state <> 'archived' AND b.email ->> 'template' = _set_template.name
     LOOP
         PERFORM activation._check_email(format('loop "%s"', used.loop_name), used.email, used.users, source);
     END LOOP;
     INSERT INTO activation.template (name, version, subject, html, body_text, created_at)
-    SELECT set_template.name, coalesce(max(t.version), 0) + 1, set_template.subject, set_template.html, set_template.body_text, activation._now()
-      FROM activation.template t WHERE t.name = set_template.name
+    SELECT _set_template.name, coalesce(max(t.version), 0) + 1, _set_template.subject, _set_template.html, _set_template.body_text, activation._now()
+      FROM activation.template t WHERE t.name = _set_template.name
     RETURNING template.version INTO made;
     RETURN made;
 END
+$$;
+CREATE FUNCTION activation.set_template(name text, subject text, html text DEFAULT NULL, body_text text DEFAULT NULL) RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('set_template', jsonb_build_object('name', name, 'subject', subject, 'html', html, 'body_text', body_text))
+    RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.set_template(text, text, text, text) IS
 'Stores a new version of a template, in Liquid, and returns its number. Enrollments made from then on use it; earlier ones keep theirs. Text is derived from html where body_text is absent. Refused, naming the loop, when a loop in use would lack a variable.';

@@ -194,7 +194,7 @@ AS $$
                     AND definition #>> '{trigger,query}' ~* '\mactivation\s*\.\s*(message_log|journey|message|enrollment|attempt|request)\M', false)
 $$;
 
-CREATE FUNCTION activation._define(name text, document jsonb, owner name, names text) RETURNS integer
+CREATE FUNCTION activation._define(caller oid, name text, document jsonb, owner name, names text) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -215,14 +215,15 @@ DECLARE
     generation integer;
     step jsonb;
     captured regclass;
+    role oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = _define.owner);
 BEGIN
     PERFORM activation._raise(answer -> 'error');
-    IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = _define.owner) THEN
+    IF role IS NULL THEN
         RAISE EXCEPTION '%: role % does not exist', what, coalesce(quote_ident(owner), 'NULL')
             USING ERRCODE = '42704', HINT = 'Leave owner out to use your own role.';
     END IF;
-    IF NOT pg_has_role(activation._caller(), owner, 'MEMBER') THEN
-        RAISE EXCEPTION '%: % is not a member of role %', what, quote_ident(activation._caller()), quote_ident(owner)
+    IF NOT pg_has_role(caller, role, 'MEMBER') THEN
+        RAISE EXCEPTION '%: % is not a member of role %', what, activation._role_name(caller), quote_ident(owner)
             USING ERRCODE = '42501', HINT = 'A loop runs with the rights of its owner; leave owner out to use your own role.';
     END IF;
     IF names IS NULL THEN
@@ -230,18 +231,18 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
     IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
-        PERFORM activation._own_loop(name);
+        PERFORM activation._own_loop(caller, name);
     END IF;
 
     trigger := definition -> 'trigger';
     IF trigger ->> 'type' = 'database' THEN
         table_name := activation._find_table(trigger ->> 'table', names, what);
         PERFORM activation._check_table(table_name, what);
-        PERFORM activation._require_owner(owner, table_name, what);
+        PERFORM activation._require_owner(role, table_name, what);
     END IF;
     users := activation._users_of(table_name, CASE WHEN definition ->> 'users' IS NOT NULL THEN activation._find_table(definition ->> 'users', names, what) END, what);
     PERFORM activation._check_table(users, what);
-    PERFORM activation._require_owner(owner, users, what);
+    PERFORM activation._require_owner(role, users, what);
     registered := activation._register_users(users, NULL, NULL, NULL, what);
     IF table_name IS NOT NULL THEN
         key_column := activation._user_key(table_name, trigger ->> 'user_key', registered, trigger ->> 'event', what);
@@ -264,7 +265,7 @@ BEGIN
     -- The same definition again is no new version, unless what it was compiled to is gone.
     SELECT l.* INTO known FROM activation."loop" l WHERE l.name = _define.name;
     SELECT v.* INTO current_version FROM activation.loop_version v WHERE v.loop_id = known.loop_id AND v.version = known.version;
-    IF current_version.definition = definition AND current_version.owner = _define.owner AND current_version.names = _define.names
+    IF current_version.definition = definition AND current_version.owner = role AND current_version.names = _define.names
        AND known.state IN ('active', 'paused')
        AND activation._compiled(known.loop_id, known.version) THEN
         RETURN known.version;
@@ -285,9 +286,9 @@ BEGIN
             UPDATE activation.source s SET generation = s.generation + 1 WHERE s.source_id = here.source_id RETURNING s.generation INTO generation;
         END IF;
     END IF;
-    INSERT INTO activation.loop_version (loop_id, version, definition, owner, names, users, source_id, event, generation, reentry, holdout,
+    INSERT INTO activation.loop_version (loop_id, version, definition, owner, owner_name, installation, names, users, source_id, event, generation, reentry, holdout,
                                          transactional, priority, over_cap, send_window, created_at)
-    VALUES (known.loop_id, made, definition, _define.owner, _define.names, here.users, here.source_id,
+    VALUES (known.loop_id, made, definition, role, _define.owner, (SELECT i.id FROM activation.installation i), _define.names, here.users, here.source_id,
             CASE WHEN definition ->> 'enroll' = 'existing' THEN 'existing' WHEN trigger ->> 'type' = 'database' THEN trigger ->> 'event' ELSE trigger ->> 'type' END, coalesce(here.generation, 0),
             CASE definition ->> 'reentry' WHEN 'once' THEN NULL WHEN 'always' THEN interval '0' ELSE (definition ->> 'reentry')::interval END,
             (definition ->> 'holdout')::numeric, (definition ->> 'transactional')::boolean, (definition ->> 'priority')::integer,
@@ -346,31 +347,28 @@ CREATE FUNCTION activation.define_loop(name text, trigger jsonb DEFAULT NULL, co
     per_hour integer DEFAULT NULL, users regclass DEFAULT NULL, topic text DEFAULT NULL, transactional boolean DEFAULT false,
     priority integer DEFAULT 0, over_cap text DEFAULT 'wait', holdout numeric DEFAULT 0, send_window jsonb DEFAULT NULL,
     owner name DEFAULT current_user, names text DEFAULT current_setting('search_path')) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    RETURN activation._define(name, jsonb_build_object(
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('define_loop', jsonb_build_object('name', name, 'owner', owner, 'names', names, 'definition', jsonb_build_object(
         'type', type, 'opinion', opinion, 'trigger', trigger, 'condition', condition, 'action', action, 'otherwise', otherwise,
         'steps', CASE WHEN steps IS NOT NULL THEN to_jsonb(steps) END, 'goal', goal, 'recovery', recovery, 'reentry', reentry,
-        'enroll', enroll, 'per_hour', per_hour, 'users', activation._table_name(users), 'topic', topic, 'transactional', transactional,
-        'priority', priority, 'over_cap', over_cap, 'holdout', holdout, 'send_window', send_window), owner, names);
-END
+        'enroll', enroll, 'per_hour', per_hour, 'users', users::oid::bigint, 'topic', topic, 'transactional', transactional,
+        'priority', priority, 'over_cap', over_cap, 'holdout', holdout, 'send_window', send_window)))
+    RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.define_loop(text, jsonb, jsonb, jsonb, jsonb, jsonb[], jsonb, text, text, jsonb, text, text, integer, regclass, text, boolean, integer, text, numeric, jsonb, name, text) IS
 'Defines a loop, or a new version of it, and returns the version; the same definition again is no new one. Transactional: it works in a migration and rolls back. trigger: activation.on_insert(…); condition: activation.query(…); action, otherwise: activation.email(…); recovery: activation.retry(…). opinion: what the loop is for, in words. owner: the role with whose rights its SQL runs (default: you); names: the search_path for it (default: yours). Refused definitions change nothing.';
 
 CREATE FUNCTION activation.import_loop(name text, definition jsonb, owner name DEFAULT current_user, names text DEFAULT current_setting('search_path'))
 RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    IF definition IS NULL THEN
-        RAISE EXCEPTION 'loop "%": the definition is NULL', name USING ERRCODE = '22004', HINT = 'Give a JSON document, such as export_loop() returns.';
-    END IF;
-    RETURN activation._define(name, definition, owner, names);
-END
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('import_loop', jsonb_build_object('name', name, 'definition', definition, 'owner', owner, 'names', names))
+    RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.import_loop(text, jsonb, name, text) IS
 'Defines a loop from one document and returns its version; import_loop(export_loop(x)) is x. Keys may be camelCase; the trigger may stand in the first step. owner and names as in define_loop.';
@@ -393,42 +391,65 @@ BEGIN
 END
 $$;
 
+-- Loops as their readers may see them: who could change one sees what it says, and who may see everybody's journeys. The
+-- functions in a view run as whoever reads it, so nobody can say that they are somebody else.
+CREATE VIEW activation.loop_definition WITH (security_barrier) AS
+SELECT l.name AS loop, v.version, v.owner, r.visible, CASE WHEN r.visible THEN v.definition END AS definition,
+       CASE WHEN r.visible THEN v.names END AS names, v.users
+  FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+  CROSS JOIN LATERAL (SELECT pg_has_role(v.owner, 'MEMBER') AND v.installation = (SELECT i.id FROM activation.installation i)
+                          OR has_table_privilege('activation.journey', 'SELECT') AS visible OFFSET 0) r;
+COMMENT ON VIEW activation.loop_definition IS 'The current version of each loop; what it says only for whoever could change it, and for those who may see activation.journey.';
+
 CREATE FUNCTION activation.export_loop(name text) RETURNS jsonb
-LANGUAGE plpgsql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._loop(name);
+    found record;
 BEGIN
-    RETURN (SELECT v.definition FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
+    SELECT d.visible, d.owner, d.definition INTO found FROM activation.loop_definition d WHERE d.loop = export_loop.name;
+    IF found.owner IS NULL THEN
+        RAISE EXCEPTION 'loop "%" does not exist', name
+            USING ERRCODE = '42704',
+                  HINT = coalesce('There are ' || (SELECT string_agg(format('"%s"', d.loop), ', ' ORDER BY d.loop) FROM activation.loop_definition d) || '.',
+                                  'None is defined yet: activation.define_loop(…).');
+    ELSIF NOT found.visible THEN
+        RAISE EXCEPTION 'loop "%" belongs to %', name, coalesce((SELECT quote_ident(r.rolname) FROM pg_roles r WHERE r.oid = found.owner), 'a role that is gone')
+            USING ERRCODE = '42501', HINT = 'A loop is shown to members of that role, and to whoever may read activation.journey.';
+    END IF;
+    RETURN found.definition;
 END
 $$;
 COMMENT ON FUNCTION activation.export_loop(text) IS
-'The current definition of a loop as one document: every default written out, tables with their schema.';
+'The current definition of a loop as one document: every default written out, tables with their schema. For those who could change the loop, and for viewers.';
 
 -- Who may change a loop: whoever may act as its owner.
-CREATE FUNCTION activation._own_loop(name text) RETURNS activation.loop
+CREATE FUNCTION activation._own_loop(caller oid, name text) RETURNS activation.loop
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     l activation.loop := activation._loop(name);
-    owner name := (SELECT v.owner FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
+    owner oid := (SELECT v.owner FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
 BEGIN
-    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = owner) AND NOT pg_has_role(activation._caller(), owner, 'MEMBER') THEN
-        RAISE EXCEPTION 'loop "%" belongs to %', name, quote_ident(owner)
-            USING ERRCODE = '42501', HINT = format('%s is not a member of that role.', quote_ident(activation._caller()));
+    -- A superuser is a member of every role, also of one that is gone.
+    IF NOT pg_has_role(caller, owner, 'MEMBER') THEN
+        RAISE EXCEPTION 'loop "%" belongs to %', name, activation._role_name(owner)
+            USING ERRCODE = '42501',
+                  HINT = CASE WHEN EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner) THEN format('%s is not a member of that role.', activation._role_name(caller))
+                              ELSE 'Only a superuser may change it, or define it anew with another owner.' END;
     END IF;
     RETURN l;
 END
 $$;
 
-CREATE FUNCTION activation.pause_loop(name text, cancel boolean DEFAULT false) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._pause_loop(caller oid, name text, cancel boolean) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(name);
+    l activation.loop := activation._own_loop(caller, name);
 BEGIN
     IF l.state = 'archived' THEN
         RAISE EXCEPTION 'loop "%" is archived', name USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
@@ -441,15 +462,19 @@ BEGIN
     END IF;
 END
 $$;
+CREATE FUNCTION activation.pause_loop(name text, cancel boolean DEFAULT false) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('pause_loop', jsonb_build_object('name', name, 'cancel', cancel)) $$;
 COMMENT ON FUNCTION activation.pause_loop(text, boolean) IS
 'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed until resume_loop(). cancel: cancel what is queued.';
 
-CREATE FUNCTION activation.resume_loop(name text, drop_older_than interval DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._resume_loop(caller oid, name text, drop_older_than interval) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(name);
+    l activation.loop := activation._own_loop(caller, name);
     cut timestamptz := activation._now() - drop_older_than;
 BEGIN
     IF drop_older_than < interval '0' THEN
@@ -470,11 +495,15 @@ BEGIN
     UPDATE activation.enrollment e SET retry_at = activation._now() WHERE e.loop_id = l.loop_id AND e.retry_at > activation._now();
 END
 $$;
+CREATE FUNCTION activation.resume_loop(name text, drop_older_than interval DEFAULT NULL) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('resume_loop', jsonb_build_object('name', name, 'drop_older_than', drop_older_than)) $$;
 COMMENT ON FUNCTION activation.resume_loop(text, interval) IS
 'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. drop_older_than: what came due longer ago than this is not sent (default: all is). The brake counts anew from now.';
 
-CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._resolve_message(caller oid, id uuid, verdict text) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -484,29 +513,33 @@ BEGIN
         RAISE EXCEPTION 'verdict is %', coalesce(quote_literal(verdict), 'NULL')
             USING ERRCODE = '22023', HINT = 'Give ''sent'' if it reached Resend, ''resend'' to make and send it anew: the user may then have it twice.';
     END IF;
-    SELECT x.* INTO m FROM activation.message x WHERE x.message_id = resolve.message_id FOR UPDATE;
+    SELECT x.* INTO m FROM activation.message x WHERE x.message_id = id FOR UPDATE;
     IF m.message_id IS NULL THEN
-        RAISE EXCEPTION 'message % does not exist', coalesce(message_id::text, 'NULL')
+        RAISE EXCEPTION 'message % does not exist', coalesce(id::text, 'NULL')
             USING ERRCODE = '42704', HINT = 'Messages of which nobody knows: SELECT * FROM activation.message_log WHERE status = ''unknown'';';
     END IF;
-    PERFORM activation._own_loop((SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
+    PERFORM activation._own_loop(caller, (SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
     IF m.state <> 'unknown' THEN
-        RAISE EXCEPTION 'message % is not unknown', message_id
+        RAISE EXCEPTION 'message % is not unknown', id
             USING ERRCODE = '55000', DETAIL = format('It is %s.', m.state),
                   HINT = 'Only a message of which nobody knows whether it was sent needs a decision.';
     END IF;
-    PERFORM activation._resolve(message_id, verdict, activation._caller());
+    PERFORM activation._resolve(id, verdict, activation._role_name(caller));
 END
 $$;
+CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('resolve', jsonb_build_object('message_id', message_id, 'verdict', verdict)) $$;
 COMMENT ON FUNCTION activation.resolve(uuid, text) IS
 'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes and sends it anew: the user may then have it twice. Refused for any other message.';
 
-CREATE FUNCTION activation.archive_loop(name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._archive_loop(caller oid, name text) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(name);
+    l activation.loop := activation._own_loop(caller, name);
     captured regclass;
 BEGIN
     UPDATE activation."loop" x SET state = 'archived', reason = NULL WHERE x.loop_id = l.loop_id;
@@ -528,13 +561,17 @@ BEGIN
     END LOOP;
 END
 $$;
+CREATE FUNCTION activation.archive_loop(name text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('archive_loop', jsonb_build_object('name', name)) $$;
 COMMENT ON FUNCTION activation.archive_loop(text) IS
 'Ends a loop: nobody is enrolled any more, who waits leaves it, what is queued is cancelled. Its history stays. Defining it again brings it back.';
 
 -- ---- around an ALTER COLUMN TYPE ------------------------------------------------------------------------------------------
 
-CREATE FUNCTION activation.unbind(table_name regclass) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._unbind(caller oid, table_name regclass) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET client_min_messages = warning
 AS $$
@@ -544,7 +581,7 @@ BEGIN
     IF table_name IS NULL THEN
         RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
     END IF;
-    PERFORM activation._require_owner(activation._caller(), table_name, 'unbind');
+    PERFORM activation._require_owner(caller, table_name, 'unbind');
     PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
     -- Nobody is evaluated until this transaction ends: a detector that waits for the table, while bind() waits for what the
     -- detector holds, would be a deadlock.
@@ -555,9 +592,9 @@ BEGIN
           FROM pg_proc p
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
            AND (EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-                           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = unbind.table_name)
+                           AND d.refclassid = 'pg_class'::regclass AND d.refobjid = _unbind.table_name)
                 OR p.proname IN (SELECT v.filter_function FROM activation.loop_version v JOIN activation.source s USING (source_id)
-                                  WHERE s.table_name = unbind.table_name))
+                                  WHERE s.table_name = _unbind.table_name))
     LOOP
         -- CASCADE: the evaluation of a condition hangs on the condition.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = bound);
@@ -565,11 +602,15 @@ BEGIN
     END LOOP;
 END
 $$;
+CREATE FUNCTION activation.unbind(table_name regclass) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('unbind', jsonb_build_object('table_name', table_name::oid::bigint)) $$;
 COMMENT ON FUNCTION activation.unbind(regclass) IS
 'Drops the compiled functions that hold on to a table, so that a column of it can change its type. Call activation.bind() afterwards, in the same transaction. For the table''s owner.';
 
-CREATE FUNCTION activation.bind(or_fail boolean DEFAULT false) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._bind(or_fail boolean) RETURNS integer
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -621,6 +662,12 @@ BEGIN
     END LOOP;
     RETURN made;
 END
+$$;
+CREATE FUNCTION activation.bind(or_fail boolean DEFAULT false) RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.call (verb, arguments) VALUES ('bind', jsonb_build_object('or_fail', or_fail)) RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.bind(boolean) IS
 'Compiles again what unbind() or a DROP … CASCADE removed, and returns how many versions it compiled. A loop that no longer fits is set to failing, with a WARNING; with or_fail it raises instead, unless the loop was failing before. An earlier version that no longer fits and that nobody is in is let go, with a NOTICE.';

@@ -25,13 +25,13 @@ AS $$
      WHERE u.n >= coalesce((SELECT min(x.n) FROM jsonb_array_elements(definition -> 'steps') WITH ORDINALITY AS x(s, n) WHERE x.s ->> 'name' = step_name), 1)
 $$;
 
-CREATE FUNCTION activation._diff_loop(loop_name text, document jsonb, names text)
+CREATE FUNCTION activation._diff_loop(caller oid, loop_name text, document jsonb, names text)
 RETURNS TABLE (change text, part text, before text, after text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(loop_name);
+    l activation.loop := activation._own_loop(caller, loop_name);
     old jsonb;
     answer jsonb := activation._normalise(loop_name, document);
     new jsonb := answer -> 'definition';
@@ -95,18 +95,23 @@ $$;
 
 CREATE FUNCTION activation.diff_loop(name text, definition jsonb, names text DEFAULT current_setting('search_path'))
 RETURNS TABLE (change text, part text, before text, after text)
-LANGUAGE sql SECURITY DEFINER
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT d.* FROM activation._diff_loop($1, $2, $3) d $$;
+AS $$
+    WITH asked AS (
+        INSERT INTO activation.call (verb, arguments) VALUES ('diff_loop', jsonb_build_object('name', $1, 'definition', $2, 'names', $3)) RETURNING answer
+    )
+    SELECT d.* FROM asked, jsonb_to_recordset(asked.answer) AS d(change text, part text, before text, after text)
+$$;
 COMMENT ON FUNCTION activation.diff_loop(text, jsonb, text) IS
 'What defining a loop anew would change: the parts that are added, removed or changed; how many people are in flight at which step (they keep their version); how many mails it means at most. definition: as for import_loop. Changes nothing.';
 
-CREATE FUNCTION activation.migrate_loop(name text) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._migrate_loop(caller oid, name text) RETURNS integer
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(name);
+    l activation.loop := activation._own_loop(caller, name);
     moved integer;
     stay bigint;
 BEGIN
@@ -130,6 +135,12 @@ BEGIN
     END IF;
     RETURN moved;
 END
+$$;
+CREATE FUNCTION activation.migrate_loop(name text) RETURNS integer
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.call (verb, arguments) VALUES ('migrate_loop', jsonb_build_object('name', name)) RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.migrate_loop(text) IS
 'Moves the people in flight to the loop''s current version, to the step of the same name, and returns how many. Their clocks go on: a new timeout counts from when their step began. Who is at a step that the current version does not have stays.';

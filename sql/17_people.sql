@@ -13,33 +13,39 @@ EXCEPTION WHEN data_exception THEN
 END
 $$;
 
-CREATE FUNCTION activation.enroll(user_id text, loop text, context jsonb DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._enroll(caller oid, user_id text, loop text, context jsonb) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    l activation.loop := activation._loop(enroll.loop);
+    l activation.loop := activation._loop(_enroll.loop);
     v activation.loop_version;
 BEGIN
-    IF enroll.user_id IS NULL THEN
+    IF _enroll.user_id IS NULL THEN
         RAISE EXCEPTION 'enroll needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.enroll(''42'', ''onboarding'');';
     END IF;
-    IF jsonb_typeof(enroll.context) <> 'object' THEN
-        RAISE EXCEPTION 'the context of user % is not an object', enroll.user_id
+    IF jsonb_typeof(_enroll.context) <> 'object' THEN
+        RAISE EXCEPTION 'the context of user % is not an object', _enroll.user_id
             USING ERRCODE = '22023', HINT = 'Give an object: ''{"coupon": "WELCOME10"}''; templates read it as {{ enrollment.context.coupon }}.';
     END IF;
     IF l.state = 'archived' THEN
-        RAISE EXCEPTION 'loop "%" is archived', enroll.loop USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
+        RAISE EXCEPTION 'loop "%" is archived', _enroll.loop USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
     END IF;
     SELECT x.* INTO v FROM activation.loop_version x WHERE x.loop_id = l.loop_id AND x.version = l.version;
-    IF activation._user_exists(v.users, enroll.user_id) IS FALSE THEN
-        RAISE EXCEPTION 'user % does not exist in %', enroll.user_id, activation._table_name(v.users)
+    IF activation._user_exists(v.users, _enroll.user_id) IS FALSE THEN
+        RAISE EXCEPTION 'user % does not exist in %', _enroll.user_id, activation._table_name(v.users)
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
     INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, how, context)
-    VALUES (activation._now(), 0, 0, l.loop_id, enroll.user_id, format('by hand, by %s', activation._caller()), enroll.context);
+    VALUES (activation._now(), 0, 0, l.loop_id, _enroll.user_id, format('by hand, by %s', activation._role_name(caller)), _enroll.context);
 END
+$$;
+CREATE FUNCTION activation.enroll(user_id text, loop text, context jsonb DEFAULT NULL) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.call (verb, arguments) VALUES ('enroll', jsonb_build_object('user_id', user_id, 'loop', loop, 'context', context))
 $$;
 COMMENT ON FUNCTION activation.enroll(text, text, jsonb) IS
 'Enrolls a user in a loop by hand, as its trigger would: the loop''s reentry decides whether somebody who was in it comes in again. user_id: the user''s key as text. context: an object that templates read as enrollment.context.';

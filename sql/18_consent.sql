@@ -127,8 +127,8 @@ $$;
 COMMENT ON FUNCTION activation.preferences(text, text) IS
 'What somebody is subscribed to: a row for everything (topic '''') and one for each topic, with its name and description. user_id: the user''s key as text, in the first registered users table; token: of an unsubscribe link. No rows for a token that is none.';
 
-CREATE FUNCTION activation.suppress(email text, reason text DEFAULT 'by hand') RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION activation._suppress(caller oid, email text, reason text) RETURNS void
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -138,11 +138,15 @@ BEGIN
         RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev''.';
     END IF;
     INSERT INTO activation.suppression (address, reason, source, at)
-    VALUES (folded, coalesce(nullif(btrim(suppress.reason), ''), 'by hand'), format('%s', activation._caller()), activation._now())
+    VALUES (folded, coalesce(nullif(btrim(_suppress.reason), ''), 'by hand'), activation._role_name(caller), activation._now())
     ON CONFLICT DO NOTHING;
     DELETE FROM activation.unsuppression n WHERE n.address = folded;
 END
 $$;
+CREATE FUNCTION activation.suppress(email text, reason text DEFAULT 'by hand') RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('suppress', jsonb_build_object('email', email, 'reason', reason)) $$;
 COMMENT ON FUNCTION activation.suppress(text, text) IS
 'No mail goes to this address any more, transactional or not, whoever''s it is. email: with or without a display name, in any case; reason: shown by why(). Many at once: SELECT activation.suppress(address, reason) FROM …. Raises 22023 for what is no address.';
 

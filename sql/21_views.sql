@@ -321,14 +321,14 @@ AS $$ SELECT w.at, w.loop, w.event, w.detail FROM activation._why($1, $2) w $$;
 COMMENT ON FUNCTION activation.why(text, text) IS
 'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this loop.';
 
-CREATE FUNCTION activation.preview(user_id text, loop text)
+CREATE FUNCTION activation._preview(caller oid, wanted_user text, loop_name text)
 RETURNS TABLE (step text, branch text, purpose text, recipient text, subject text, html text, body_text text, problem text)
-LANGUAGE plpgsql SECURITY DEFINER
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    l activation.loop := activation._own_loop(preview.loop);
+    l activation.loop := activation._own_loop(caller, loop_name);
     v activation.loop_version;
     rows text[];
     mail record;
@@ -337,13 +337,13 @@ DECLARE
 BEGIN
     SELECT x.* INTO v FROM activation.loop_version x WHERE x.loop_id = l.loop_id AND x.version = l.version;
     BEGIN
-        rows := activation._safe_eval(v.users_function, v.owner, ARRAY[preview.user_id]);
+        rows := activation._safe_eval(v.users_function, v.owner, ARRAY[wanted_user]);
     EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
         -- Not even of the key's type.
         rows := '{}';
     END;
     IF cardinality(rows) = 0 THEN
-        RAISE EXCEPTION 'user % does not exist in %', preview.user_id, activation._table_name(v.users)
+        RAISE EXCEPTION 'user % does not exist in %', wanted_user, activation._table_name(v.users)
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
     FOR mail IN
@@ -356,6 +356,17 @@ BEGIN
                             shown ->> 'subject', shown ->> 'html', shown ->> 'body_text', shown ->> 'problem';
     END LOOP;
 END
+$$;
+CREATE FUNCTION activation.preview(user_id text, loop text)
+RETURNS TABLE (step text, branch text, purpose text, recipient text, subject text, html text, body_text text, problem text)
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH asked AS (
+        INSERT INTO activation.call (verb, arguments) VALUES ('preview', jsonb_build_object('user_id', $1, 'loop', $2)) RETURNING answer
+    )
+    SELECT p.* FROM asked, jsonb_to_recordset(asked.answer)
+           AS p(step text, branch text, purpose text, recipient text, subject text, html text, body_text text, problem text)
 $$;
 COMMENT ON FUNCTION activation.preview(text, text) IS
 'The mails of a loop as this user would get them now, one row a step and branch, with the loop''s opinion as their purpose; problem says why one could not be rendered. Sends nothing.';

@@ -31,9 +31,13 @@ COMMENT ON FUNCTION activation.skene_definition(text) IS
 
 CREATE FUNCTION activation.import_skene(name text, config text, owner name DEFAULT current_user, names text DEFAULT current_setting('search_path'))
 RETURNS integer
-LANGUAGE sql SECURITY DEFINER
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._define(name, activation._skene(name, config), owner, names) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('import_skene', jsonb_build_object('name', name, 'config', config, 'owner', owner, 'names', names))
+    RETURNING (answer #>> '{}')::integer
+$$;
 COMMENT ON FUNCTION activation.import_skene(text, text, name, text) IS
 'Defines a loop from the text of a skene.config.ts (export default defineLoop({…}), read and never run) and returns its version. What a loop cannot express, such as usage limits, is refused by name and line. owner and names as in define_loop.';
 
@@ -167,8 +171,13 @@ COMMENT ON FUNCTION activation.journey_definition(text, regclass, text[], interv
 
 CREATE FUNCTION activation.import_journey(name text, journey text, users regclass DEFAULT NULL, milestones text[] DEFAULT NULL, timeout interval DEFAULT '30 days',
                                           owner name DEFAULT current_user, names text DEFAULT current_setting('search_path')) RETURNS integer
-LANGUAGE sql SECURITY DEFINER
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._define(name, activation._journey(name, journey, users, milestones, timeout, names), owner, names) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('import_journey', jsonb_build_object('name', name, 'journey', journey, 'users', users::oid::bigint, 'milestones', milestones,
+                                                 'timeout', timeout, 'owner', owner, 'names', names))
+    RETURNING (answer #>> '{}')::integer
+$$;
 COMMENT ON FUNCTION activation.import_journey(text, text, regclass, text[], interval, name, text) IS
 'Defines a loop from the text of a journey.yaml and returns its version: a step for each milestone, which waits for a row in the table of its evidence, else for its tracked_event, and mails the template milestone. users: the users table, where there are several. milestones: only these, as stage.milestone. timeout: how long each is waited for. A milestone of which the database does not tell is refused by name and line.';

@@ -415,11 +415,11 @@ AS $$
 $$;
 
 -- What a loop's owner may not read of what its condition reads.
-CREATE FUNCTION activation._doctor_grants(condition_function name, owner name) RETURNS text
+CREATE FUNCTION activation._doctor_grants(condition_function name, owner oid) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(format('GRANT SELECT ON %s TO %I;', activation._table_name(t), owner), E'\n')
+    SELECT string_agg(format('GRANT SELECT ON %s TO %s;', activation._table_name(t), activation._role_name(owner)), E'\n')
       FROM activation._reads(condition_function) r, unnest(r.tables) AS t
      WHERE NOT has_any_column_privilege(owner, t, 'SELECT')
 $$;
@@ -437,15 +437,15 @@ BEGIN
       FROM activation."loop" l JOIN activation.loop_version v USING (loop_id)
      WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version);
     FOR box IN
-        SELECT l.name, v.owner, s.condition_function, s.evaluate_function, p.prosecdef AND pg_get_userbyid(p.proowner) = v.owner AS intact
+        SELECT l.name, v.owner, s.condition_function, s.evaluate_function, p.prosecdef AND p.proowner = v.owner AS intact
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version)
           JOIN pg_proc p ON p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = s.evaluate_function
          WHERE l.state <> 'archived' ORDER BY l.name, s.step
     LOOP
         IF NOT box.intact THEN
-            RETURN NEXT activation._finding('problem', format('compiled function %s of loop %I no longer runs with the rights of %I', quote_ident(box.evaluate_function), box.name, box.owner),
-                            format(E'ALTER FUNCTION activation_compiled.%1$I(text[]) SECURITY DEFINER;\nALTER FUNCTION activation_compiled.%1$I(text[]) OWNER TO %2$I;',
-                                   box.evaluate_function, box.owner));
+            RETURN NEXT activation._finding('problem', format('compiled function %s of loop %I no longer runs with the rights of %s', quote_ident(box.evaluate_function), box.name, activation._role_name(box.owner)),
+                            format(E'ALTER FUNCTION activation_compiled.%1$I(text[]) SECURITY DEFINER;\nALTER FUNCTION activation_compiled.%1$I(text[]) OWNER TO %2$s;',
+                                   box.evaluate_function, activation._role_name(box.owner)));
             CONTINUE;
         END IF;
         BEGIN

@@ -98,8 +98,9 @@ class _Undo(Exception):
     """Leaves a subtransaction so that it is rolled back."""
 
 
-def run(plpy: Any, names: str, statements: list[str], keep: bool) -> str:
+def run(plpy: Any, names: str, statements: list[str], keep: bool, shown: str | None = None) -> str:
     """Runs statements on an author's search_path in a subtransaction, and undoes them unless they are to be kept.
+    shown: what the author wrote, where a statement that is prepared holds something else in the same places.
 
     Returns {"value": first column of the last statement's first row} or {"error": what the server said, with the text
     and the position in it}.
@@ -109,6 +110,8 @@ def run(plpy: Any, names: str, statements: list[str], keep: bool) -> str:
     try:
         with plpy.subtransaction():
             plpy.execute(set_path, [names])
+            # As the texts were read here, whatever the session says about backslashes.
+            plpy.execute("SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true)")
             for statement in statements:
                 result = plpy.execute(statement)
                 if result.nrows() and result.colnames():
@@ -128,17 +131,22 @@ def run(plpy: Any, names: str, statements: list[str], keep: bool) -> str:
                     "detail": detail,
                     "hint": hint,
                     "code": _sqlstate(error),
-                    "place": _place(query, position),
+                    "place": _place(query, position, shown),
                 }
             }
         )
     return json.dumps({"value": value})
 
 
-def _place(query: str | None, position: int | None) -> str | None:
+def _place(query: str | None, position: int | None, shown: str | None) -> str | None:
     """The line a position is in, with a caret under it, as psql shows it."""
     if not query or not position:
         return None
+    if shown is not None and query.startswith("PREPARE "):
+        position -= query.index("\n") + 1
+        query = shown
+        if not 0 < position <= len(query) + 1:
+            return None
     before = query[: position - 1]
     number = before.count("\n") + 1
     column = len(before) - (before.rfind("\n") + 1)

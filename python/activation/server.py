@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from activation import bridge, definition, keys, sqltext, watch
+from activation import bridge, definition, keys, literals, sqltext, watch
 from activation.errors import KeyUnavailable, Refusal
 
 run = bridge.run
@@ -33,10 +33,27 @@ def fragment(kind: str, document: str) -> str:
     return _answer(lambda: {"definition": definition.fragment("(being defined)", kind, json.loads(document))})
 
 
-def query_text(sql: str, key_type: str) -> str:
+def query_strings(sql: str, parameters: int) -> str:
+    """A query without semicolon, and the same with a parameter in place of each string that the server would read."""
+
+    def compute() -> dict[str, Any]:
+        text = sqltext.without_terminator(sql)
+        strings = literals.literals(text, parameters)
+        return {
+            "text": text,
+            "prepared": literals.with_parameters(text, strings, parameters + 1),
+            "strings": len(strings),
+        }
+
+    return _answer(compute)
+
+
+def query_text(sql: str, key_type: str | None, string_types: list[str] | None = None) -> str:
     """The forms of a query about a user: without semicolon, freed of `*`, with a key to explain, and with the key of a
-    row named "activation key"."""
+    row named "activation key". string_types: the types of its strings, to be written out."""
     body = sqltext.without_terminator(sql)
+    if string_types is not None:
+        body = literals.with_types(body, literals.literals(body, 1), string_types)
     key = f"(pg_catalog.current_setting('activation.key', true)::{key_type})"
     return json.dumps(
         {

@@ -1,0 +1,34 @@
+-- Nothing is PUBLIC's but what does nothing without EXECUTE on a verb, and a view that shows each reader what is theirs.
+-- docs/operations.md shows the grants for an app role, an author, an operator and a viewer.
+
+REVOKE ALL ON SCHEMA activation, activation_compiled FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA activation FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA activation FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA activation FROM PUBLIC;
+
+GRANT INSERT (verb, arguments), SELECT (answer) ON activation.call TO PUBLIC;
+GRANT SELECT ON activation.loop_definition TO PUBLIC;
+
+-- The engine's role: it calls the engine's functions, and writes what the machine owns. What people declared it reads, but
+-- for the state of a loop: it could otherwise make functions that run as somebody else.
+GRANT USAGE ON SCHEMA activation, activation_compiled TO activation_engine;
+GRANT SELECT ON ALL TABLES IN SCHEMA activation TO activation_engine;
+GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA activation TO activation_engine;
+GRANT INSERT, UPDATE, DELETE ON activation.signal, activation.wake, activation.enrollment, activation.event, activation.roll, activation.sweep, activation.strike,
+      activation.capture_failure, activation.remark, activation.consent, activation.suppression, activation.webhook_event, activation.pull, activation.unsuppression,
+      activation.erasure, activation.request, activation.message, activation.attempt, activation.pace, activation.worker, activation.provider, activation.token
+   TO activation_engine;
+GRANT TRUNCATE ON activation.wake TO activation_engine;
+GRANT INSERT ON activation.signing TO activation_engine;
+GRANT UPDATE (state, reason) ON activation."loop" TO activation_engine;
+DO $$
+DECLARE
+    routine regprocedure;
+BEGIN
+    FOR routine IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) = '_' AND p.prorettype <> 'trigger'::regtype
+                                                 AND p.prorettype <> 'event_trigger'::regtype LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO activation_engine', routine);
+    END LOOP;
+END
+$$;
+ALTER FUNCTION activation._safe_eval(name, oid, text[], boolean) OWNER TO activation_engine;
