@@ -327,7 +327,7 @@ def audience(query: str, table: str, key: str) -> str:
     """The users' keys for whom a condition is true, as one query of one column. table, key: as SQL writes them."""
     body = sqltext.without_terminator(query)
     words = sqltext.significant(body)
-    if any(word.kind == "param" and word.text == "$1" for word in words):
+    if any(sqltext.is_parameter(word) for word in words):
         asked = sqltext.with_parameter(body, f'"activation user".{key}')
         return f'SELECT "activation user".{key} FROM {table} AS "activation user" WHERE EXISTS (\n{asked}\n)'
     depth, listed = 0, ""
