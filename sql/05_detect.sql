@@ -134,7 +134,7 @@ $$;
 -- texts leaves it, no deferred trigger, no cursor, no setting; what a rollback does not give back is compared. The engine
 -- itself never plans an author's text. one_by_one: look up each key by an index where there is one, so that no row of
 -- another user is computed with. With the engine's rights, not the caller's: should all this fail, they are what is there to win.
-CREATE FUNCTION activation._safe_eval(function_name name, owner oid, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
+CREATE FUNCTION activation._safe_eval(function_name name, owner regrole, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$

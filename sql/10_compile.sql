@@ -137,6 +137,8 @@ DECLARE
     answer jsonb;
     literal oid;
     types text[];
+    texts jsonb;
+    path text;
 BEGIN
     PERFORM activation._raise_compile(loop, what, prepared -> 'error');
     answer := activation._prepared(owner, names, prepared, key_type);
@@ -148,7 +150,13 @@ BEGIN
                   HINT = format('Domains in such a type would check it while it is read. Cast its parts: ARRAY[''…'']::%1$s, ROW(…)::%1$s.', literal::regtype);
     END IF;
     types := ARRAY(SELECT activation._type_name(t.oid::oid) FROM jsonb_array_elements_text(answer -> 'types') WITH ORDINALITY AS t(oid, n) ORDER BY t.n);
-    RETURN activation._query_text(prepared ->> 'text', key_type, types) || jsonb_build_object('path', coalesce(answer ->> 'path', 'pg_catalog'));
+    path := coalesce(answer ->> 'path', 'pg_catalog');
+    texts := activation._query_text(prepared ->> 'text', key_type, types);
+    -- One statement that returns rows: planned, not run.
+    answer := activation._as_author(owner, names, format(
+        'DECLARE c pg_catalog.refcursor; BEGIN OPEN c FOR EXECUTE %L%s; CLOSE c; RETURN NULL; END', texts ->> 'body', ' USING NULL::' || key_type));
+    PERFORM activation._raise_compile(loop, what, answer -> 'error');
+    RETURN texts || jsonb_build_object('path', path);
 END
 $$;
 
@@ -443,11 +451,11 @@ BEGIN
             WINDOW w AS (PARTITION BY x.row ORDER BY x.ordinal ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) c;
     signature := format('activation_compiled.%I(%s)', function_name, rows.arguments);
     -- With and without brackets around it: only a condition is valid in both forms.
-    IF filter IS NOT NULL THEN
-        PERFORM activation._bound_text(loop, 'filter', owner, names, activation._query_strings(format(E'SELECT FROM %s WHERE\n%s\n', rows.nulls, filter), 0), NULL);
-    END IF;
     head := format('SELECT FROM %s WHERE ', rows.nulls);
     texts := activation._bound_text(loop, 'filter', owner, names, activation._query_strings(head || whole, 0), NULL);
+    IF filter IS NOT NULL THEN
+        PERFORM activation._bound_text(loop, 'filter', owner, names, activation._query_strings(head || E'\n' || filter || E'\n', 0), NULL);
+    END IF;
     -- It reads no row of the table: the second half makes it depend on the columns, so that none of them changes its type
     -- under the call in the capture function, where a cast would run with the rights of that function's owner.
     answer := activation._run(texts ->> 'path', ARRAY[format(

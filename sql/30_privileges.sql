@@ -31,4 +31,4 @@ BEGIN
     END LOOP;
 END
 $$;
-ALTER FUNCTION activation._safe_eval(name, oid, text[], boolean) OWNER TO activation_engine;
+ALTER FUNCTION activation._safe_eval(name, regrole, text[], boolean) OWNER TO activation_engine;

@@ -151,4 +151,4 @@ def _place(query: str | None, position: int | None, shown: str | None) -> str | 
     number = before.count("\n") + 1
     column = len(before) - (before.rfind("\n") + 1)
     head = f"LINE {number}: "
-    return f"{head}{query.splitlines()[number - 1]}\n{' ' * (len(head) + column)}^"
+    return f"{head}{query.split(chr(10))[number - 1]}\n{' ' * (len(head) + column)}^"

@@ -7,11 +7,10 @@ written with its type, and one of a type that is not built in is read as text an
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from activation.errors import Refusal
-from activation.sqltext import Token, significant
+from activation.sqltext import Token, problem, significant
 
 #: Keywords of built-in types that cannot be names of other types. What is read as such a type runs nobody's code.
 _BUILT_IN = frozenset(
@@ -26,7 +25,11 @@ _BEFORE_EXPRESSIONS = frozenset(
     " SELECT SIMILAR SOME SYMMETRIC THEN TO TRAILING UNION USING VALUE VALUES VARIADIC WHEN WHERE ZONE".split()
 )
 
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+#: Commands that return no rows, or that the server does not prepare.
+_OTHER_COMMANDS = frozenset(
+    "ALTER ANALYZE BEGIN CALL COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE DISCARD DO DROP EXECUTE EXPLAIN GRANT"
+    " LISTEN LOCK NOTIFY PREPARE REFRESH RESET REVOKE ROLLBACK SET SHOW TRUNCATE VACUUM".split()
+)
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,24 @@ class Literal:
 def literals(sql: str, parameters: int) -> list[Literal]:
     """The strings that the server would read as it sees fit, in their order; those that can only be of a built-in type are
     left out. parameters: how many `$n` the text may name. Raises Refusal for what is not one statement of that kind."""
-    if found := _CONTROL.search(sql):
-        raise Refusal(f"it holds a control character, U+{ord(found.group()):04X}", hint="Take it out.", code="42601")
+    if wrong := problem(sql):
+        raise Refusal(f"syntax error: {wrong}", code="42601")
     words = significant(sql)
+    if _word(words, 0) in _OTHER_COMMANDS:
+        raise Refusal("it is not a SELECT", code="42P11" if _word(words, 0) not in ("EXPLAIN", "SHOW") else "42601")
     strings: list[Literal] = []
     i = 0
     while i < len(words):
         word = words[i]
         if word.text == ";":
-            raise Refusal("it is more than one statement", hint="Leave out what comes from the semicolon on.", code="42601")
+            if _depth(words[:i]):
+                raise Refusal('syntax error at or near ";"', code="42601")
+            raise Refusal(
+                "it is more than one statement", hint="Leave out what comes from the semicolon on.", code="42P11"
+            )
         if word.kind == "param" and int(word.text[1:]) > parameters:
             raise Refusal(f"there is no parameter {word.text}", code="42P02")
-        if word.kind == "string" and not re.match("[bBxXnN]'", word.text):
+        if word.kind == "string" and word.text[0] not in "bBxX":
             last = _end_of_string(words, i)
             if not _is_built_in(words, i, last):
                 first = _start_of_type(words, i)
@@ -112,10 +121,12 @@ def _symbol(words: list[Token], i: int, text: str) -> bool:
     return 0 <= i < len(words) and words[i].text == text
 
 
+def _depth(words: list[Token]) -> int:
+    return sum({"(": 1, ")": -1}.get(word.text, 0) for word in words)
+
+
 def _end_of_string(words: list[Token], i: int) -> int:
-    """The last token of a string: it may go on in the next line, and be followed by UESCAPE and another."""
-    while i + 1 < len(words) and words[i + 1].kind == "string":
-        i += 1
+    """The last token of a string: it may be followed by UESCAPE and another."""
     if _word(words, i + 1) == "UESCAPE" and i + 2 < len(words) and words[i + 2].kind == "string":
         i += 2
     return i
@@ -135,6 +146,11 @@ def _is_built_in(words: list[Token], i: int, last: int) -> bool:
     """Whether the string from i to last can only be read as a built-in type: INTERVAL '…', TIMESTAMP(3) WITH TIME ZONE '…',
     '…'::interval day, CAST('…' AS numeric(3)), EXTRACT('…' FROM …)."""
     before = i - 1
+    if _word(words, before) == "N" and words[before].end == words[i].start:
+        # The server takes this N for the word NCHAR.
+        if _symbol(words, before - 1, "."):
+            raise Refusal("N'…' follows a dot", hint="Write the type as a cast.", code="0A000")
+        return True
     if _word(words, before) == "ZONE" and _word(words, before - 1) == "TIME" and _word(words, before - 2) in ("WITH", "WITHOUT"):
         before -= 3
     if _symbol(words, before, ")"):
@@ -150,10 +166,7 @@ def _is_built_in(words: list[Token], i: int, last: int) -> bool:
             )
     if _names_built_in(words, before):
         return True
-    # The server's tokens for two colons are one; here they are two.
     after = last + 1
-    if _symbol(words, after, ":") and _symbol(words, after + 1, ":"):
-        return _builtin_follows(words, after + 2)
     if _symbol(words, after, "::"):
         return _builtin_follows(words, after + 1)
     if _word(words, i - 2) == "CAST" and _symbol(words, i - 1, "(") and _word(words, after) == "AS":

@@ -104,7 +104,7 @@ def test_the_key_is_dropped_while_clients_insert(db: Database, app: Connection) 
 def test_dropping_the_key_says_what_needs_it(db: Database, app: Connection) -> None:
     with pytest.raises(psycopg.errors.DependentObjectsStillExist) as raised:
         app.execute("ALTER TABLE users DROP COLUMN id")
-    assert "first: users (v1)" in str(raised.value.diag.message_detail)
+    assert "first: users (1.v1)" in str(raised.value.diag.message_detail)
 
 
 def test_a_column_of_the_filter(db: Database, app: Connection) -> None:

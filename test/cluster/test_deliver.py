@@ -93,7 +93,7 @@ def test_many_of_a_loop_that_fails(db: Database, live: Connection, sandbox: Sand
     live.execute("SELECT activation.pause_loop('second')")
     sign_up(live, 351)
     live.execute("SELECT activation.resume_loop('second')")
-    live.execute('DROP FUNCTION activation_compiled."second: users (v1)"(text[])')
+    live.execute('DROP FUNCTION activation_compiled."second: users (2.v1)"(text[])')
     live.execute("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
     tick(db)
     assert received(sandbox) == {"u351@acme.dev": 1}

@@ -54,7 +54,7 @@ def well(db: Database, live: Connection) -> Database:
     return db
 
 
-EVALUATE = 'activation_compiled."first: evaluate (v1)"(text[])'
+EVALUATE = 'activation_compiled."first: evaluate (1.v1)"(text[])'
 
 BROKEN = {
     "no key": ("key", "SELECT activation.configure(api_key => 'env:NOT_THERE')", "NOT_THERE is not set"),

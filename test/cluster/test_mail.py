@@ -415,7 +415,7 @@ def test_one_loop_that_fails_at_the_claim(db: Database, live: Connection, sandbo
     live.execute("SELECT activation.configure(api_key => 'env:NOT_THERE')")
     sign_up(live, 1)
     tick(db)
-    live.execute('DROP FUNCTION activation_compiled."second: users (v1)"(text[])')
+    live.execute('DROP FUNCTION activation_compiled."second: users (2.v1)"(text[])')
     live.execute("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
     tick(db)
     assert dict(db.sql("SELECT loop, status FROM activation.message_log")) == {"first": "sent", "second": "queued"}

@@ -53,8 +53,9 @@ SELECT pg_temp.refused($q$SELECT activation.define_loop('more', trigger => activ
 
 SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace
                    AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege('author', c.oid, 'USAGE, SELECT, UPDATE')
-                            WHEN c.relkind IN ('r', 'v') THEN has_any_column_privilege('author', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES') END$$,
-                'an author has no right on any table of ours');
+                            WHEN c.relkind IN ('r', 'v') THEN has_any_column_privilege('author', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES') END
+                   AND c.oid <> ALL ('{activation.call,activation.loop_definition}'::regclass[])$$,
+                'an author has no right on any table of ours but on what knows its caller');
 SELECT is(pg_temp.code('SELECT FROM activation.' || t, 'author'), '42501', 'and cannot read ' || t)
   FROM unnest(ARRAY['secret', 'identity', 'setting', 'enrollment', 'message', 'message_log', 'status']) AS t;
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) = '_'
@@ -68,22 +69,22 @@ SELECT is(pg_temp.code('CALL activation.tick()', 'author'), '42501', 'nor does i
 -- What was compiled for it.
 
 SELECT set_eq(
-    $$SELECT format('%s owner %s definer %s', split_part(p.proname, ': ', 2), pg_get_userbyid(p.proowner), p.prosecdef)
+    $$SELECT format('%s owner %s definer %s', regexp_replace(split_part(p.proname, ': ', 2), '\(\d+\.', '('), pg_get_userbyid(p.proowner), p.prosecdef)
         FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname LIKE 'hers: %'$$,
     ARRAY['condition (v1) owner author definer f', 'evaluate (v1) owner author definer t', 'filter (v1) owner author definer t', 'passes (v1) owner author definer t', 'users (v1) owner author definer t'],
     'what is compiled runs with the rights of the loop''s owner');
 SELECT set_eq($$SELECT pg_get_userbyid(p.proowner)::text || p.prosecdef FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
                  WHERE t.tgrelid IN ('users'::regclass, 'actions'::regclass) AND NOT t.tgisinternal$$,
-              ARRAY['postgrestrue'], 'what captures runs with ours');
+              ARRAY['activation_enginetrue'], 'what captures runs with the engine''s');
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
                    WHERE p.pronamespace = 'activation_compiled'::regnamespace AND a.grantee = 0$$, 'PUBLIC may execute nothing that was generated');
 SELECT is_empty($$SELECT r, k FROM unnest(ARRAY['app', 'owner', 'author', 'operator', 'viewer', 'stranger']) r, unnest(ARRAY['USAGE', 'CREATE']) k
                    WHERE has_schema_privilege(r, 'activation_compiled', k)$$, 'nobody has a right on the schema of what was generated, not even its owner');
-SELECT is(pg_temp.code(c, 'author'), '42501', 'so that its owner cannot ' || c)
-  FROM unnest(ARRAY['ALTER FUNCTION activation_compiled."hers: condition (v1)"(bigint) SECURITY DEFINER', 'DROP FUNCTION activation_compiled."hers: evaluate (v1)"(text[])',
-                    'SELECT activation_compiled."hers: evaluate (v1)"(''{1}'')', 'CREATE FUNCTION activation_compiled.f() RETURNS int RETURN 1',
-                    'ALTER FUNCTION activation_compiled."users: insert (1)"() RESET ALL']) AS c;
-SELECT is_empty($$SELECT FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'activation_compiled' AND a.grantee <> n.nspowner$$,
+SELECT is(pg_temp.code(replace(c, '(2.v1)', format('(%s.v1)', l.loop_id)), 'author'), '42501', 'so that its owner cannot ' || c)
+  FROM activation.loop l, unnest(ARRAY['ALTER FUNCTION activation_compiled."hers: condition (2.v1)"(bigint) SECURITY DEFINER', 'DROP FUNCTION activation_compiled."hers: evaluate (2.v1)"(text[])',
+                    'SELECT activation_compiled."hers: evaluate (2.v1)"(''{1}'')', 'CREATE FUNCTION activation_compiled.f() RETURNS int RETURN 1',
+                    'ALTER FUNCTION activation_compiled."users: insert (1)"() RESET ALL']) AS c WHERE l.name = 'hers';
+SELECT is_empty($$SELECT FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'activation_compiled' AND a.grantee NOT IN (n.nspowner, 'activation_engine'::regrole)$$,
                 'no grant is left of compiling');
 
 -- An app that may only insert.
@@ -99,6 +100,7 @@ SELECT pg_temp.round();
 SELECT results_eq($$SELECT user_id, state FROM activation.journey WHERE loop = 'hers'$$, $$VALUES ('1', 'completed')$$, 'that the engine finds');
 SELECT is_empty($$SELECT n FROM unnest(ARRAY['activation', 'activation_compiled']) n WHERE has_schema_privilege('app', n, 'USAGE')
                   UNION ALL SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND CASE WHEN c.relkind IN ('r', 'v') THEN has_any_column_privilege('app', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES') END
+                     AND c.oid <> ALL ('{activation.call,activation.loop_definition}'::regclass[])
                   UNION ALL SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace IN ('activation'::regnamespace, 'activation_compiled'::regnamespace) AND has_function_privilege('app', p.oid, 'EXECUTE')$$,
                 'an app role has no right on anything of ours');
 SELECT is(pg_temp.code('INSERT INTO activation.signal (source_id, generation, user_id) VALUES (1, 1, ''3'')', 'app'), '42501', 'and writes no signal itself');

@@ -96,7 +96,7 @@ SELECT is(activation.import_loop('first_project', jsonb_set(activation.export_lo
 SELECT results_eq('SELECT v.version FROM activation.loop_version v JOIN activation.loop l USING (loop_id) WHERE l.name = ''first_project'' ORDER BY 1',
                   'VALUES (1), (2), (3)', 'all are kept');
 SELECT set_eq($$SELECT proname::text FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE 'first_project%'$$,
-    $$SELECT format('first_project: %s (v%s)', k, v) FROM unnest(ARRAY['condition', 'evaluate', 'users']) k, generate_series(1, 3) v$$,
+    $$SELECT format('first_project: %s (%s.v%s)', k, (SELECT l.loop_id FROM activation.loop l WHERE l.name = 'first_project'), v) FROM unnest(ARRAY['condition', 'evaluate', 'users']) k, generate_series(1, 3) v$$,
     'each with functions of its own');
 SELECT results_eq($$SELECT count(*)::integer FROM pg_trigger WHERE tgrelid IN ('users'::regclass, 'user_actions'::regclass) AND tgname LIKE 'activation%'$$,
                   'VALUES (4)', 'and no more triggers');
@@ -114,12 +114,14 @@ ALTER TABLE users OWNER TO app;
 ALTER TABLE user_actions OWNER TO app;
 GRANT CREATE ON SCHEMA public TO app;
 SELECT is(activation.import_loop('first_project', activation.export_loop('first_project'), owner => 'app'), 2, 'another owner is another version');
-SELECT set_eq($$SELECT DISTINCT pg_get_userbyid(proowner)::text FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE 'first_project: % (v2)'$$,
+SELECT set_eq($$SELECT DISTINCT pg_get_userbyid(proowner)::text FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE 'first_project: % (%.v2)'$$,
                   ARRAY['app'], 'that owns its functions');
 ROLLBACK TO before;
 
 SAVEPOINT before;
-DROP FUNCTION activation_compiled."first_project: condition (v1)"(bigint) CASCADE;
+SELECT p.oid::regprocedure AS condition FROM pg_proc p
+ WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname LIKE 'first_project: condition %.v1)' \gset
+DROP FUNCTION :condition CASCADE;
 SELECT is(activation.bind(), 1, 'what was dropped is compiled again');
 SELECT is(activation.import_loop('first_project', activation.export_loop('first_project')), 1, 'and the version is the same');
 ROLLBACK TO before;
@@ -214,7 +216,7 @@ ROLLBACK TO before;
 
 SELECT lives_ok(format($$SELECT activation.define_loop(%L, trigger => activation.on_insert('users'),
     condition => activation.query('SELECT FROM user_actions WHERE user_id = $1'), action => activation.email('milestone'))$$, n), 'a loop named ' || n)
-  FROM unnest(ARRAY[repeat('é', 31) || 'a', repeat('é', 31) || 'b', 'it''s "a" loop', '%s %1$I', '$$ $1 --', '/* x', 'first_project: condition (v1)', '日本語', 'x; DROP TABLE users']) AS n;
+  FROM unnest(ARRAY[repeat('é', 31) || 'a', repeat('é', 31) || 'b', 'it''s "a" loop', '%s %1$I', '$$ $1 --', '/* x', 'first_project: condition (1.v1)', '日本語', 'x; DROP TABLE users']) AS n;
 SELECT is(count(*)::integer, 2, 'names that differ only at the end have functions of their own') FROM pg_proc
  WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE 'ééé%: evaluate%';
 

@@ -76,7 +76,7 @@ SELECT is_empty(
 
 SELECT set_eq(
     $$SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'v'$$,
-    ARRAY['_span', 'cohort', 'funnel', 'journey', 'lift', 'mail_numbers', 'message_log', 'status', 'time_to_activate'],
+    ARRAY['_span', 'call', 'cohort', 'funnel', 'journey', 'lift', 'loop_definition', 'mail_numbers', 'message_log', 'status', 'time_to_activate'],
     'the views are these');
 
 CREATE TEMP VIEW member AS
@@ -115,10 +115,23 @@ SELECT is_empty(
          AND NOT (r.prokind = 'p' AND r.proname IN ('detect', 'deliver', 'tick', 'pull_webhooks', 'sync_suppressions'))$$,
     'every routine pins its search_path, has a body bound by the server, or is one of those that commit');
 
-SELECT is_empty(
-    $$SELECT r.oid::regprocedure FROM routine r
-       WHERE left(r.proname, 1) <> '_' AND r.prokind = 'f' AND NOT r.prosecdef AND r.proname NOT IN ('suggest', 'simulate', 'milestone')$$,
-    'callers need EXECUTE on a public function and no right besides: each is SECURITY DEFINER, but for those that read the app''s tables as their caller');
+-- What takes an author's text, a table or a loop's name must know its caller: it is a function with its caller's rights, and
+-- goes by activation.call, or reads what the caller may read.
+SELECT set_eq(
+    $$SELECT r.proname::text FROM routine r WHERE r.prokind = 'f' AND NOT r.prosecdef AND r.prosrc ~ 'INSERT INTO activation\.call'$$,
+    ARRAY['define_loop', 'import_loop', 'import_skene', 'import_journey', 'set_users', 'set_template', 'bind', 'unbind', 'preview', 'diff_loop',
+          'migrate_loop', 'pause_loop', 'resume_loop', 'archive_loop', 'resolve', 'enroll', 'suppress'],
+    'verbs that must know their caller go by activation.call');
+SELECT set_eq(
+    $$SELECT r.proname::text FROM routine r, regexp_matches(r.prosrc, 'INSERT INTO activation\.call \(verb, arguments\)\s+VALUES \(''(\w+)''', 'g') AS m
+       WHERE m[1] = r.proname AND (SELECT c.prosrc FROM routine c WHERE c.proname = '_call') ~ format('WHEN ''%s'' THEN', m[1])$$,
+    $$SELECT r.proname::text FROM routine r WHERE r.prosrc ~ 'INSERT INTO activation\.call'$$,
+    'each under its own name, which is answered');
+SELECT is_empty($$SELECT r.oid::regprocedure FROM routine r WHERE r.prosrc ~* '\msession_user\M'$$, 'nothing believes session_user');
+SELECT set_eq(
+    $$SELECT r.proname::text FROM routine r WHERE left(r.proname, 1) <> '_' AND r.prokind = 'f' AND NOT r.prosecdef AND r.prosrc !~ 'INSERT INTO activation\.call'$$,
+    ARRAY['suggest', 'simulate', 'milestone', 'export_loop'],
+    'callers need EXECUTE on a public function and no right besides: each other one is SECURITY DEFINER, but for those that read as their caller');
 
 SELECT is_empty(
     $$SELECT r.oid::regprocedure FROM routine r WHERE left(r.proname, 1) <> '_' AND coalesce(obj_description(r.oid, 'pg_proc'), '') = ''$$,
@@ -150,10 +163,15 @@ SELECT is_empty(
     $$SELECT r.oid::regprocedure::text FROM routine r, aclexplode(coalesce(r.proacl, acldefault('f', r.proowner))) a WHERE a.grantee = 0
       UNION ALL
       SELECT c.oid::regclass::text FROM member m JOIN pg_class c ON c.oid = m.objid AND m.classid = 'pg_class'::regclass,
-             aclexplode(c.relacl) a WHERE a.grantee = 0
+             aclexplode(c.relacl) a WHERE a.grantee = 0 AND c.oid <> 'activation.loop_definition'::regclass
       UNION ALL
       SELECT n.nspname FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname IN ('activation', 'activation_compiled') AND a.grantee = 0$$,
-    'PUBLIC has a right on nothing');
+    'PUBLIC has a right on nothing but on the view that shows each reader what is theirs');
+
+SELECT is_empty(
+    $$SELECT a.attname FROM pg_attribute a, aclexplode(a.attacl) x WHERE a.attrelid = 'activation.call'::regclass AND x.grantee = 0
+         AND (a.attname, x.privilege_type) NOT IN (('verb', 'INSERT'), ('arguments', 'INSERT'), ('answer', 'SELECT'))$$,
+    'nobody says who calls');
 
 SELECT is_empty(
     $$SELECT r.oid::regprocedure FROM routine r JOIN pg_language l ON l.oid = r.prolang
