@@ -385,3 +385,366 @@ def test_the_apps_search_path(db: Database, mallory: Connection) -> None:
     tick(db)
     assert journey(db) == {"1": "completed"}
     assert journey(db, "all") == {"1": "completed", "2": "waiting"}
+
+
+# Who is calling.
+
+
+def plants(mallory: Connection, name: str, owner: str = "postgres") -> None:
+    """A function of hers that defines a loop in somebody else's name, and says how that went."""
+    mallory.execute(f"""
+        CREATE FUNCTION plants(bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $f$
+        BEGIN
+            PERFORM activation.define_loop('{name}', trigger => activation.on_insert('mal.users'),
+                condition => activation.query('SELECT FROM mal.users WHERE id = $1 AND mal.evil(''the planted loop'')'),
+                action => activation.email('milestone'), owner => '{owner}', names => 'mal');
+            RAISE WARNING 'planted';
+            RETURN $1;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE WARNING 'refused: %', SQLERRM;
+            RETURN $1;
+        END $f$;
+    """)
+
+
+def test_an_index_that_a_superuser_analyzes(db: Database, mallory: Connection) -> None:
+    """ANALYZE, also autovacuum's, evaluates her index in a superuser's session: she is the caller all the same."""
+    plants(mallory, "planted")
+    sign_up(mallory)
+    mallory.execute("CREATE INDEX ON users (plants(id))")
+    with db.connect() as superuser:
+        heard = warnings(superuser)
+        superuser.execute("ANALYZE mal.users")
+    assert {text.partition(":")[0] for text in heard} == {"refused"}
+    assert "mallory is not a member of role postgres" in heard[0]
+    assert db.value("SELECT count(*) FROM activation.loop") == 0
+
+
+def test_a_definers_function_that_a_superuser_calls(db: Database, mallory: Connection) -> None:
+    plants(mallory, "planted")
+    mallory.execute("ALTER FUNCTION plants VOLATILE SECURITY DEFINER; GRANT USAGE ON SCHEMA mal TO PUBLIC")
+    with db.connect() as superuser:
+        heard = warnings(superuser)
+        superuser.execute("SELECT mal.plants(1)")
+    assert [text.partition(":")[0] for text in heard] == ["refused"]
+
+
+def test_nobody_says_who_calls(db: Database, mallory: Connection) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="call"):
+        mallory.execute(
+            "INSERT INTO activation.call (caller, verb, arguments) VALUES ('postgres', 'pause_loop', '{\"name\": \"x\"}')"
+        )
+    # Nor goes around EXECUTE.
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for verb archive_loop"):
+        mallory.execute("INSERT INTO activation.call (verb, arguments) VALUES ('archive_loop', '{\"name\": \"x\"}')")
+    for verb in ("_define", "no verb"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for verb"):
+            mallory.execute("INSERT INTO activation.call (verb, arguments) VALUES (%s, '{}')", [verb])
+
+
+def test_a_superuser_in_anothers_role_is_that_role(db: Database, mallory: Connection) -> None:
+    with db.connect() as superuser:
+        superuser.execute("SET ROLE mallory; SET search_path = mal")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="mallory is not a member of role postgres"):
+            define(superuser, "SELECT FROM users WHERE id = $1", owner="postgres")
+        define(superuser, "SELECT FROM users WHERE id = $1")
+    assert db.value("SELECT owner::regrole::text FROM activation.loop_version") == "mallory"
+
+
+def test_a_type_is_replaced_before_bind(db: Database, mallory: Connection) -> None:
+    """bind() parses the old text anew: the literal's type, replaced meanwhile, has a check by then."""
+    plants(mallory, "planted")
+    mallory.execute("""
+        CREATE TYPE pair AS (a integer);
+        CREATE TABLE bag (user_id bigint, p pair);
+        CREATE TYPE harmless AS ENUM ('(1)');
+        ALTER TABLE bag ADD h harmless;
+    """)
+    define(mallory, "SELECT FROM bag WHERE user_id = $1 AND h = '(1)'")
+    db.sql("SELECT activation.unbind('mal.bag')")
+    mallory.execute("""
+        ALTER TABLE bag DROP h;
+        DROP TYPE harmless;
+        CREATE DOMAIN checked AS integer CHECK (mal.plants(value) = value AND mal.evil('the domain'));
+        CREATE TYPE harmless AS (a checked);
+        ALTER TABLE bag ADD h harmless;
+    """)
+    with db.connect() as superuser:
+        heard = warnings(superuser)
+        superuser.execute("SELECT activation.bind()")
+    assert len(heard) == 1
+    assert "holds a literal of type mal.harmless" in heard[0]
+    assert db.value("SELECT count(*) FROM activation.loop") == 1
+    assert not is_superuser(db)
+
+
+LITERALS = """
+    CREATE DOMAIN checked AS integer CHECK (mal.evil('the domain ' || has_schema_privilege('mallory', 'activation_compiled', 'CREATE')));
+    CREATE TYPE pair AS (a checked);
+    CREATE TABLE bag (user_id bigint, list checked[], p pair, number integer, word text);
+    CREATE FUNCTION takes(checked[]) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+"""
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "list = '{1}'",
+        "takes('{1}')",
+        "p = '(1)'",
+        "mal.pair '(1)' = p",
+        "pair'(1)' = p",
+        "'{1}'::checked[] = list",
+        "CAST('{1}' AS checked[]) = list",
+        "E'{1}'::checked[] = list",
+        "U&'{1}'::checked[] = list",
+        "U&'{!0031}' UESCAPE '!' = list",
+        "$$(1)$$ = p",
+        "coalesce(p, '(1)') = p",
+        "list = ANY (ARRAY[list, '{1}'])",
+        "(SELECT '{1}' UNION SELECT list) IS NOT NULL",
+        "CASE WHEN true THEN '(1)' ELSE p END = p",
+        "word <> 'x' --\r AND list = '{1}'\n",
+        "list /* /* */ '*/ = '{1}'",
+        "row('(1)')::mal.nested IS NOT NULL AND p = '(1)'",
+        "p IN ('(1)')",
+        "p BETWEEN '(1)' AND '(2)'",
+        "nullif(p, '(1)') IS NULL",
+        "list[1:1] = '{1}'",
+    ],
+)
+def test_no_literal_is_read(db: Database, mallory: Connection, expression: str) -> None:
+    """Nothing of hers runs while a text is parsed, however a string comes to its type."""
+    mallory.execute(LITERALS)
+    heard = warnings(mallory)
+    with pytest.raises(psycopg.Error, match="condition"):
+        define(mallory, f"SELECT FROM bag WHERE user_id = $1 AND {expression}")
+    with pytest.raises(psycopg.Error, match="condition|query"):
+        define(mallory, f"SELECT FROM bag WHERE {expression} AND user_id = $1")
+    assert [text for text in heard if "runs as" in text] == []
+
+
+def test_the_hidden_schema_of_a_path(db: Database, mallory: Connection) -> None:
+    """What she may not use by its schema she does not reach by her path, either."""
+    db.sql("CREATE SCHEMA hidden; CREATE FUNCTION hidden.tells() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+    mallory.execute("CREATE FUNCTION tells() RETURNS boolean LANGUAGE sql AS 'SELECT true'; SET search_path = hidden, mal")
+    define(mallory, "SELECT FROM users WHERE id = $1 AND tells()")
+    assert "hidden" not in db.value(
+        "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE '%: condition%'"
+    )
+
+
+# Owners.
+
+
+def test_a_renamed_owner_keeps_its_loops(db: Database, mallory: Connection) -> None:
+    define(mallory, "SELECT FROM users WHERE id = $1")
+    db.sql("ALTER ROLE mallory RENAME TO marjory; CREATE ROLE mallory LOGIN")
+    try:
+        sign_up(mallory)
+        assert evaluated(db) == []
+        assert journey(db) == {"1": "completed"}
+        # Who took the name has nothing of it.
+        db.sql("GRANT USAGE ON SCHEMA activation TO mallory; GRANT EXECUTE ON FUNCTION activation.import_loop, activation.export_loop TO mallory")
+        with db.connect("mallory") as other:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to marjory'):
+                other.execute("SELECT activation.export_loop('first')")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to marjory'):
+                other.execute(
+                    "SELECT activation.import_loop('first', %s::jsonb)", [db.value("SELECT activation.export_loop('first')::text")]
+                )
+    finally:
+        db.sql("DROP OWNED BY mallory CASCADE; DROP ROLE mallory; ALTER ROLE marjory RENAME TO mallory")
+    assert db.value("SELECT owner_name FROM activation.loop_version") in ("mallory", "marjory")
+
+
+def test_a_dropped_owners_loops_are_superusers(db: Database, mallory: Connection) -> None:
+    db.sql("CREATE ROLE gone; GRANT gone TO mallory; GRANT USAGE, CREATE ON SCHEMA mal TO gone; ALTER TABLE mal.users OWNER TO gone")
+    db.sql("GRANT EXECUTE ON FUNCTION activation.export_loop TO mallory")
+    define(mallory, "SELECT FROM users WHERE id = $1", owner="gone")
+    db.sql("ALTER TABLE mal.users OWNER TO mallory; DROP OWNED BY gone; DROP ROLE gone; CREATE ROLE gone; GRANT gone TO mallory")
+    try:
+        for call in (
+            "SELECT activation.export_loop('first')",
+            "SELECT activation.define_loop('first', trigger => activation.on_insert('mal.users'), action => activation.email('milestone'))",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to a role that is gone'):
+                mallory.execute(call)
+        db.sql(
+            "SELECT activation.define_loop('first', trigger => activation.on_insert('mal.users'), action => activation.email('milestone'))"
+        )
+    finally:
+        db.sql("DROP ROLE gone")
+
+
+def test_a_loop_is_shown_to_its_members_and_to_viewers(db: Database, mallory: Connection) -> None:
+    db.sql("CREATE TABLE public.users (id bigint PRIMARY KEY, email text)")
+    with db.connect() as owner:
+        define(owner, "SELECT FROM public.users WHERE id = $1 AND false", "theirs", table="public.users")
+    db.sql("GRANT EXECUTE ON FUNCTION activation.export_loop TO mallory")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "theirs" belongs to postgres'):
+        mallory.execute("SELECT activation.export_loop('theirs')")
+    assert mallory.execute("SELECT definition FROM activation.loop_definition").fetchall() == [(None,)]
+    db.sql("GRANT SELECT ON activation.journey TO mallory")
+    with mallory.transaction():
+        mallory.execute("SET TRANSACTION READ ONLY")
+        assert mallory.execute("SELECT activation.export_loop('theirs') ->> 'type'").fetchone() == ("activation",)
+    db.sql("REVOKE SELECT ON activation.journey FROM mallory")
+
+
+# What a rollback does not give back.
+
+PREPARES = """
+    CREATE FUNCTION prepares(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+        IF $1 IS NOT NULL THEN
+            EXECUTE 'DEALLOCATE ALL';
+            EXECUTE 'PREPARE pay AS SELECT mal.evil(''the statement'')';
+        END IF;
+        RETURN true;
+    END $$;
+"""
+
+
+def test_a_clients_statement_is_replaced(db: Database, mallory: Connection) -> None:
+    """PREPARE and DEALLOCATE are not undone: whoever executes it next would run hers. Such a session ends."""
+    mallory.execute(PREPARES)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND prepares(id)")
+    sign_up(mallory)
+    client = db.connect()
+    heard = warnings(client)
+    client.execute("PREPARE pay AS SELECT 'paid'")
+    with pytest.raises(psycopg.OperationalError):
+        client.execute("CALL activation.tick()")
+        client.execute("EXECUTE pay")
+    assert [text for text in heard if "runs as" in text] == []
+    assert not is_superuser(db)
+    ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'loop first'")
+    assert state == "failing"
+    assert "took away prepared statement pay" in detail
+
+
+def test_a_statement_is_left_behind(db: Database, mallory: Connection) -> None:
+    mallory.execute(PREPARES)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND prepares(id)")
+    sign_up(mallory)
+    with db.connect() as client:
+        client.execute("CALL activation.tick()")
+        assert client.execute("SELECT name FROM pg_prepared_statements").fetchall() == []
+    ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'loop first'")
+    assert (state, "it prepared statement pay" in detail) == ("failing", True)
+
+
+@pytest.mark.parametrize("look", ["SELECT * FROM activation.why('1', 'first')", "SELECT * FROM activation.doctor()"])
+def test_whoever_looks_keeps_their_statements(db: Database, mallory: Connection, look: str) -> None:
+    mallory.execute("CREATE FUNCTION prepares(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT false'")
+    define(mallory, "SELECT FROM users WHERE id = $1 AND prepares(id)")
+    sign_up(mallory)
+    tick(db)
+    mallory.execute(PREPARES.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
+    with db.connect() as client:
+        heard = warnings(client)
+        client.execute(look)
+        assert client.execute("SELECT name FROM pg_prepared_statements").fetchall() == []
+        assert [text for text in heard if "runs as" in text] == []
+
+
+def test_session_locks(db: Database, mallory: Connection) -> None:
+    """Advisory locks of a session outlive the transaction that took them."""
+    mallory.execute("""
+        CREATE FUNCTION locks(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_lock(4711), pg_advisory_lock_shared(-1, 2), pg_advisory_lock(4711);
+            RETURN true;
+        END $$;
+    """)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND locks(id)")
+    sign_up(mallory)
+    with db.connect() as client:
+        client.execute("SELECT pg_advisory_lock(1)")
+        client.execute("CALL activation.tick()")
+        assert client.execute("SELECT objid FROM pg_locks WHERE locktype = 'advisory'").fetchall() == [(1,)]
+        assert client.execute("SELECT pg_advisory_unlock(1)").fetchone() == (True,)
+
+
+def test_a_filter_takes_the_apps_statements(db: Database, mallory: Connection) -> None:
+    """The app's prepared INSERT goes on, and the loop is failing."""
+    mallory.execute("""
+        CREATE FUNCTION clears(plan text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF plan IS NOT NULL THEN EXECUTE 'DEALLOCATE ALL'; PERFORM pg_advisory_lock(1); END IF;
+            RETURN true;
+        END $$;
+    """)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND false", filter="clears(NEW.plan)")
+    define(mallory, "SELECT FROM users WHERE id = $1", "good")
+    db.sql("CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA mal TO app, PUBLIC; GRANT INSERT ON mal.users TO app")
+    try:
+        with db.connect("app") as app:
+            app.prepare_threshold = 0
+            app.execute("PREPARE mine(bigint) AS INSERT INTO mal.users VALUES ($1, 'a@example.com', NULL, 'x')")
+            for user in (1, 2, 3):
+                app.execute("INSERT INTO mal.users VALUES (%s, 'a@example.com', NULL, 'free')", [user])
+            app.execute("EXECUTE mine(4)")
+            assert app.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        assert evaluated(db) == []
+        assert journey(db, "good") == dict.fromkeys("1234", "completed")
+        ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'loop first'")
+        assert (state, "changed what the session holds" in detail) == ("failing", True)
+    finally:
+        db.sql("DROP OWNED BY app; DROP ROLE app")
+
+
+# If the black box fails altogether.
+
+
+def test_what_a_total_escape_wins(db: Database, mallory: Connection) -> None:
+    """With a box that neither undoes nor forbids, what she leaves behind runs with the engine's rights at most."""
+    mallory.execute("""
+        CREATE TABLE ran (who name, what text);
+        GRANT INSERT ON ran TO PUBLIC;
+        GRANT USAGE ON SCHEMA mal TO PUBLIC;
+        CREATE FUNCTION escapes(how text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            BEGIN
+                RESET SESSION AUTHORIZATION; RESET ROLE; ALTER ROLE mallory SUPERUSER;
+            EXCEPTION WHEN others THEN NULL; END;
+            RAISE WARNING '% runs as %', how, current_user;
+            RETURN true;
+        END $$;
+        CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN PERFORM mal.escapes('the trigger'); RETURN NULL; END$$;
+        CREATE CONSTRAINT TRIGGER later AFTER INSERT ON loot DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION later();
+        CREATE FUNCTION leaves(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF $1 IS NOT NULL THEN
+                INSERT INTO mal.loot VALUES (current_user);
+                EXECUTE 'DECLARE held CURSOR WITH HOLD FOR SELECT mal.escapes(''the cursor'')';
+                PERFORM set_config('search_path', 'mal, pg_catalog', false);
+            END IF;
+            RETURN true;
+        END $$;
+    """)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND leaves(id)")
+    sign_up(mallory)
+    body = db.value("SELECT pg_get_functiondef('activation._safe_eval'::regproc)")
+    naive = body.replace("PERFORM set_config('transaction_read_only', 'on', true);", "").replace(
+        "RAISE EXCEPTION USING ERRCODE = 'ACT00';", ""
+    )
+    assert naive.count("ACT00") == body.count("ACT00") - 1
+    db.sql(naive)
+    client = db.connect()
+    heard = warnings(client)
+    client.execute("CALL activation.tick()")
+    assert client.execute("SELECT session_user, current_user").fetchone() == ("postgres", "postgres")
+    client.close()
+    assert {text for text in heard if "runs as" in text} <= {"the trigger runs as activation_engine"}
+    assert heard
+    assert not is_superuser(db)
+    mine = db.sql(
+        "SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'r'"
+        " AND has_table_privilege('activation_engine', c.oid, 'INSERT') AND c.relname IN"
+        " ('loop', 'loop_version', 'step', 'source', 'watch', 'users_table', 'setting', 'secret', 'identity', 'template')"
+    )
+    assert mine == []
