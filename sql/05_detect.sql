@@ -58,19 +58,22 @@ CREATE FUNCTION activation._lock_parts(parts integer[], wait boolean) RETURNS in
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    part integer;
-    taken integer[] := '{}'::integer[];
 BEGIN
-    FOREACH part IN ARRAY parts LOOP
-        IF wait THEN
-            PERFORM pg_advisory_xact_lock(hashtext('activation part'), part);
-            taken := taken || part;
-        ELSIF pg_try_advisory_xact_lock(hashtext('activation part'), part) THEN
-            taken := taken || part;
-        END IF;
-    END LOOP;
-    RETURN taken;
+    -- In this order always, so that nobody waits in a circle.
+    IF wait THEN
+        RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE);
+    END IF;
+    RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE SKIP LOCKED);
+END
+$$;
+
+-- Waits until nobody else moves this user.
+CREATE FUNCTION activation._lock_part(user_id text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._lock_parts(ARRAY[activation._part(user_id)], true);
 END
 $$;
 
@@ -96,7 +99,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
-       OR NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('wake')) THEN
+       OR NOT activation._try_lock('wake') THEN
         RETURN false;
     END IF;
     DELETE FROM activation.wake;
@@ -191,7 +194,9 @@ BEGIN
     IF v.users_function IS NULL THEN
         RETURN NULL;
     END IF;
+    PERFORM activation._evaluating(v.loop_id);
     rows := activation._safe_eval(v.users_function, v.owner, user_ids);
+    PERFORM activation._evaluating(NULL);
     RETURN ARRAY(SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
 END
 $$;
@@ -209,6 +214,7 @@ EXCEPTION
         RAISE;
     WHEN others THEN
         -- The table is gone: so are they.
+        PERFORM activation._evaluating(NULL);
         RETURN user_ids;
 END
 $$;
@@ -422,16 +428,24 @@ BEGIN
 END
 $$;
 
--- Says to the other workers, in pg_stat_activity, which loop's code this one runs and since when: what it writes into
--- tables they cannot see before it commits. NULL: none any more.
+-- Where a worker says in which loop's code it is; NULL for a kind that runs none.
+CREATE FUNCTION activation._said_in(kind text, slot integer) RETURNS regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT to_regclass(format('activation.%I', kind || '_' || slot)) $$;
+
+-- Says to the other workers which loop's code this one runs from now on; NULL: none any more. It is not undone with the
+-- transaction, so whoever catches an author's error says NULL, too. A session that is no worker says nothing.
+-- What is said: the time in whole seconds, and in the lower 31 bits the loop.
 CREATE FUNCTION activation._evaluating(loop_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM set_config('application_name',
-                       CASE WHEN loop_id IS NULL THEN 'activation'
-                            ELSE format('activation loop %s since %s', loop_id, extract(epoch FROM clock_timestamp())) END, true);
+    -- The newest: who died under the same pid may have left a lease behind.
+    PERFORM setval(activation._said_in(w.kind, w.slot),
+                   CASE WHEN loop_id IS NULL THEN 0 ELSE ceil(extract(epoch FROM clock_timestamp()))::bigint << 31 | loop_id END)
+       FROM activation.worker w WHERE w.pid = pg_backend_pid() ORDER BY w.backend_start DESC LIMIT 1;
 END
 $$;
 
