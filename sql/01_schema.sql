@@ -88,6 +88,22 @@ CREATE FUNCTION activation._all_parts() RETURNS integer[]
 LANGUAGE sql IMMUTABLE
 RETURN ARRAY[0, 1, 2, 3, 4, 5, 6, 7];
 
+-- When the process of a session began; NULL where there is none. With its owner's rights: a role sees nothing of others'
+-- sessions but their pid. Within one transaction the answer stays the same, unless pg_stat_clear_snapshot() is called.
+CREATE FUNCTION activation._backend_start(pid integer) RETURNS timestamptz
+LANGUAGE plpgsql STABLE STRICT SECURITY DEFINER COST 1000
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT a.backend_start FROM pg_stat_get_activity(_backend_start.pid) a);
+END
+$$;
+
+-- Whether a session that held something still exists: the same pid may be another's by now.
+CREATE FUNCTION activation._is_alive(pid integer, backend_start timestamptz) RETURNS boolean
+LANGUAGE sql STABLE COST 1000
+RETURN coalesce(activation._backend_start(pid) = backend_start, false);
+
 -- Raises what a validator returned: {"message", "detail", "hint", "code"}. Only SQL raises: an error raised inside
 -- PL/Python would carry a traceback.
 CREATE FUNCTION activation._raise(error jsonb) RETURNS void

@@ -283,7 +283,7 @@ DECLARE
     relation regclass;
     old_timeout text := current_setting('lock_timeout');
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
+    PERFORM activation._lock('capture');
     PERFORM activation._sync_source(table_name);
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _generate_capture.table_name AND c.relnamespace <> 'activation'::regnamespace) THEN
         -- What becomes an event is told by track() itself.
@@ -365,7 +365,7 @@ BEGIN
     IF watching IS NOT DISTINCT FROM coalesce(was.watching, false) AND (NOT watching OR was.watched_until > now + interval '15 minutes') THEN
         RETURN false;
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('capture'));
+    PERFORM activation._lock('capture');
     SELECT * INTO was FROM activation.schedule;
     INSERT INTO activation.schedule AS s (watching, watched_until, detectors, deliverers)
     VALUES (_set_watching.watching, CASE WHEN _set_watching.watching THEN now + interval '30 minutes' END, 0, 0)

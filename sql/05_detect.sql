@@ -32,12 +32,13 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found record;
+    statement text;
+    lock record;
 BEGIN
     lost := false;
-    FOR found IN SELECT p.name FROM pg_prepared_statements p WHERE activation._statement(p) <> ALL (held_statements) LOOP
-        EXECUTE format('DEALLOCATE %I', found.name);
-        done := concat_ws(', ', done, format('it prepared statement %I', found.name));
+    FOR statement IN SELECT p.name FROM pg_prepared_statements p WHERE activation._statement(p) <> ALL (held_statements) LOOP
+        EXECUTE format('DEALLOCATE %I', statement);
+        done := concat_ws(', ', done, format('it prepared statement %I', statement));
     END LOOP;
     missing := ARRAY(SELECT h FROM unnest(held_statements) AS h EXCEPT SELECT activation._statement(p) FROM pg_prepared_statements p);
     IF missing <> '{}' THEN
@@ -49,14 +50,14 @@ BEGIN
         RETURN;
     END IF;
     LOOP
-        SELECT l.classid::bigint AS high, l.objid::bigint AS low, l.objsubid, l.mode = 'ShareLock' AS shared INTO found
+        SELECT l.classid::bigint AS high, l.objid::bigint AS low, l.objsubid, l.mode = 'ShareLock' AS shared INTO lock
           FROM pg_locks l
          WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid()
            AND format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode) <> ALL (held_locks) LIMIT 1;
         EXIT WHEN NOT FOUND;
-        EXECUTE CASE found.objsubid
-            WHEN 1 THEN format('SELECT pg_advisory_unlock%s(%s)', CASE WHEN found.shared THEN '_shared' END, (found.high::bit(32) || found.low::bit(32))::bit(64)::bigint)
-            ELSE format('SELECT pg_advisory_unlock%s(%s, %s)', CASE WHEN found.shared THEN '_shared' END, found.high::bit(32)::integer, found.low::bit(32)::integer) END;
+        EXECUTE CASE lock.objsubid
+            WHEN 1 THEN format('SELECT pg_advisory_unlock%s(%s)', CASE WHEN lock.shared THEN '_shared' END, (lock.high::bit(32) || lock.low::bit(32))::bit(64)::bigint)
+            ELSE format('SELECT pg_advisory_unlock%s(%s, %s)', CASE WHEN lock.shared THEN '_shared' END, lock.high::bit(32)::integer, lock.low::bit(32)::integer) END;
         done := concat_ws(', ', done, 'it took an advisory lock');
     END LOOP;
     IF EXISTS (SELECT FROM unnest(held_locks) AS h WHERE h NOT IN (
@@ -195,6 +196,30 @@ EXCEPTION WHEN others OR assert_failure THEN
 END
 $$;
 
+-- Before a worker commits: constraint triggers that wait for the commit fire here, and cursors that would be read to their end
+-- then are closed. There should be none; should there be, they run with the engine's rights and where no other can be taken.
+-- Returns whether the session is as it was; where an author's code took something of it away, it is not to be gone on with.
+CREATE FUNCTION activation._settle() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held text;
+BEGIN
+    SET CONSTRAINTS ALL IMMEDIATE;
+    FOR held IN SELECT c.name FROM pg_cursors c WHERE c.is_holdable AND c.creation_time >= statement_timestamp() LOOP
+        EXECUTE format('CLOSE %I', held);
+    END LOOP;
+    RETURN current_setting('activation.untrusted', true) IS DISTINCT FROM 'on';
+END
+$$;
+
+-- Ends this session, for good.
+CREATE FUNCTION activation._end_session() RETURNS void
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT pg_terminate_backend(pg_backend_pid()) $$;
+
 -- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
 -- for as long as the session lives; both turned milliseconds into seconds. For the same reason people are looked up one by
 -- one (LATERAL … OFFSET 0) where the planner could begin at the other end.
@@ -206,19 +231,22 @@ CREATE FUNCTION activation._lock_parts(parts integer[], wait boolean) RETURNS in
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    part integer;
-    taken integer[] := '{}'::integer[];
 BEGIN
-    FOREACH part IN ARRAY parts LOOP
-        IF wait THEN
-            PERFORM pg_advisory_xact_lock(hashtext('activation part'), part);
-            taken := taken || part;
-        ELSIF pg_try_advisory_xact_lock(hashtext('activation part'), part) THEN
-            taken := taken || part;
-        END IF;
-    END LOOP;
-    RETURN taken;
+    -- In this order always, so that nobody waits in a circle.
+    IF wait THEN
+        RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE);
+    END IF;
+    RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE SKIP LOCKED);
+END
+$$;
+
+-- Waits until nobody else moves this user.
+CREATE FUNCTION activation._lock_part(user_id text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._lock_parts(ARRAY[activation._part(user_id)], true);
 END
 $$;
 
@@ -244,7 +272,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM activation.wake w WHERE w.source_id = 0)
-       OR NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('wake')) THEN
+       OR NOT activation._try_lock('wake') THEN
         RETURN false;
     END IF;
     DELETE FROM activation.wake;
@@ -339,7 +367,9 @@ BEGIN
     IF v.users_function IS NULL THEN
         RETURN NULL;
     END IF;
+    PERFORM activation._evaluating(v.loop_id);
     rows := activation._safe_eval(v.users_function, v.owner, user_ids);
+    PERFORM activation._evaluating(NULL);
     RETURN ARRAY(SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
 END
 $$;
@@ -357,6 +387,7 @@ EXCEPTION
         RAISE;
     WHEN others THEN
         -- The table is gone: so are they.
+        PERFORM activation._evaluating(NULL);
         RETURN user_ids;
 END
 $$;
@@ -570,16 +601,24 @@ BEGIN
 END
 $$;
 
--- Says to the other workers, in pg_stat_activity, which loop's code this one runs and since when: what it writes into
--- tables they cannot see before it commits. NULL: none any more.
+-- Where a worker says in which loop's code it is; NULL for a kind that runs none.
+CREATE FUNCTION activation._said_in(kind text, slot integer) RETURNS regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT to_regclass(format('activation.%I', kind || '_' || slot)) $$;
+
+-- Says to the other workers which loop's code this one runs from now on; NULL: none any more. It is not undone with the
+-- transaction, so whoever catches an author's error says NULL, too. A session that is no worker says nothing.
+-- What is said: the time in whole seconds, and in the lower 31 bits the loop.
 CREATE FUNCTION activation._evaluating(loop_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM set_config('application_name',
-                       CASE WHEN loop_id IS NULL THEN 'activation'
-                            ELSE format('activation loop %s since %s', loop_id, extract(epoch FROM clock_timestamp())) END, true);
+    -- The newest: who died under the same pid may have left a lease behind.
+    PERFORM setval(activation._said_in(w.kind, w.slot),
+                   CASE WHEN loop_id IS NULL THEN 0 ELSE ceil(extract(epoch FROM clock_timestamp()))::bigint << 31 | loop_id END)
+       FROM activation.worker w WHERE w.pid = pg_backend_pid() ORDER BY w.backend_start DESC LIMIT 1;
 END
 $$;
 
@@ -846,6 +885,22 @@ BEGIN
         UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _strike.loop_id AND l.state IN ('active', 'stopped');
     END IF;
     RETURN k.retry_at;
+END
+$$;
+
+-- A loop whose code did something to the session that it ran in is failing at once. lost: that cannot be mended, and the
+-- session ends when this is committed.
+CREATE FUNCTION activation._fail_at_once(loop_id integer, kind text, error text, lost boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._strike(loop_id, kind, error);
+    UPDATE activation.strike k SET strikes = greatest(k.strikes, 3) WHERE k.loop_id = _fail_at_once.loop_id AND k.kind = _fail_at_once.kind;
+    UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _fail_at_once.loop_id AND l.state IN ('active', 'stopped');
+    IF lost THEN
+        PERFORM set_config('activation.untrusted', 'on', false);
+    END IF;
 END
 $$;
 

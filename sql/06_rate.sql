@@ -47,7 +47,7 @@ BEGIN
     END IF;
     UPDATE activation.token t SET free_at = now + interval '1 second', holder_pid = NULL, holder_start = NULL
      WHERE t.holder_pid IS NOT NULL
-       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = t.holder_pid AND a.backend_start = t.holder_start);
+       AND NOT activation._is_alive(t.holder_pid, t.holder_start);
     RETURN QUERY
     SELECT t.n, t.free_at FROM activation.token t
      WHERE t.free_at <= now + ahead ORDER BY t.free_at LIMIT wanted FOR UPDATE SKIP LOCKED;
@@ -60,8 +60,7 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE activation.token t
-       SET free_at = clock_timestamp() + lease, holder_pid = me.pid, holder_start = me.backend_start
-      FROM (SELECT a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()) me
+       SET free_at = clock_timestamp() + lease, holder_pid = pg_backend_pid(), holder_start = activation._backend_start(pg_backend_pid())
      WHERE t.n = ANY (tokens)
 $$;
 

@@ -131,7 +131,7 @@ AS $$ SELECT s.value FROM activation.secret s WHERE s.name = secret_name $$;
 CREATE FUNCTION activation._unheld(lease_token uuid, lease_until timestamptz, lease_pid integer, lease_start timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN lease_token IS NULL OR lease_until < activation._now()
-    OR NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = lease_pid AND a.backend_start = lease_start);
+    OR NOT activation._is_alive(lease_pid, lease_start);
 
 -- Requests whose outcome was not known for 23 hours end as unknown: Resend forgets their key after 24.
 CREATE FUNCTION activation._expire_requests() RETURNS void
@@ -173,7 +173,7 @@ BEGIN
     )
     UPDATE activation.request r
        SET lease_token = token, lease_until = now + lease, lease_pid = pg_backend_pid(), unclear = r.unclear + 1,
-           lease_start = (SELECT a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid())
+           lease_start = activation._backend_start(pg_backend_pid())
       FROM due WHERE r.request_id = due.request_id
     RETURNING r.request_id, r.endpoint, r.body;
 END
@@ -200,6 +200,18 @@ AS $$
     SELECT coalesce(sum(p.emails), 0) FROM activation.pace p
      WHERE p.loop_id = _sent_within_the_hour.loop_id AND p.at > now - interval '1 hour 5 minutes' AND p.at >= coalesce(
         (SELECT l.resumed_at FROM activation."loop" l WHERE l.loop_id = _sent_within_the_hour.loop_id), '-infinity')
+$$;
+
+-- Takes the lock of a loop's brake, if nobody holds it. It is the row of the loop's first version, which no order of people's
+-- changes, so that it can be paused meanwhile.
+CREATE FUNCTION activation._try_brake(loop_id integer) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM activation.loop_version v WHERE v.loop_id = _try_brake.loop_id AND v.version = 1 FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND;
+END
 $$;
 
 -- Counts emails that are about to leave, or, with a negative number, that came back to the queue after all.
@@ -335,7 +347,7 @@ DECLARE
 BEGIN
     IF live AND s.max_per_user IS NOT NULL THEN
         -- Two deliverers must not both find room for a user's last mail.
-        PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('cap'));
+        PERFORM activation._lock('cap');
     END IF;
     FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
         take := wanted - cardinality(claimed);
@@ -344,8 +356,9 @@ BEGIN
             hourly := activation._hourly_limit(queue.loop_id, now);
             sent := activation._sent_within_the_hour(queue.loop_id, now);
             IF sent + 10000 > hourly THEN
-                -- So near to the limit, what others have claimed and not yet committed matters.
-                PERFORM pg_advisory_xact_lock(hashtext('activation brake'), queue.loop_id);
+                -- So near to the limit, what others have claimed and not yet committed matters: who comes second leaves this
+                -- loop's mail to them for now.
+                CONTINUE WHEN NOT activation._try_brake(queue.loop_id);
                 sent := activation._sent_within_the_hour(queue.loop_id, now);
             END IF;
             IF sent >= hourly THEN
@@ -417,6 +430,7 @@ BEGIN
             PERFORM activation._evaluating(NULL);
         EXCEPTION
             WHEN others OR assert_failure OR query_canceled THEN
+                PERFORM activation._evaluating(NULL);
                 too_long := SQLSTATE = '57014' AND activation._too_long(extract(epoch FROM clock_timestamp() - began));
                 IF too_long THEN
                     PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
@@ -679,9 +693,8 @@ DECLARE
 BEGIN
     INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_attempt_at,
                                     lease_token, lease_until, lease_pid, lease_start)
-    SELECT _store.request_id, _store.endpoint, _store.body, _store.members, _store.mode, _store.recovery, 'open', now, now,
-           token, now + lease, a.pid, a.backend_start
-      FROM pg_stat_activity a WHERE a.pid = pg_backend_pid();
+    VALUES (_store.request_id, _store.endpoint, _store.body, _store.members, _store.mode, _store.recovery, 'open', now, now,
+            token, now + lease, pg_backend_pid(), activation._backend_start(pg_backend_pid()));
     UPDATE activation.message m
        SET state = 'sending', request_id = _store.request_id, recipient = u.recipient, subject = u.subject
       FROM unnest(members, recipients, subjects) AS u(message_id, recipient, subject)

@@ -12,57 +12,140 @@ AS $$
        AND EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > clock_timestamp() - interval '10 seconds')
 $$;
 
--- A worker's heartbeat. Returns whether it is to go on: false after stop(), or when start() now asks for fewer workers.
-CREATE FUNCTION activation._beat(kind text, slot integer, started boolean, worked boolean, note text) RETURNS boolean
+-- Takes a slot for this session: one worker a slot. It is free when nobody holds it, when the session that did is gone, or
+-- when that is this one. Returns whether it is ours now; it is, until _leave_slot() or the end of the session.
+CREATE FUNCTION activation._take_slot(kind text, slot integer) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held activation.worker;
+BEGIN
+    IF _take_slot.kind <> 'tick' AND _take_slot.slot BETWEEN 1 AND 8 IS NOT TRUE THEN
+        RAISE EXCEPTION 'there is no % %', _take_slot.kind, coalesce(_take_slot.slot::text, 'NULL')
+            USING ERRCODE = '22023', HINT = 'The slots of a kind of worker are 1 to 8.';
+    END IF;
+    INSERT INTO activation.worker (kind, slot, started_at, beat_at) VALUES (_take_slot.kind, _take_slot.slot, clock_timestamp(), clock_timestamp())
+    ON CONFLICT DO NOTHING;
+    SELECT w.* INTO held FROM activation.worker w WHERE w.kind = _take_slot.kind AND w.slot = _take_slot.slot FOR UPDATE;
+    -- Its holder may have connected while this one waited for the row.
+    PERFORM pg_stat_clear_snapshot();
+    IF held.pid <> pg_backend_pid() AND activation._is_alive(held.pid, held.backend_start) THEN
+        RETURN false;
+    END IF;
+    -- Before others can know whose it is: what was said last was said by another.
+    PERFORM setval(activation._said_in(_take_slot.kind, _take_slot.slot), 0);
+    UPDATE activation.worker w
+       SET pid = pg_backend_pid(), backend_start = activation._backend_start(pg_backend_pid()), started_at = clock_timestamp(), struck = NULL
+     WHERE w.kind = _take_slot.kind AND w.slot = _take_slot.slot;
+    RETURN FOUND;
+EXCEPTION WHEN lock_not_available THEN
+    -- Somebody is about to end who works in it, or to take it.
+    RETURN false;
+END
+$$;
+
+CREATE FUNCTION activation._leave_slot(kind text, slot integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._evaluating(NULL);
+    UPDATE activation.worker w SET pid = NULL, backend_start = NULL
+     WHERE w.kind = _leave_slot.kind AND w.slot = _leave_slot.slot AND w.pid = pg_backend_pid();
+END
+$$;
+
+-- A worker's heartbeat. Returns whether it is to go on: false after stop(), when start() now asks for fewer workers, or when
+-- its slot is no longer its own.
+CREATE FUNCTION activation._beat(kind text, slot integer, worked boolean, note text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     born timestamptz;
 BEGIN
-    INSERT INTO activation.worker AS w (kind, slot, pid, backend_start, started_at, beat_at, worked_at, note)
-    SELECT _beat.kind, _beat.slot, a.pid, a.backend_start, clock_timestamp(), clock_timestamp(),
-           CASE WHEN worked THEN clock_timestamp() END, _beat.note
-      FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
-    ON CONFLICT ON CONSTRAINT worker_pkey DO UPDATE
-       SET pid = excluded.pid, backend_start = excluded.backend_start, beat_at = excluded.beat_at, note = excluded.note,
-           started_at = CASE WHEN _beat.started THEN excluded.started_at ELSE w.started_at END,
-           worked_at = coalesce(excluded.worked_at, w.worked_at)
+    -- Where a cancel came between an author's code and this word, it is said now.
+    PERFORM activation._evaluating(NULL);
+    UPDATE activation.worker w
+       SET beat_at = clock_timestamp(), note = _beat.note, worked_at = CASE WHEN worked THEN clock_timestamp() ELSE w.worked_at END
+     WHERE w.kind = _beat.kind AND w.slot = _beat.slot AND w.pid = pg_backend_pid()
     RETURNING w.started_at INTO born;
-    RETURN NOT EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > born);
+    RETURN born IS NOT NULL AND NOT EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > born);
 END
 $$;
 
--- Ends what other workers run for longer than condition_timeout: first by cancelling it, which their own loops survive,
--- and where that does not help by terminating them. Returns one row for each that it ended; struck: who was terminated
--- could not write down the strike itself.
-CREATE FUNCTION activation._end_overdue() RETURNS TABLE (loop_id integer, seconds double precision, struck boolean)
+-- Who works now: in which loop's code, since when, and the last sign of life, which is to have begun with such code, too.
+CREATE FUNCTION activation._workers()
+RETURNS TABLE (kind text, slot integer, pid integer, seen_at timestamptz, said bigint, loop_id integer, since timestamptz)
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, to_timestamp(x.said >> 31)), x.said, (x.said & 2147483647)::integer, to_timestamp(x.said >> 31)
+      FROM activation.worker w
+      CROSS JOIN LATERAL (SELECT nullif(pg_sequence_last_value(activation._said_in(w.kind, w.slot)), 0) AS said OFFSET 0) x
+     WHERE w.pid IS NOT NULL AND activation._is_alive(w.pid, w.backend_start)
+$$;
+
+-- A strike against a loop whose code could not be cancelled. Returns whether it is written: not where somebody holds what it
+-- needs, who may be the one that is stuck.
+CREATE FUNCTION activation._strike_stubborn(worker_kind text, loop_id integer, seconds double precision) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM activation._strike(loop_id, CASE worker_kind WHEN 'detector' THEN 'detect' ELSE 'claim' END,
+                               format('its own code ran for %s s and could not be cancelled', round(seconds)));
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$$;
+
+-- Ends what other workers run for longer than condition_timeout, and who gives no sign of life for half a minute longer,
+-- whatever they run: first by cancelling it, which their own loops survive, and after ten seconds more by terminating
+-- them. Returns one row for each that it dealt with, and how: cancelled, terminated, or struck. A worker that is terminated cannot write
+-- down the strike itself; it is written first, and is to be committed before the next call terminates it: whoever takes
+-- over does not begin with the same loop.
+CREATE FUNCTION activation._end_overdue() RETURNS TABLE (loop_id integer, seconds double precision, deed text)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '200ms'
 AS $$
 DECLARE
     allowed double precision := extract(epoch FROM (activation._setting()).condition_timeout);
     overdue record;
 BEGIN
     FOR overdue IN
-        SELECT a.pid, w.kind, (shown.parts)[1]::integer AS loop_id, extract(epoch FROM clock_timestamp()) - (shown.parts)[2]::double precision AS seconds
-          FROM activation.worker w
-          JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
-          CROSS JOIN LATERAL regexp_match(a.application_name, '^activation loop (\d+) since ([\d.]+)$') AS shown(parts)
-         WHERE a.pid <> pg_backend_pid() AND shown.parts IS NOT NULL
+        SELECT x.kind, x.slot, x.pid, x.loop_id, x.said, a.age, a.age >= a.allowed + 10 AS stubborn, w.struck IS DISTINCT FROM x.said AND x.said IS NOT NULL AS to_blame
+          FROM activation._workers() x
+          JOIN activation.worker w ON w.kind = x.kind AND w.slot = x.slot AND w.pid = x.pid
+          CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - coalesce(x.since, x.seen_at))::double precision AS age,
+                                     CASE WHEN x.since IS NULL THEN allowed + 30 ELSE allowed END AS allowed) a
+         WHERE x.kind IN ('detector', 'deliverer') AND x.pid <> pg_backend_pid() AND a.age >= a.allowed
+         -- One at a time deals with it, and meanwhile nobody takes its slot.
+           FOR UPDATE OF w SKIP LOCKED
     LOOP
         loop_id := overdue.loop_id;
-        seconds := overdue.seconds;
-        struck := false;
-        CONTINUE WHEN seconds < allowed;
-        IF seconds < allowed + 10 THEN
+        seconds := overdue.age;
+        IF NOT overdue.stubborn THEN
+            deed := 'cancelled';
             PERFORM pg_cancel_backend(overdue.pid);
-        ELSIF pg_terminate_backend(overdue.pid, 1000) THEN
-            struck := true;
-            PERFORM activation._strike(loop_id, CASE overdue.kind WHEN 'detector' THEN 'detect' ELSE 'claim' END,
-                                       format('its own code ran for %s s and could not be cancelled', round(overdue.seconds)));
+            RETURN NEXT;
+            CONTINUE;
         END IF;
-        RETURN NEXT;
+        deed := 'struck';
+        IF overdue.to_blame AND activation._strike_stubborn(overdue.kind, overdue.loop_id, overdue.age) THEN
+            UPDATE activation.worker w SET struck = overdue.said WHERE w.kind = overdue.kind AND w.slot = overdue.slot;
+            RETURN NEXT;
+        ELSIF pg_terminate_backend(overdue.pid, 1000) THEN
+            deed := 'terminated';
+            IF overdue.to_blame THEN
+                -- It held what the strike needs.
+                PERFORM activation._strike_stubborn(overdue.kind, overdue.loop_id, overdue.age);
+            END IF;
+            RETURN NEXT;
+        END IF;
     END LOOP;
 END
 $$;
@@ -74,8 +157,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     WITH alive AS (
         SELECT array_agg(w.slot ORDER BY w.slot) AS slots
-          FROM activation.worker w JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
-         WHERE w.kind = 'detector' AND w.beat_at > clock_timestamp() - interval '15 seconds'
+          FROM activation.worker w
+         WHERE w.kind = 'detector' AND greatest(w.started_at, w.beat_at) > clock_timestamp() - interval '15 seconds'
+           AND activation._is_alive(w.pid, w.backend_start)
     )
     SELECT coalesce(array_agg(p.part ORDER BY p.part), '{}')
       FROM alive, unnest(activation._all_parts()) AS p(part)
@@ -107,7 +191,7 @@ DECLARE
     failures tid[];
     events bigint[];
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('housekeeping')) THEN
+    IF NOT activation._try_lock('housekeeping') THEN
         RETURN false;
     END IF;
     requests := ARRAY(SELECT r.request_id FROM activation.request r

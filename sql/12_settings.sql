@@ -341,7 +341,7 @@ BEGIN
     IF mode = 'live' THEN
         PERFORM activation._check_leavable(s.public_url);
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('mode'));
+    PERFORM activation._lock('mode');
 
     IF mode <> 'capture' AND NOT was_armed THEN
         SELECT (SELECT count(*) FROM activation.message m WHERE m.state IN ('queued', 'sending')) INTO waiting;

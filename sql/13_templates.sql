@@ -53,7 +53,7 @@ BEGIN
     END IF;
     answer := activation._check_template(format('template "%s"', name), subject, html, body_text, NULL, NULL);
     PERFORM activation._raise(answer -> 'error');
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    PERFORM activation._lock('define');
     FOR used IN
         SELECT l.name AS loop_name, v.users, b.email
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version),

@@ -229,7 +229,7 @@ BEGIN
     IF names IS NULL THEN
         RAISE EXCEPTION '%: names is NULL', what USING ERRCODE = '22004', HINT = 'It is the search_path for the loop''s SQL; leave it out to use yours.';
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    PERFORM activation._lock('define');
     IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
         PERFORM activation._own_loop(caller, name);
     END IF;
@@ -582,7 +582,7 @@ BEGIN
         RAISE EXCEPTION 'unbind needs a table' USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
     END IF;
     PERFORM activation._require_owner(caller, table_name, 'unbind');
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    PERFORM activation._lock('define');
     -- Nobody is evaluated until this transaction ends: a detector that waits for the table, while bind() waits for what the
     -- detector holds, would be a deadlock.
     PERFORM activation._lock_parts(activation._all_parts(), true);
@@ -617,7 +617,7 @@ DECLARE
     unbound record;
     made integer := 0;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('activation'), hashtext('define'));
+    PERFORM activation._lock('define');
     FOR unbound IN
         SELECT v.loop_id, v.version, l.name, l.state, l.version = v.version AS is_current
           FROM activation.loop_version v JOIN activation."loop" l USING (loop_id)

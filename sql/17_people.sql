@@ -63,7 +63,7 @@ BEGIN
         RAISE EXCEPTION 'cancel needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.cancel(''42'', ''onboarding'', ''asked by phone'');';
     END IF;
     -- Not while somebody is being enrolled or evaluated.
-    PERFORM pg_advisory_xact_lock(hashtext('activation part'), activation._part(cancel.user_id));
+    PERFORM activation._lock_part(cancel.user_id);
     SELECT e.* INTO last FROM activation.enrollment e WHERE e.user_id = cancel.user_id AND e.loop_id = l.loop_id ORDER BY e.pass DESC LIMIT 1;
     IF last.state = 'waiting' OR EXISTS (SELECT FROM activation.message m WHERE m.enrollment_id = last.enrollment_id AND m.state = 'queued') THEN
         PERFORM activation._leave(ARRAY[last.enrollment_id], coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));

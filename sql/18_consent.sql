@@ -39,7 +39,7 @@ BEGIN
      WHERE c.subscribed <> excluded.subscribed;
     IF NOT _subscribe.subscribed THEN
         -- Not while somebody is being enrolled or evaluated.
-        PERFORM pg_advisory_xact_lock(hashtext('activation part'), activation._part(_subscribe.user_id));
+        PERFORM activation._lock_part(_subscribe.user_id);
         PERFORM activation._leave(ARRAY(
             SELECT e.enrollment_id FROM activation.enrollment e JOIN activation.loop_version v USING (loop_id, version)
              WHERE e.user_id = _subscribe.user_id AND v.users = _subscribe.users AND NOT v.transactional

@@ -66,7 +66,7 @@ DECLARE
     addresses text[];
 BEGIN
     -- Not while they are being enrolled or evaluated.
-    PERFORM pg_advisory_xact_lock(hashtext('activation part'), activation._part(of_user));
+    PERFORM activation._lock_part(of_user);
     mails := activation._mails_of(of_user);
     IF EXISTS (SELECT FROM activation.message m JOIN activation.request r ON r.request_id = m.request_id WHERE m.message_id = ANY (mails) AND r.state = 'open') THEN
         PERFORM activation._leave(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');

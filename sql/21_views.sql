@@ -74,23 +74,28 @@ BEGIN
 
     FOR component, state, detail IN
         SELECT format('%s %s', k.kind, n.slot),
-               CASE WHEN a.pid IS NOT NULL AND w.beat_at > clock_timestamp() - interval '15 seconds' THEN 'ok'
+               CASE WHEN k.kind <> 'puller' AND a.silent THEN 'failing'
+                    WHEN k.kind <> 'puller' AND a.pid IS NOT NULL THEN 'ok'
                     -- It ends when there is nothing more to read, and begins anew every minute.
-                    WHEN k.kind = 'puller' AND scheduled.pull AND w.beat_at > clock_timestamp() - interval '150 seconds' THEN CASE WHEN w.note IS NULL THEN 'ok' WHEN s.mode = 'capture' THEN 'waiting' ELSE 'failing' END
+                    WHEN k.kind = 'puller' AND scheduled.pull AND coalesce(a.seen_at, w.beat_at) > clock_timestamp() - interval '150 seconds' THEN CASE WHEN w.note IS NULL THEN 'ok' WHEN s.mode = 'capture' THEN 'waiting' ELSE 'failing' END
                     WHEN n.slot > coalesce(CASE k.kind WHEN 'detector' THEN scheduled.detectors WHEN 'deliverer' THEN scheduled.deliverers ELSE scheduled.pull::integer END, 0) THEN 'stopped'
                     WHEN a.pid IS NOT NULL THEN 'failing' ELSE 'waiting' END,
                concat_ws('; ', CASE WHEN w.beat_at IS NULL THEN 'has not run yet; pg_cron starts it within a minute'
                                     ELSE format('last heartbeat %s s ago', round(extract(epoch FROM clock_timestamp() - w.beat_at))) END,
                          'process ' || a.pid,
-                         (SELECT format('runs code of loop %s for %s s', l.name, round(extract(epoch FROM clock_timestamp()) - shown[2]::numeric))
-                            FROM regexp_match(a.application_name, '^activation loop (\d+) since ([\d.]+)$') AS shown
-                            JOIN activation."loop" l ON l.loop_id = shown[1]::integer), w.note)
+                         CASE WHEN a.silent AND a.since IS NULL AND k.kind <> 'puller'
+                              THEN format('no sign of life for %s s', round(extract(epoch FROM clock_timestamp() - a.seen_at))) END,
+                         (SELECT format('runs code of loop %s for %s s', l.name, greatest(round(extract(epoch FROM clock_timestamp() - a.since)), 0))
+                            FROM activation."loop" l WHERE l.loop_id = a.loop_id), w.note)
           FROM (VALUES ('detector'), ('deliverer'), ('puller')) AS k(kind)
           CROSS JOIN LATERAL (
                SELECT g AS slot FROM generate_series(1, CASE k.kind WHEN 'detector' THEN scheduled.detectors WHEN 'deliverer' THEN scheduled.deliverers ELSE scheduled.pull::integer END) g
                UNION SELECT x.slot FROM activation.worker x WHERE x.kind = k.kind) n
           LEFT JOIN activation.worker w ON w.kind = k.kind AND w.slot = n.slot
-          LEFT JOIN pg_stat_activity a ON a.pid = w.pid AND a.backend_start = w.backend_start
+          LEFT JOIN LATERAL (
+               SELECT x.*, x.seen_at < clock_timestamp() - CASE WHEN x.since IS NULL THEN interval '15 seconds'
+                                                                ELSE greatest(s.condition_timeout, interval '15 seconds') END AS silent
+                 FROM activation._workers() x WHERE x.kind = k.kind AND x.slot = n.slot) a ON true
          ORDER BY k.kind DESC, n.slot
     LOOP
         RETURN NEXT;

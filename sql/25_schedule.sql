@@ -100,7 +100,7 @@ BEGIN
     ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE SET detectors = excluded.detectors, deliverers = excluded.deliverers, pull = excluded.pull, stopped_at = NULL;
     DELETE FROM activation.worker w
      WHERE w.slot > CASE w.kind WHEN 'detector' THEN start.detectors WHEN 'deliverer' THEN start.deliverers ELSE start.pull::integer END
-       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = w.backend_start);
+       AND NOT activation._is_alive(w.pid, w.backend_start);
     IF activation._set_watching(true) THEN
         PERFORM activation._sweep(NULL, activation._now());
     END IF;

@@ -55,10 +55,11 @@ DECLARE
     now timestamptz := activation._now();
     kept activation.overview_numbers;
     began timestamptz;
+    -- A lock is a row, and a transaction that only reads cannot lock one: it counts for itself.
+    read_only boolean := current_setting('transaction_read_only')::boolean;
 BEGIN
     SELECT * INTO kept FROM activation.overview_numbers;
-    IF kept.took > interval '150 ms'
-       AND (now - kept.taken_at <= max_age OR NOT pg_try_advisory_xact_lock(hashtext('activation'), hashtext('overview'))) THEN
+    IF kept.took > interval '150 ms' AND (now - kept.taken_at <= max_age OR NOT read_only AND NOT activation._try_lock('overview')) THEN
         numbers := kept.numbers;
         taken_at := kept.taken_at;
         took := kept.took;
@@ -68,7 +69,7 @@ BEGIN
     numbers := activation._overview_numbers();
     taken_at := now;
     took := clock_timestamp() - began;
-    IF current_setting('transaction_read_only') = 'off' AND pg_try_advisory_xact_lock(hashtext('activation'), hashtext('overview')) THEN
+    IF NOT read_only AND activation._try_lock('overview') THEN
         INSERT INTO activation.overview_numbers AS x (taken_at, took, numbers) VALUES (now, _kept_numbers.took, _kept_numbers.numbers)
         ON CONFLICT ON CONSTRAINT overview_numbers_pkey DO UPDATE SET taken_at = excluded.taken_at, took = excluded.took, numbers = excluded.numbers;
     END IF;

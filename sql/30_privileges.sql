@@ -13,18 +13,24 @@ GRANT SELECT ON activation.loop_definition TO PUBLIC;
 -- for the state of a loop: it could otherwise make functions that run as somebody else.
 GRANT USAGE ON SCHEMA activation, activation_compiled TO activation_engine;
 GRANT SELECT ON ALL TABLES IN SCHEMA activation TO activation_engine;
-GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA activation TO activation_engine;
 GRANT INSERT, UPDATE, DELETE ON activation.signal, activation.wake, activation.enrollment, activation.event, activation.roll, activation.sweep, activation.strike,
       activation.capture_failure, activation.remark, activation.consent, activation.suppression, activation.webhook_event, activation.pull, activation.unsuppression,
       activation.erasure, activation.request, activation.message, activation.attempt, activation.pace, activation.worker, activation.provider, activation.token
    TO activation_engine;
+GRANT UPDATE ON activation.mutex, activation.user_part TO activation_engine;
 GRANT TRUNCATE ON activation.wake TO activation_engine;
 GRANT INSERT ON activation.signing TO activation_engine;
 GRANT UPDATE (state, reason) ON activation."loop" TO activation_engine;
 DO $$
 DECLARE
     routine regprocedure;
+    sequence text;
 BEGIN
+    -- Sequences of what it writes are columns' own; those of the workers tell what they are at.
+    FOR sequence IN SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = 'activation' AND c.relkind = 'S' AND c.relpersistence = 'u' LOOP
+        EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE %s TO activation_engine', sequence);
+    END LOOP;
     FOR routine IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) = '_' AND p.prorettype <> 'trigger'::regtype
                                                  AND p.prorettype <> 'event_trigger'::regtype LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO activation_engine', routine);
@@ -32,3 +38,4 @@ BEGIN
 END
 $$;
 ALTER FUNCTION activation._safe_eval(name, regrole, text[], boolean) OWNER TO activation_engine;
+ALTER FUNCTION activation._settle() OWNER TO activation_engine;

@@ -26,6 +26,19 @@ class PlpyDatabase:
             return [dict(row) for row in self._plpy.execute(plan, list(arguments))]
 
     def commit(self) -> None:
+        # What an author's code would have left for the commit runs before it, where nobody can take other rights; and
+        # the path is ours again, whatever it was set to.
+        settled = self.execute(
+            "SELECT activation._settle() AS trusted,"
+            " pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false) AS search_path"
+        )[0]
+        with self._translated():
+            self._plpy.commit()
+        if not settled["trusted"]:
+            self.execute("SELECT activation._end_session()")
+
+    def commit_settings(self) -> None:
+        """Commits where no author's code has run since the last commit: what was set stays."""
         with self._translated():
             self._plpy.commit()
 

@@ -6,7 +6,9 @@ itself.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from activation.database import Cancelled, Database, Failed
@@ -125,7 +127,7 @@ class Detector:
             return False
         size, began, people = self._rolled, time.monotonic(), 0
         try:
-            with self._db.subtransaction():
+            with self._asking():
                 people = int(self._db.execute(_ROLL, loop_id, size)[0]["people"])
         except Cancelled:
             self._set_aside("_detect_cancelled", {"loop_id": loop_id}, time.monotonic() - began)
@@ -133,6 +135,17 @@ class Detector:
             self._strike({"loop_id": loop_id}, error.text)
         self._rolled = adapted(size, people, time.monotonic() - began, LARGEST_ROLL)
         return people > 0
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """What runs an author's code, in a subtransaction. Where that raised, it is said that it runs no longer: no rollback
+        says so."""
+        try:
+            with self._db.subtransaction():
+                yield
+        except (Cancelled, Failed):
+            self._db.execute("SELECT activation._evaluating(NULL)")
+            raise
 
     def _size(self, loop_id: int) -> int:
         return self._sizes.get(loop_id, FIRST_ASKED)
@@ -164,7 +177,7 @@ class Detector:
         step, size = (loop_id, sweep["version"], sweep["step"], sweep["part"]), self._size(loop_id)
         began = time.monotonic()
         try:
-            with self._db.subtransaction():
+            with self._asking():
                 people = int(self._db.execute(_SWEEP, *step, sweep["mark"], size)[0]["people"])
         except Cancelled:
             self._set_aside("_detect_cancelled", sweep, time.monotonic() - began)
@@ -204,7 +217,7 @@ class Detector:
             step = (item["loop_id"], item["version"], item["step"])
             began = time.monotonic()
             try:
-                with self._db.subtransaction():
+                with self._asking():
                     true_keys = self._db.execute(_ASK, *step, ids, one_by_one)[0]["true_keys"]
             except Cancelled:
                 self._set_aside("_detect_cancelled", item, time.monotonic() - began)

@@ -46,6 +46,8 @@ class WorkerDatabase(Database, Protocol):
 
     def refuse(self, message: str, hint: str, code: str) -> None: ...
 
+    def commit_settings(self) -> None: ...
+
     def warn(self, message: str) -> None: ...
 
     def notice(self, message: str) -> None: ...
@@ -69,9 +71,9 @@ def _end_of_run(db: WorkerDatabase) -> tuple[float, bool]:
 
 @contextlib.contextmanager
 def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
-    """Holds the lock of a worker's slot: one worker a slot. Committing workers need READ COMMITTED."""
+    """Holds a worker's slot: one worker a slot. Committing workers need READ COMMITTED."""
     try:
-        db.commit()
+        db.commit_settings()
     except Failed as error:
         if error.code == "2D000":
             db.refuse(
@@ -86,40 +88,74 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
         " pg_catalog.current_setting('default_transaction_isolation') AS default_transaction_isolation,"
         " pg_catalog.current_setting('lock_timeout') AS lock_timeout,"
         " pg_catalog.current_setting('jit') AS jit,"
-        " pg_catalog.current_setting('application_name') AS application_name"
+        " pg_catalog.current_setting('application_name') AS application_name,"
+        " coalesce(pg_catalog.current_setting('activation.no_locks', true), '') AS \"activation.no_locks\","
+        " pg_catalog.current_setting('session_authorization') AS session_authorization,"
+        " pg_catalog.current_setting('role') AS role"
     )[0]
-    _set(db, "search_path", "pg_catalog, pg_temp")
-    _set(db, "default_transaction_isolation", "read committed")
-    # Its statements are many and short; one that the planner takes for a long one would be compiled for longer than it
-    # runs.
-    _set(db, "jit", "off")
-    _set(db, "application_name", f"activation {kind}" if kind == "tick" else f"activation {kind} {slot}")
-    if kind != "tick":
-        # Workers do not wait for each other for long: one may hold a row while it runs an author's endless query, which
-        # another one is to cancel; nor does an author's query wait for the app's migrations.
-        _set(db, "lock_timeout", LOCK_TIMEOUT)
-    db.commit()
-    got = bool(
-        db.execute(
-            "SELECT NOT activation._too_late($3)"
-            " AND pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext($1), $2::integer) AS got",
-            f"activation {kind}",
-            slot,
-            kept["application_name"],
-        )[0]["got"]
-    )
-    db.commit()
+    got = False
     try:
+        _set(db, "search_path", "pg_catalog, pg_temp")
+        _set(db, "default_transaction_isolation", "read committed")
+        # Its statements are many and short; one that the planner takes for a long one would be compiled for longer than
+        # it runs.
+        _set(db, "jit", "off")
+        # For people who look; nothing reads it.
+        _set(db, "application_name", f"activation {kind}" if kind == "tick" else f"activation {kind} {slot}")
+        if kind != "tick":
+            # Workers do not wait for each other for long: one may hold a row while it runs an author's endless query,
+            # which another one is to cancel; nor does an author's query wait for the app's migrations.
+            _set(db, "lock_timeout", LOCK_TIMEOUT)
+        _become_engine(db)
+        # Whoever calls a worker may hold advisory locks; where there are none, what is there after an author's code is its.
+        holds = "SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()"
+        if not db.execute(f"SELECT EXISTS ({holds}) AS some")[0]["some"]:
+            _set(db, "activation.no_locks", "on")
+        db.commit_settings()
+        got = bool(
+            db.execute(
+                "SELECT CASE WHEN activation._too_late($3) THEN false"
+                " ELSE activation._take_slot($1, $2::integer) END AS got",
+                kind,
+                slot,
+                kept["application_name"],
+            )[0]["got"]
+        )
+        db.commit()
         yield got
     finally:
-        db.rollback()
-        if got:
-            db.execute(
-                "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtext($1), $2::integer)", f"activation {kind}", slot
-            )
-        for name, value in kept.items():
+        try:
+            _leave(db, kind, slot, got, kept)
+        except (Cancelled, Failed):
+            # A cancel may arrive just now; who lives on keeps the slot no longer for that.
+            _leave(db, kind, slot, got, kept)
+            raise
+
+
+def _leave(db: WorkerDatabase, kind: str, slot: int, got: bool, kept: dict[str, str]) -> None:
+    """Gives the slot back, if it was got, and leaves the session as it was."""
+    db.rollback()
+    if got:
+        db.execute("SELECT activation._leave_slot($1, $2::integer)", kind, slot)
+    # Who one is comes first, and the role after the session.
+    for name in ("session_authorization", "role"):
+        _set(db, name, kept[name])
+    for name, value in kept.items():
+        if name not in ("session_authorization", "role"):
             _set(db, name, value)
-        db.commit()
+    db.commit_settings()
+
+
+def _become_engine(db: WorkerDatabase) -> None:
+    """Takes the rights of the engine's role, which may call the engine and nothing else; where the session may not
+    become it, it goes on with its own."""
+    for name in ("session_authorization", "role"):
+        try:
+            with db.subtransaction():
+                _set(db, name, "activation_engine")
+        except Failed:
+            continue
+        break
 
 
 def _set(db: WorkerDatabase, name: str, value: str) -> None:
@@ -152,7 +188,6 @@ class _Pulse:
     def __init__(self, db: WorkerDatabase, kind: str, slot: int) -> None:
         self._db, self._kind, self._slot = db, kind, slot
         self._next = 0.0
-        self._first = True
         self._worked = False
         self.go_on = True
 
@@ -160,20 +195,25 @@ class _Pulse:
         self._worked = self._worked or worked
         if time.monotonic() < self._next:
             return
-        sql = "SELECT activation._beat($1, $2::integer, $3, $4, $5) AS go_on"
-        self.go_on = bool(self._db.execute(sql, self._kind, self._slot, self._first, self._worked, note)[0]["go_on"])
+        sql = "SELECT activation._beat($1, $2::integer, $3, $4) AS go_on"
+        self.go_on = bool(self._db.execute(sql, self._kind, self._slot, self._worked, note)[0]["go_on"])
         self._db.commit()
-        self._first = self._worked = False
+        self._worked = False
         self._next = time.monotonic() + BEAT
         self._watch_others()
 
     def _watch_others(self) -> None:
-        for ended in self._db.execute("SELECT * FROM activation._end_overdue()"):
-            word = "terminated" if ended["struck"] else "cancelled"
-            self._db.warn(
-                f"activation {word} a worker that ran code of loop {ended['loop_id']} for {ended['seconds']:.0f} s"
-            )
-        self._db.commit()
+        again = True
+        while again:
+            again = False
+            for ended in self._db.execute("SELECT * FROM activation._end_overdue()"):
+                if ended["deed"] == "struck":
+                    # Its worker is terminated next, when whoever takes over can see the strike.
+                    again = True
+                    continue
+                what = f"ran code of loop {ended['loop_id']}" if ended["loop_id"] else "gave no sign of life"
+                self._db.warn(f"activation {ended['deed']} a worker that {what} for {ended['seconds']:.0f} s")
+            self._db.commit()
 
 
 class _Housekeeping:
