@@ -125,17 +125,18 @@ CREATE TABLE activation.strike (
 SELECT pg_catalog.pg_extension_config_dump('activation.strike', '');
 COMMENT ON TABLE activation.strike IS 'Loops whose code raised while they were evaluated or claimed: how often in a row, with what, and when it is tried again.';
 
--- Users who could not be enrolled because the loop's filter raised on the app's statement.
+-- Users who could not be enrolled: the loop's filter raised on the app's statement, their key is too long, or else their signal
+-- could not be taken. The index holds hashes: a key may have any length.
 CREATE TABLE activation.capture_failure (
     at      timestamptz NOT NULL,
     loop_id integer NOT NULL,
     user_id text NOT NULL,
     error   text NOT NULL
 );
-CREATE INDEX capture_failure_user ON activation.capture_failure (user_id);
+CREATE INDEX capture_failure_user ON activation.capture_failure USING hash (user_id);
 CREATE INDEX capture_failure_at ON activation.capture_failure (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.capture_failure', '');
-COMMENT ON TABLE activation.capture_failure IS 'Users whom a loop''s filter raised on; they were not enrolled in that loop.';
+COMMENT ON TABLE activation.capture_failure IS 'Users who could not be enrolled in a loop, and why.';
 
 -- Once for each user and thing: what was out of order in a user's data and harmed nothing.
 CREATE TABLE activation.remark (
@@ -172,7 +173,8 @@ CREATE TABLE activation.suppression (
 SELECT pg_catalog.pg_extension_config_dump('activation.suppression', '');
 COMMENT ON TABLE activation.suppression IS 'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
 
--- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns.
+-- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns; problem:
+-- why it could not be brought there.
 CREATE TABLE activation.webhook_event (
     webhook_id  text PRIMARY KEY,
     type        text NOT NULL,
@@ -180,12 +182,13 @@ CREATE TABLE activation.webhook_event (
     received_at timestamptz NOT NULL,
     message_id  uuid,
     applied     boolean NOT NULL,
-    payload     jsonb NOT NULL
+    payload     jsonb NOT NULL,
+    problem     text
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX webhook_event_message ON activation.webhook_event (message_id) WHERE message_id IS NOT NULL;
 CREATE INDEX webhook_event_received ON activation.webhook_event (received_at);
--- The order of what was told about an address.
-CREATE INDEX webhook_event_removed ON activation.webhook_event (lower(payload #>> '{data,email}')) WHERE type = 'suppression.removed';
+-- The order of what was told about an address, which may be of any length.
+CREATE INDEX webhook_event_removed ON activation.webhook_event USING hash (lower(payload #>> '{data,email}')) WHERE type = 'suppression.removed';
 CREATE INDEX webhook_event_open ON activation.webhook_event (at) WHERE NOT applied;
 SELECT pg_catalog.pg_extension_config_dump('activation.webhook_event', '');
 COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(); kept for retention.';

@@ -220,6 +220,73 @@ LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT pg_terminate_backend(pg_backend_pid()) $$;
 
+-- Whether an error may come from one person's data: not what a loop's code always raises (a missing table, a right, a write),
+-- nor what comes of meeting others, of a cancel, or of the machine.
+CREATE FUNCTION activation._of_a_person(code text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN left(code, 2) NOT IN ('08', '25', '2D', '40', '42', '53', '55', '57', '58', 'AC');
+
+-- As much of an error's text, or of any other that is not ours, as is worth keeping.
+CREATE FUNCTION activation._short(said text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN length(said) > 500 THEN left(said, 500) || '…' ELSE said END;
+
+-- What raised in one of several parts of some work, as words for status; the others go on. What is not about the data (somebody
+-- else's lock, a cancel, a machine without room) ends the whole work, which is done anew. Called where an error was caught.
+CREATE FUNCTION activation._problem(what text, code text, said text, others text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT activation._of_a_person(code) THEN
+        RAISE EXCEPTION '%', said USING ERRCODE = code;
+    END IF;
+    RETURN concat_ws('; ', others, format('%s: %s', what, activation._short(said)));
+END
+$$;
+
+-- Asks an author's function about many, and where that raises what may be one person's error, about ever fewer, until those
+-- on whom it raises are found: one by one, so that no row of another user is computed with. Whatever else it raises is the
+-- loop's, or everybody's. first_lines: see _users_body().
+CREATE FUNCTION activation._safe_eval_each(function_name name, owner regrole, keys text[], first_lines boolean DEFAULT false, again boolean DEFAULT false,
+                                           OUT answers text[], OUT bad_keys text[], OUT errors text[], OUT codes text[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    size integer := cardinality(keys);
+    part text[];
+    found record;
+BEGIN
+    bad_keys := '{}';
+    errors := '{}';
+    codes := '{}';
+    BEGIN
+        answers := activation._safe_eval(function_name, owner, CASE WHEN first_lines THEN NULL::text || keys ELSE keys END, again);
+        RETURN;
+    EXCEPTION WHEN others OR assert_failure THEN
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        END IF;
+        answers := '{}';
+        IF size = 1 AND again THEN
+            bad_keys := keys;
+            errors := ARRAY[activation._short(SQLERRM)];
+            codes := ARRAY[SQLSTATE::text];
+            RETURN;
+        END IF;
+    END;
+    FOR n IN 1 .. least(size, 2) LOOP
+        part := CASE WHEN size = 1 THEN keys WHEN n = 1 THEN keys[: size / 2] ELSE keys[size / 2 + 1 :] END;
+        SELECT * INTO found FROM activation._safe_eval_each(function_name, owner, part, first_lines, true);
+        answers := answers || found.answers;
+        bad_keys := bad_keys || found.bad_keys;
+        errors := errors || found.errors;
+        codes := codes || found.codes;
+    END LOOP;
+END
+$$;
+
 -- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
 -- for as long as the session lives; both turned milliseconds into seconds. For the same reason people are looked up one by
 -- one (LATERAL … OFFSET 0) where the planner could begin at the other end.
@@ -367,10 +434,12 @@ BEGIN
     IF v.users_function IS NULL THEN
         RETURN NULL;
     END IF;
+    -- First lines only, see _users_body(): whatever else stands in somebody's row, they exist. A key that is not even of the
+    -- key's type is nobody's.
     PERFORM activation._evaluating(v.loop_id);
-    rows := activation._safe_eval(v.users_function, v.owner, user_ids);
+    rows := (activation._safe_eval_each(v.users_function, v.owner, user_ids, first_lines => true)).answers;
     PERFORM activation._evaluating(NULL);
-    RETURN ARRAY(SELECT u.r::jsonb ->> 0 FROM unnest(rows) AS u(r));
+    RETURN ARRAY(SELECT split_part(u.r, E'\n', 1)::jsonb ->> 0 FROM unnest(rows) AS u(r));
 END
 $$;
 
@@ -392,9 +461,70 @@ EXCEPTION
 END
 $$;
 
--- Turns signals into enrollments, at most so many signals. There is at most one waiting enrollment of a user in a loop, and
--- a next one only where the loop's reentry allows it.
+-- The longest key of a user, in bytes: what an index entry can hold, with room for what stands beside it.
+CREATE FUNCTION activation._longest_key() RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN 1000;
+
+CREATE FUNCTION activation._key_fits(user_id text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN octet_length(user_id) <= activation._longest_key();
+
+-- Takes signals, at most so many, and turns them into enrollments. One that raises is found by halving and set aside.
 CREATE FUNCTION activation._take_signals(parts integer[], batch integer, OUT taken integer, OUT ids bigint[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    found tid[] := ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch);
+BEGIN
+    taken := cardinality(found);
+    IF taken > 0 THEN
+        ids := activation._take_these_signals(found);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION activation._take_these_signals(places tid[]) RETURNS bigint[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    middle integer := cardinality(places) / 2;
+BEGIN
+    BEGIN
+        RETURN activation._enroll_signals(places);
+    EXCEPTION WHEN others THEN
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        ELSIF middle = 0 THEN
+            PERFORM activation._set_signal_aside(places[1], activation._short(SQLERRM));
+            RETURN NULL;
+        END IF;
+    END;
+    RETURN activation._take_these_signals(places[: middle]) || activation._take_these_signals(places[middle + 1 :]);
+END
+$$;
+
+-- A signal that cannot be taken: in each loop that it was for, that is written down.
+CREATE FUNCTION activation._set_signal_aside(place tid, problem text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH aside AS (
+        DELETE FROM activation.signal WHERE ctid = place RETURNING *
+    )
+    INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+    SELECT t.at, l.loop_id, t.user_id, problem
+      FROM aside t JOIN activation.loop_version v ON v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.source_id = t.source_id
+      JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
+     WHERE l.state <> 'archived'
+$$;
+
+-- Turns signals into enrollments. There is at most one waiting enrollment of a user in a loop, and a next one only where the
+-- loop's reentry allows it.
+CREATE FUNCTION activation._enroll_signals(places tid[]) RETURNS bigint[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -402,30 +532,34 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
+    ids bigint[];
     gone_sources integer[];
     gone_users text[];
     gone record;
+    harmful jsonb;
+    harm record;
 BEGIN
     WITH signals AS (
-        DELETE FROM activation.signal
-         WHERE ctid = ANY (ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch))
-        RETURNING *
-    ), failed AS (
-        INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-        SELECT t.at, t.loop_id, t.user_id, t.error FROM signals t WHERE t.error IS NOT NULL
+        DELETE FROM activation.signal WHERE ctid = ANY (places) RETURNING *
     ), meant AS (
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id) AS fits
           FROM signals t
           JOIN activation.loop_version v ON v.source_id = t.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= t.generation
           JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
          WHERE t.loop_id IS NULL AND t.error IS NULL AND t.gone IS NULL AND l.state <> 'archived'
         UNION ALL
         -- Who passed the filter of an earlier version of a loop is in it.
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id)
           FROM signals t
           JOIN activation."loop" l USING (loop_id)
           JOIN activation.loop_version v ON v.loop_id = l.loop_id AND v.version = l.version AND t.source_id IN (0, v.source_id)
          WHERE t.error IS NULL AND l.state <> 'archived'
+    ), failed AS (
+        INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+        SELECT t.at, t.loop_id, t.user_id, 'the filter raised: ' || t.error FROM signals t WHERE t.error IS NOT NULL
+        UNION ALL
+        SELECT m.at, m.loop_id, m.user_id, format('the key has %s bytes, and the longest that can be kept has %s', octet_length(m.user_id), activation._longest_key())
+          FROM meant m WHERE NOT m.fits
     ), enrolled AS (
         INSERT INTO activation.enrollment (loop_id, version, user_id, pass, state, step, enrolled_at, created_at, starts_at, deadline,
                                            holdout, template_mark, how, context)
@@ -439,14 +573,19 @@ BEGIN
           LEFT JOIN LATERAL (SELECT x.pass, x.state, x.enrolled_at FROM activation.enrollment x
                               WHERE m.reentry IS NOT NULL AND x.user_id = m.user_id AND x.loop_id = m.loop_id
                               ORDER BY x.pass DESC LIMIT 1) last ON true
-         WHERE last.pass IS NULL OR last.state <> 'waiting' AND last.enrolled_at + m.reentry <= m.at
+         WHERE m.fits AND (last.pass IS NULL OR last.state <> 'waiting' AND last.enrolled_at + m.reentry <= m.at)
          ORDER BY m.loop_id, m.user_id, m.at
         ON CONFLICT DO NOTHING
         RETURNING enrollment_id
     )
-    SELECT (SELECT count(*) FROM signals), (SELECT array_agg(e.enrollment_id) FROM enrolled e),
-           (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone), (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone)
-      INTO taken, ids, gone_sources, gone_users;
+    SELECT (SELECT array_agg(e.enrollment_id) FROM enrolled e),
+           (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)),
+           (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)),
+           (SELECT jsonb_object_agg(t.loop_id, t.harm) FROM signals t WHERE t.harm IS NOT NULL)
+      INTO ids, gone_sources, gone_users, harmful;
+    FOR harm IN SELECT h.key::integer AS loop_id, h.value FROM jsonb_each_text(harmful) AS h LOOP
+        PERFORM activation._fail_at_once(harm.loop_id, 'detect', harm.value, false);
+    END LOOP;
     IF gone_users IS NOT NULL THEN
         FOR gone IN
             SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
@@ -455,7 +594,7 @@ BEGIN
             PERFORM activation._leave(ARRAY(
                 SELECT e.enrollment_id
                   FROM unnest(gone.users) AS k(user_id)
-                  JOIN activation.enrollment e ON e.user_id = k.user_id
+                  CROSS JOIN LATERAL (SELECT x.enrollment_id, x.loop_id, x.version FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
                   JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = gone.table_name),
                 'the user was deleted');
             IF (activation._setting()).erase_on_delete THEN
@@ -463,6 +602,7 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
+    RETURN ids;
 END
 $$;
 
@@ -472,13 +612,21 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
+DECLARE
+    places tid[] := ARRAY(SELECT x.ctid FROM unnest(ids) AS u(id)
+                           CROSS JOIN LATERAL (SELECT e.ctid, e.state FROM activation.enrollment e WHERE e.enrollment_id = u.id FOR NO KEY UPDATE OFFSET 0) x
+                           WHERE x.state = 'waiting');
+    mails uuid[] := ARRAY(SELECT m.message_id FROM unnest(ids) AS u(id)
+                           CROSS JOIN LATERAL (SELECT x.message_id, x.state FROM activation.message x WHERE x.enrollment_id = u.id OFFSET 0) m
+                           WHERE m.state = 'queued');
 BEGIN
     UPDATE activation.enrollment e
        SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, deadline = NULL
-     WHERE e.enrollment_id = ANY (ids) AND e.state = 'waiting';
+     WHERE e.ctid = ANY (places);
+    -- No index names the state, so that this one cannot walk the whole queue.
     UPDATE activation.message m
        SET state = 'cancelled', finished_at = activation._now(), last_error = _leave.reason
-     WHERE m.enrollment_id = ANY (ids) AND m.request_id IS NULL AND m.finished_at IS NULL;
+     WHERE m.message_id = ANY (mails) AND m.state = 'queued';
 END
 $$;
 
@@ -548,9 +696,10 @@ $$;
 -- is another one. Who: the newly enrolled, the woken, those whose step begins or is at its deadline, and those to be tried
 -- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed
 -- before the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes,
--- people: what to look for, see _detect_due(). The first row only says how many were taken of what most were taken of.
+-- people: what to look for, see _detect_due(). The first row only says how many were taken of what most were taken of, and what
+-- could not be looked at, which does not keep the rest waiting.
 CREATE FUNCTION activation._detect_take(parts integer[], batch integer, signals boolean, wakes boolean, people boolean)
-RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer)
+RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer, problem text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -561,27 +710,42 @@ DECLARE
     awake record;
     due_ids bigint[];
     retried_ids bigint[];
+    problems text;
 BEGIN
     SELECT 0 AS taken, NULL::bigint[] AS ids, NULL::timestamptz[] AS ats INTO awake;
     new := awake;
     IF signals THEN
-        SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
+        BEGIN
+            SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
+        EXCEPTION WHEN others THEN
+            problems := activation._problem('signals', SQLSTATE, SQLERRM, problems);
+        END;
     END IF;
-    IF wakes AND NOT activation._mend_wake(now) THEN
-        SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
+    IF wakes THEN
+        BEGIN
+            IF NOT activation._mend_wake(now) THEN
+                SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
+            END IF;
+        EXCEPTION WHEN others THEN
+            problems := activation._problem('wakes', SQLSTATE, SQLERRM, problems);
+        END;
     END IF;
     IF people THEN
-        due_ids := activation._find_due(parts, batch, now);
-        retried_ids := activation._find_retries(parts, batch, now);
+        BEGIN
+            due_ids := activation._find_due(parts, batch, now);
+            retried_ids := activation._find_retries(parts, batch, now);
+        EXCEPTION WHEN others THEN
+            problems := activation._problem('people who are due', SQLSTATE, SQLERRM, problems);
+        END;
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
-                        greatest(new.taken, awake.taken, cardinality(due_ids || retried_ids));
+                        greatest(new.taken, awake.taken, cardinality(due_ids || retried_ids)), problems;
     IF new.ids IS NULL AND awake.ids IS NULL AND due_ids IS NULL AND retried_ids IS NULL THEN
         RETURN;
     END IF;
     RETURN QUERY
     SELECT e.loop_id, e.version, q.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
-           array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer
+           array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer, NULL::text
       FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh, bool_and(u.due) AS due
               FROM (SELECT unnest(new.ids), NULL::timestamptz, true, false
                     UNION ALL SELECT w.id, w.at, false, false FROM unnest(awake.ids, awake.ats) AS w(id, at)
@@ -728,6 +892,20 @@ AS $$
      WHERE w.loop_id = _detect_swept.loop_id AND w.version = _detect_swept.version AND w.step = _detect_swept.step AND w.part = _detect_swept.part
 $$;
 
+-- Locks people's enrollments one by one, by their own key, and says where they are: a statement that finds them there can have no
+-- plan that reads all who wait for each of these. A statement of its own, so that the next one sees what others did meanwhile.
+CREATE FUNCTION activation._locked(wanted activation.decided[], OUT places tid[], OUT people activation.decided[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    SELECT array_agg(e.ctid), array_agg((p.id, p.branch, p.at, p.fresh)::activation.decided) INTO places, people
+      FROM unnest(wanted) AS p(id, branch, at, fresh)
+      CROSS JOIN LATERAL (SELECT x.ctid FROM activation.enrollment x WHERE x.enrollment_id = p.id FOR NO KEY UPDATE OFFSET 0) e;
+END
+$$;
+
 -- Writes down what the answer to a question changed, and nothing for the others. question: the step whose condition was
 -- asked. true_keys: whose answer was true; NULL for a step without a condition, which is decided by its own start. For the
 -- goal, true is activation. For the step that somebody is at, true is the action's message, and still false at the
@@ -742,21 +920,30 @@ DECLARE
     now timestamptz := activation._now();
     acted activation.decided[];
     late activation.decided[];
+    reached activation.decided[];
+    places tid[];
 BEGIN
     IF true_keys IS NULL THEN
         acted := ARRAY(SELECT (a.id, 'action', NULL, NULL)::activation.decided FROM unnest(ids) AS a(id));
     ELSE
         IF true_keys <> '{}' THEN
             acted := ARRAY(SELECT (a.id, 'action', a.at, a.fresh)::activation.decided
-                             FROM unnest(ids, woken, fresh) AS a(id, at, fresh) JOIN activation.enrollment e ON e.enrollment_id = a.id
-                             JOIN unnest(true_keys) AS k(user_id) ON k.user_id = e.user_id);
+                             FROM unnest(ids, woken, fresh) AS a(id, at, fresh)
+                             CROSS JOIN LATERAL (SELECT x.user_id FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
+                            WHERE e.user_id = ANY (true_keys));
             -- For those who are at the goal's own step, _advance() does.
-            UPDATE activation.enrollment e
-               SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END
-              FROM unnest(acted) AS a(id, branch, at, fresh), activation.loop_version v
-             WHERE e.enrollment_id = a.id AND e.activated_at IS NULL
-               AND NOT (e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true))
-               AND v.loop_id = e.loop_id AND v.version = e.version AND v.goal_step = question;
+            SELECT array_agg((a.id, a.branch, a.at, a.fresh)::activation.decided) INTO reached
+              FROM unnest(acted) AS a(id, branch, at, fresh)
+              CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
+             WHERE e.activated_at IS NULL AND NOT (e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true))
+               AND EXISTS (SELECT FROM activation.loop_version v WHERE v.loop_id = e.loop_id AND v.version = e.version AND v.goal_step = question);
+            IF reached IS NOT NULL THEN
+                SELECT l.places, l.people INTO places, reached FROM activation._locked(reached) l;
+                UPDATE activation.enrollment e
+                   SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END
+                  FROM unnest(places, reached) AS a(place, id, branch, at, fresh)
+                 WHERE e.ctid = a.place AND e.activated_at IS NULL;
+            END IF;
         END IF;
         late := ARRAY(SELECT (a.id, 'otherwise', NULL, NULL)::activation.decided
                         FROM unnest(ids) AS a(id)
@@ -769,11 +956,17 @@ BEGIN
     END IF;
     IF true_keys IS NOT NULL THEN
         -- Who has begun and goes on waiting; and who could not be evaluated before, and now was, has no error any more.
-        UPDATE activation.enrollment e
-           SET starts_at = CASE WHEN e.step = question AND e.starts_at <= now THEN NULL ELSE e.starts_at END, retry_at = NULL, last_error = NULL
+        SELECT array_agg((a.id, NULL, NULL, NULL)::activation.decided) INTO reached
           FROM unnest(ids) AS a(id)
-         WHERE e.enrollment_id = a.id
-           AND (e.retry_at <= now OR e.step = question AND e.state = 'waiting' AND e.starts_at <= now);
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
+         WHERE e.retry_at <= now OR e.step = question AND e.state = 'waiting' AND e.starts_at <= now;
+        IF reached IS NOT NULL THEN
+            SELECT l.places INTO places FROM activation._locked(reached) l;
+            UPDATE activation.enrollment e
+               SET starts_at = CASE WHEN e.step = question AND e.starts_at <= now THEN NULL ELSE e.starts_at END, retry_at = NULL, last_error = NULL
+             WHERE e.ctid = ANY (places)
+               AND (e.retry_at <= now OR e.step = question AND e.state = 'waiting' AND e.starts_at <= now);
+        END IF;
     END IF;
 END
 $$;
@@ -795,14 +988,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-#variable_conflict use_column
+#variable_conflict use_variable
+DECLARE
+    places tid[];
 BEGIN
-    WITH decided AS (
-        SELECT e.enrollment_id, e.loop_id, e.version, p.branch, p.at, p.fresh, coalesce(e.starts_at, CASE p.branch WHEN 'otherwise' THEN e.deadline END, now) AS due_at
-          FROM unnest(people) AS p(id, branch, at, fresh)
-          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = p.id OFFSET 0) e
-         WHERE e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true)
-    ), moved AS (
+    SELECT l.places, l.people INTO places, people FROM activation._locked(people) l;
+    WITH moved AS (
         UPDATE activation.enrollment e
            SET activated_at = CASE WHEN d.branch = 'action' AND v.goal_step = question AND e.activated_at IS NULL
                                    THEN CASE WHEN d.fresh THEN e.enrolled_at ELSE coalesce(d.at, now) END ELSE e.activated_at END,
@@ -815,16 +1006,17 @@ BEGIN
                starts_at = CASE WHEN NOT f.exits AND n.step IS NOT NULL THEN now + n.delay END,
                deadline = CASE WHEN f.exits OR n.step IS NULL THEN e.deadline ELSE now + n.delay + n.timeout END,
                retry_at = NULL, last_error = NULL
-          FROM decided d, activation.step s
-          JOIN activation.loop_version v USING (loop_id, version)
+          FROM unnest(places, people) AS d(place, id, branch, at, fresh)
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.ctid = d.place OFFSET 0) was
+          JOIN activation.step s ON s.loop_id = was.loop_id AND s.version = was.version AND s.step = question
+          JOIN activation.loop_version v ON v.loop_id = s.loop_id AND v.version = s.version
           LEFT JOIN LATERAL (SELECT x.step, x.delay, x.timeout FROM activation.step x
                               WHERE x.loop_id = s.loop_id AND x.version = s.version AND x.position = s.position + 1) n ON true,
                LATERAL (SELECT d.branch = 'otherwise' AND s.on_timeout = 'exit' AS exits) f
-         -- Asked again, for the sake of a cancel() meanwhile, and so that no index is used for it: statistics from when
-         -- hardly anybody waited would have all who do read for each of these.
-         WHERE e.enrollment_id = d.enrollment_id AND e.state IS NOT DISTINCT FROM 'waiting' AND e.step IS NOT DISTINCT FROM question
-           AND s.loop_id = d.loop_id AND s.version = d.version AND s.step = question
-        RETURNING e.enrollment_id, e.loop_id, e.version, e.user_id, e.activated_at, e.holdout, d.branch, d.due_at,
+         -- Nothing else is asked of e: there may be an index for it, and statistics from when hardly anybody waited.
+         WHERE e.ctid = d.place AND was.step = question AND was.state = 'waiting' AND coalesce(was.starts_at <= now, true)
+        RETURNING e.enrollment_id, e.loop_id, e.version, e.user_id, e.activated_at, e.holdout, d.branch,
+                  coalesce(was.starts_at, CASE d.branch WHEN 'otherwise' THEN was.deadline END, now) AS due_at,
                   CASE d.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email,
                   activation._nudge(s, d.branch) AS nudge
     )

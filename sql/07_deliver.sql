@@ -269,7 +269,7 @@ BEGIN
     unknown := false;
     zone := coalesce(nullif(btrim(named), ''), (activation._setting()).timezone);
     PERFORM now() AT TIME ZONE zone;
-EXCEPTION WHEN invalid_parameter_value THEN
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     unknown := true;
     zone := (activation._setting()).timezone;
 END
@@ -308,6 +308,25 @@ AS $$
      GROUP BY m.message_id
 $$;
 
+-- A user's row as a claim has it: what the engine itself looks at, names of columns that were left out, and the row as templates see
+-- it; NULL where a claim has no more room for it.
+CREATE TYPE activation.users_row AS (user_id text, email text, zone text, left_out jsonb, body text);
+COMMENT ON TYPE activation.users_row IS 'A user''s row on its way between functions of a claim.';
+
+-- A message that was claimed, with what it takes to render it.
+CREATE TYPE activation.claimed AS (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
+                                   batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text, enrollment_id bigint);
+COMMENT ON TYPE activation.claimed IS 'A message that a deliverer is to render.';
+
+-- What a users function returned, see _users_body().
+CREATE FUNCTION activation._read_rows(rows text[]) RETURNS activation.users_row[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT (r.head ->> 0, r.head ->> 1, r.head ->> 2, nullif(r.head -> 3, 'null'), nullif(split_part(r.whole, E'\n', 2), ''))::activation.users_row
+                   FROM (SELECT u.r AS whole, split_part(u.r, E'\n', 1)::jsonb AS head FROM unnest(rows) AS u(r) OFFSET 0) r)
+$$;
+
 -- Locks due messages, oldest first, and checks what may have changed since they were promised: those before it have left,
 -- the user still exists and has not meanwhile done what a nudge would ask for, the window is open, the cap not reached.
 -- What fails a check ends here or is put back; the rest is returned with
@@ -315,8 +334,7 @@ $$;
 -- without a user_row, so that the caller knows a claim without mail from an empty queue.
 -- marks: the low-water mark of each loop's queue, so that dead entries before it are not walked again.
 CREATE FUNCTION activation._claim_messages(wanted integer, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
-RETURNS TABLE (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
-               batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text, enrollment_id bigint)
+RETURNS SETOF activation.claimed
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -334,16 +352,9 @@ DECLARE
     early uuid[];
     claimed uuid[] := '{}'::uuid[];
     owned record;
-    asked record;
-    rows text[];
-    acted text[];
-    dropped uuid[];
-    kept uuid[];
-    one_loop integer;
-    began timestamptz;
-    too_long boolean;
-    returned integer := 0;
+    made activation.claimed[];
     counts jsonb := '{}'::jsonb;
+    returned integer := 0;
 BEGIN
     IF live AND s.max_per_user IS NOT NULL THEN
         -- Two deliverers must not both find room for a user's last mail.
@@ -389,124 +400,284 @@ BEGIN
         RETURN;
     END IF;
     FOR owned IN
-        SELECT m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic' AS topic,
-               s.max_per_user IS NOT NULL AND NOT v.transactional AS capped,
-               u.timezone_column, goal.evaluate_function AS goal_function,
-               EXISTS (SELECT FROM activation.step x WHERE x.loop_id = m.loop_id AND x.version = m.version AND activation._nudges(x)) AS nudges,
-               array_agg(m.message_id) AS ids, array_agg(DISTINCT m.user_id) AS keys
-          FROM activation.message m JOIN activation.loop_version v USING (loop_id, version)
-          LEFT JOIN activation.step goal ON goal.loop_id = v.loop_id AND goal.version = v.version AND goal.step = v.goal_step
-          LEFT JOIN activation.users_table u ON u.users = v.users
-         WHERE m.message_id = ANY (claimed)
-         GROUP BY m.loop_id, m.version, v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic', v.priority,
-                  u.timezone_column, goal.evaluate_function
+        SELECT m.loop_id, m.version, v.priority, array_agg(m.message_id) AS ids
+          FROM unnest(claimed) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.loop_id, x.version, x.message_id, x.next_attempt_at FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+          JOIN activation.loop_version v USING (loop_id, version)
+         GROUP BY m.loop_id, m.version, v.priority
          ORDER BY v.priority DESC, min(m.next_attempt_at)
     LOOP
-        kept := owned.ids;
-        -- Whatever the author's code does here puts back the messages of this loop only.
-        began := clock_timestamp();
-        BEGIN
-            PERFORM activation._evaluating(owned.loop_id);
-            rows := activation._safe_eval(owned.users_function, owned.owner, owned.keys);
-            acted := '{}';
-            dropped := '{}';
-            -- Not wanted any more by those who have reached the goal, or done what the step waited for.
-            FOR asked IN
-                SELECT q.function_name, q.function_name = owned.goal_function AS goal, array_agg(DISTINCT m.user_id) AS keys, array_agg(m.message_id) AS ids
-                  FROM activation.message m JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
-                  CROSS JOIN LATERAL (SELECT owned.goal_function AS function_name UNION SELECT x.evaluate_function) q
-                 WHERE owned.nudges AND m.message_id = ANY (kept) AND activation._nudge(x, m.branch) AND q.function_name IS NOT NULL
-                 GROUP BY 1, 2
-            LOOP
-                acted := activation._safe_eval(asked.function_name, owned.owner, asked.keys);
-                CONTINUE WHEN acted = '{}';
-                dropped := dropped || ARRAY(SELECT m.message_id FROM activation.message m WHERE m.message_id = ANY (asked.ids) AND m.user_id = ANY (acted));
-                IF asked.goal THEN
-                    UPDATE activation.enrollment e SET activated_at = now
-                      FROM activation.message m
-                     WHERE m.message_id = ANY (asked.ids) AND m.user_id = ANY (acted) AND e.enrollment_id = m.enrollment_id AND e.activated_at IS NULL;
-                END IF;
-            END LOOP;
-            PERFORM activation._evaluating(NULL);
-        EXCEPTION
-            WHEN others OR assert_failure OR query_canceled THEN
-                PERFORM activation._evaluating(NULL);
-                too_long := SQLSTATE = '57014' AND activation._too_long(extract(epoch FROM clock_timestamp() - began));
-                IF too_long THEN
-                    PERFORM activation._claim_strike(owned.loop_id, 'cancelled while its messages were claimed: it ran too long');
-                END IF;
-                -- Who only met somebody else, a lock or a cancel, comes again soon.
-                UPDATE activation.message m
-                   SET next_attempt_at = CASE WHEN too_long THEN m.next_attempt_at
-                                              WHEN SQLSTATE IN ('40001', '40P01', '55P03', '57014') THEN now + interval '3 seconds'
-                                              ELSE now + interval '30 seconds' END,
-                       last_error = CASE WHEN too_long THEN 'the loop''s own code was cancelled: it ran too long' ELSE SQLERRM END
-                 WHERE m.message_id = ANY (owned.ids);
-                CONTINUE;
-        END;
-        DELETE FROM activation.strike k WHERE k.loop_id = owned.loop_id AND k.kind = 'claim';
-        IF owned.nudges THEN
-            -- Who reached the goal once needs no nudge, whatever the goal says now.
-            dropped := dropped || ARRAY(
-                SELECT m.message_id FROM activation.message m JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
-                  JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
-                 WHERE m.message_id = ANY (kept) AND e.activated_at IS NOT NULL AND activation._nudge(x, m.branch));
-        END IF;
-        IF dropped <> '{}' THEN
-            UPDATE activation.message m
-               SET state = 'cancelled', finished_at = now, last_error = 'the user acted before it was sent'
-             WHERE m.message_id = ANY (dropped);
-            kept := ARRAY(SELECT unnest(kept) EXCEPT SELECT unnest(dropped));
-        END IF;
-        kept := activation._claim_gone(kept, rows);
-        kept := activation._claim_unwanted(kept, rows, owned.users, owned.topic, owned.transactional, now);
-        IF owned.send_window IS NOT NULL THEN
-            kept := activation._claim_window(kept, rows, owned.send_window, owned.timezone_column, now);
-        END IF;
-        IF live AND owned.capped THEN
-            SELECT c.kept, c.counted INTO kept, counts FROM activation._claim_cap(kept, owned.users, owned.over_cap, counts, now) c;
-        END IF;
-        RETURN QUERY
-        WITH found AS MATERIALIZED (
-            SELECT r.j ->> 0 AS key, r.j ->> 1 AS email, (r.j -> 2)::text AS user_row
-              FROM (SELECT u.r::jsonb AS j FROM unnest(rows) AS u(r) OFFSET 0) r
-        )
-        SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
-               f.email, f.user_row, e.template_mark, e.context::text, m.enrollment_id
-          FROM activation.message m JOIN found f ON f.key = m.user_id
-          JOIN activation.enrollment e ON e.enrollment_id = m.enrollment_id
-         WHERE m.message_id = ANY (kept)
-         ORDER BY m.next_attempt_at, m.message_id;
-        GET DIAGNOSTICS one_loop = ROW_COUNT;
-        returned := returned + one_loop;
+        SELECT c.made, c.counted INTO made, counts FROM activation._claim_of_loop(owned.loop_id, owned.version, owned.ids, counts, now) c;
+        RETURN QUERY SELECT u.* FROM unnest(made) u;
+        returned := returned + cardinality(made);
     END LOOP;
     IF returned < cardinality(claimed) THEN
         RETURN QUERY
         SELECT m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
                NULL::text, NULL::text, NULL::integer, NULL::text, NULL::bigint
-          FROM activation.message m
-         WHERE m.message_id = ANY (claimed) AND (m.state <> 'queued' OR m.next_attempt_at > now);
+          FROM unnest(claimed) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+         WHERE m.state <> 'queued' OR m.next_attempt_at > now;
     END IF;
 END
 $$;
 
--- Messages of users whose row is gone end, and so does their way through the loop. The others are returned.
-CREATE FUNCTION activation._claim_gone(messages uuid[], rows text[]) RETURNS uuid[]
+-- Checks claimed messages of one version of a loop. Where that raises for what may be one person's, by halves, until the one
+-- that raises is found: it has failed, and the others go on.
+CREATE FUNCTION activation._claim_of_loop(of_loop integer, of_version integer, ids uuid[], counts jsonb, now timestamptz,
+                                          OUT made activation.claimed[], OUT counted jsonb)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    middle integer := cardinality(ids) / 2;
+    half record;
+BEGIN
+    made := '{}';
+    counted := counts;
+    BEGIN
+        SELECT c.made, c.counted INTO made, counted FROM activation._claim_checked(of_loop, of_version, ids, counts, now) c;
+        RETURN;
+    EXCEPTION WHEN others THEN
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        ELSIF middle = 0 THEN
+            PERFORM activation._fail(ids, activation._short(SQLERRM));
+            RETURN;
+        END IF;
+    END;
+    FOR n IN 1 .. 2 LOOP
+        SELECT * INTO half FROM activation._claim_of_loop(of_loop, of_version, CASE n WHEN 1 THEN ids[: middle] ELSE ids[middle + 1 :] END, counted, now);
+        made := made || half.made;
+        counted := half.counted;
+    END LOOP;
+END
+$$;
+
+-- Queued messages that cannot be made for a reason of their own end as failed.
+CREATE FUNCTION activation._fail(messages uuid[], problem text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE activation.message m SET state = 'failed', finished_at = activation._now(), last_error = problem
+     WHERE m.message_id = ANY (messages) AND m.state = 'queued'
+$$;
+
+CREATE FUNCTION activation._claim_checked(of_loop integer, of_version integer, ids uuid[], counts jsonb, now timestamptz,
+                                          OUT made activation.claimed[], OUT counted jsonb)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    s activation.setting := activation._setting();
+    owned record;
+    keys text[];
+    asked record;
+    answer record;
+    rows activation.users_row[];
+    unread record;
+    unasked jsonb := '{}'::jsonb;
+    dropped uuid[] := '{}'::uuid[];
+    kept uuid[] := ids;
+    began timestamptz;
+    too_long boolean;
+BEGIN
+    made := '{}';
+    counted := counts;
+    SELECT v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic' AS topic,
+           s.max_per_user IS NOT NULL AND NOT v.transactional AND s.mode <> 'capture' AS capped, goal.evaluate_function AS goal_function,
+           EXISTS (SELECT FROM activation.step x WHERE x.loop_id = v.loop_id AND x.version = v.version AND activation._nudges(x)) AS nudges
+      INTO owned
+      FROM activation.loop_version v
+      LEFT JOIN activation.step goal ON goal.loop_id = v.loop_id AND goal.version = v.version AND goal.step = v.goal_step
+     WHERE v.loop_id = of_loop AND v.version = of_version;
+    keys := ARRAY(SELECT DISTINCT m.user_id FROM unnest(ids) AS u(id)
+                   CROSS JOIN LATERAL (SELECT x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m);
+    -- Whatever the author's code does here puts back the messages of this loop only.
+    began := clock_timestamp();
+    BEGIN
+        PERFORM activation._evaluating(of_loop);
+        SELECT * INTO unread FROM activation._safe_eval_each(owned.users_function, owned.owner, keys);
+        rows := activation._read_rows(unread.answers);
+        -- Not wanted any more by those who have reached the goal, or done what the step waited for.
+        IF owned.nudges THEN
+            FOR asked IN
+                SELECT q.function_name, q.function_name = owned.goal_function AS goal, array_agg(DISTINCT m.user_id) AS keys, array_agg(m.message_id) AS ids
+                  FROM unnest(kept) AS u(id)
+                  CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+                  JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
+                  CROSS JOIN LATERAL (SELECT owned.goal_function AS function_name UNION SELECT x.evaluate_function) q
+                 WHERE activation._nudge(x, m.branch) AND q.function_name IS NOT NULL
+                 GROUP BY 1, 2
+            LOOP
+                SELECT * INTO answer FROM activation._safe_eval_each(asked.function_name, owned.owner, asked.keys);
+                unasked := unasked || coalesce((SELECT jsonb_object_agg(b.key, b.error) FROM unnest(answer.bad_keys, answer.errors) AS b(key, error)), '{}');
+                CONTINUE WHEN answer.answers = '{}';
+                dropped := dropped || ARRAY(
+                    SELECT m.message_id FROM unnest(asked.ids) AS u(id)
+                     CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+                     WHERE m.user_id = ANY (answer.answers));
+                IF asked.goal THEN
+                    PERFORM activation._claim_reached(asked.ids, answer.answers, now);
+                END IF;
+            END LOOP;
+        END IF;
+        PERFORM activation._evaluating(NULL);
+    EXCEPTION
+        WHEN others OR assert_failure OR query_canceled THEN
+            PERFORM activation._evaluating(NULL);
+            too_long := SQLSTATE = '57014' AND activation._too_long(extract(epoch FROM clock_timestamp() - began));
+            IF SQLSTATE IN ('ACT04', 'ACT05') THEN
+                PERFORM activation._fail_at_once(of_loop, 'claim', SQLERRM, SQLSTATE = 'ACT05');
+            ELSIF too_long THEN
+                PERFORM activation._claim_strike(of_loop, 'cancelled while its messages were claimed: it ran too long');
+            END IF;
+            -- Who only met somebody else, a lock or a cancel, comes again soon.
+            UPDATE activation.message m
+               SET next_attempt_at = CASE WHEN too_long THEN m.next_attempt_at
+                                          WHEN SQLSTATE IN ('40001', '40P01', '55P03', '57014') THEN now + interval '3 seconds'
+                                          ELSE now + interval '30 seconds' END,
+                   last_error = CASE WHEN too_long THEN 'the loop''s own code was cancelled: it ran too long' ELSE activation._short(SQLERRM) END
+             WHERE m.message_id = ANY (ids);
+            RETURN;
+    END;
+    DELETE FROM activation.strike k WHERE k.loop_id = of_loop AND k.kind = 'claim';
+    IF owned.nudges THEN
+        -- Who reached the goal once needs no nudge, whatever the goal says now.
+        dropped := dropped || ARRAY(
+            SELECT m.message_id FROM unnest(kept) AS u(id)
+             CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+             CROSS JOIN LATERAL (SELECT y.activated_at FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
+              JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
+             WHERE e.activated_at IS NOT NULL AND activation._nudge(x, m.branch));
+    END IF;
+    IF dropped <> '{}' THEN
+        UPDATE activation.message m
+           SET state = 'cancelled', finished_at = now, last_error = 'the user acted before it was sent'
+         WHERE m.message_id = ANY (dropped);
+        kept := ARRAY(SELECT unnest(kept) EXCEPT SELECT unnest(dropped));
+    END IF;
+    IF unread.bad_keys <> '{}' OR unasked <> '{}' THEN
+        kept := activation._claim_raised(kept, unread.bad_keys, unread.errors, unread.codes, unasked, now);
+    END IF;
+    kept := activation._claim_gone(kept, rows);
+    kept := activation._claim_unwanted(kept, rows, owned.users, owned.topic, owned.transactional, now);
+    IF owned.send_window IS NOT NULL THEN
+        kept := activation._claim_window(kept, rows, owned.send_window, now);
+    END IF;
+    IF owned.capped THEN
+        SELECT c.kept, c.counted INTO kept, counted FROM activation._claim_cap(kept, owned.users, owned.over_cap, counts, now) c;
+    END IF;
+    PERFORM activation._remark_left_out(kept, rows, now);
+    made := ARRAY(
+        SELECT (m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
+                f.email, f.body, e.template_mark, e.context::text, m.enrollment_id)::activation.claimed
+          FROM unnest(kept) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+          CROSS JOIN LATERAL (SELECT y.template_mark, y.context FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
+          JOIN unnest(rows) AS f(key, email, zone, left_out, body) ON f.key = m.user_id
+         WHERE f.body IS NOT NULL
+         ORDER BY m.next_attempt_at, m.message_id);
+END
+$$;
+
+-- Nobody needs a nudge who has reached the goal: when that was noticed at a claim.
+CREATE FUNCTION activation._claim_reached(messages uuid[], keys text[], now timestamptz) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    gone uuid[];
+    places tid[] := ARRAY(
+        SELECT e.ctid FROM unnest(messages) AS u(id)
+         CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+         CROSS JOIN LATERAL (SELECT y.ctid, y.activated_at FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id FOR NO KEY UPDATE OFFSET 0) e
+         WHERE m.user_id = ANY (keys) AND e.activated_at IS NULL);
 BEGIN
-    WITH found AS MATERIALIZED (SELECT u.r::jsonb ->> 0 AS key FROM unnest(rows) AS u(r))
-    SELECT array_agg(m.message_id) INTO gone
-      FROM activation.message m
-     WHERE m.message_id = ANY (messages) AND NOT EXISTS (SELECT FROM found f WHERE f.key = m.user_id);
+    UPDATE activation.enrollment e SET activated_at = now WHERE e.ctid = ANY (places);
+END
+$$;
+
+-- Messages of people on whom the loop's code raised: a row that cannot be read is a fault of its data, and the message has failed;
+-- for any other error it waits a minute. The others are returned.
+CREATE FUNCTION activation._claim_raised(messages uuid[], bad_keys text[], errors text[], codes text[], unasked jsonb, now timestamptz) RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    one record;
+    aside uuid[] := '{}'::uuid[];
+BEGIN
+    FOR one IN
+        SELECT m.message_id, m.loop_id, m.user_id, b.error, left(b.code, 2) IN ('21', '22', '54', 'XX') AS of_the_data
+          FROM unnest(messages) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+          JOIN (SELECT k.key, k.error, k.code FROM unnest(bad_keys, errors, codes) AS k(key, error, code)
+                 UNION ALL SELECT j.key, j.value, '' FROM jsonb_each_text(unasked) AS j(key, value) WHERE j.key <> ALL (bad_keys)) b ON b.key = m.user_id
+    LOOP
+        aside := aside || one.message_id;
+        IF one.of_the_data THEN
+            PERFORM activation._fail(ARRAY[one.message_id], 'the user''s row cannot be read: ' || one.error);
+            PERFORM activation._remark(one.loop_id, one.user_id, 'the user''s row cannot be read: ' || one.error, now);
+        ELSE
+            UPDATE activation.message m
+               SET next_attempt_at = now + interval '1 minute', last_error = 'the loop''s own code raised for this user: ' || one.error
+             WHERE m.message_id = one.message_id;
+        END IF;
+    END LOOP;
+    RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(aside));
+END
+$$;
+
+-- Cut, since it is a part of a key.
+CREATE FUNCTION activation._remark(of_loop integer, of_user text, remark text, now timestamptz) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO activation.remark (at, loop_id, user_id, remark) VALUES (now, of_loop, of_user, left(remark, 300)) ON CONFLICT DO NOTHING
+$$;
+
+CREATE FUNCTION activation._remark_left_out(messages uuid[], rows activation.users_row[], now timestamptz) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM unnest(rows) AS r(key, email, zone, left_out, body) WHERE r.left_out IS NOT NULL) THEN
+        PERFORM activation._remark(m.loop_id, m.user_id, format('the user''s row is too large for a mail: without %s',
+                                   (SELECT string_agg(quote_ident(c), ', ' ORDER BY c) FROM jsonb_array_elements_text(r.left_out) AS c)), now)
+           FROM unnest(messages) AS u(id)
+           CROSS JOIN LATERAL (SELECT x.loop_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+           JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+          WHERE r.left_out IS NOT NULL AND r.body IS NOT NULL;
+    END IF;
+END
+$$;
+
+-- Messages of users whose row is gone end, and so does their way through the loop. The others are returned.
+CREATE FUNCTION activation._claim_gone(messages uuid[], rows activation.users_row[]) RETURNS uuid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    there text[] := ARRAY(SELECT r.key FROM unnest(rows) AS r(key, email, zone, left_out, body));
+    gone uuid[];
+    left_loop bigint[];
+BEGIN
+    SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO gone, left_loop
+      FROM unnest(messages) AS u(id)
+      CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+     WHERE m.user_id <> ALL (there);
     IF gone IS NULL THEN
         RETURN messages;
     END IF;
-    PERFORM activation._leave(ARRAY(SELECT m.enrollment_id FROM activation.message m WHERE m.message_id = ANY (gone)), 'the user no longer exists');
+    PERFORM activation._leave(left_loop, 'the user no longer exists');
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
 END
 $$;
@@ -537,44 +708,53 @@ AS $$ SELECT 'sha256:' || encode(sha256(convert_to(s.key || ' ' || folded, 'UTF8
 
 -- Messages to suppressed addresses end as suppressed, those that their user has unsubscribed from as cancelled, with the
 -- rest of their way through the loop. The others are returned.
-CREATE FUNCTION activation._claim_unwanted(messages uuid[], rows text[], users regclass, topic text, transactional boolean, now timestamptz) RETURNS uuid[]
+CREATE FUNCTION activation._claim_unwanted(messages uuid[], rows activation.users_row[], users regclass, topic text, transactional boolean, now timestamptz) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     ended uuid[] := '{}'::uuid[];
+    suppressed uuid[];
     unsubscribed uuid[];
+    left_loop bigint[];
 BEGIN
     IF NOT transactional THEN
-        SELECT array_agg(m.message_id) INTO unsubscribed
-          FROM activation.message m
-         WHERE m.message_id = ANY (messages)
-           AND EXISTS (SELECT FROM activation.consent c
-                        WHERE c.user_id = m.user_id AND c.users = _claim_unwanted.users AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')) AND NOT c.subscribed);
+        SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO unsubscribed, left_loop
+          FROM unnest(messages) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+         WHERE (SELECT bool_or(NOT c.subscribed) FROM activation.consent c
+                 WHERE c.user_id = m.user_id AND c.users = _claim_unwanted.users AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
         IF unsubscribed IS NOT NULL THEN
-            PERFORM activation._leave(ARRAY(SELECT m.enrollment_id FROM activation.message m WHERE m.message_id = ANY (unsubscribed)), 'the user has unsubscribed');
+            PERFORM activation._leave(left_loop, 'the user has unsubscribed');
             ended := unsubscribed;
         END IF;
     END IF;
     IF EXISTS (SELECT FROM activation.suppression) THEN
-        WITH address AS MATERIALIZED (
-            SELECT u.r::jsonb ->> 0 AS key, activation._fold_address(u.r::jsonb ->> 1) AS folded FROM unnest(rows) AS u(r)
-        ), suppressed AS (
+        WITH found AS MATERIALIZED (
+            SELECT m.message_id, a.folded, p.reason, p.at
+              FROM unnest(messages) AS u(id)
+              CROSS JOIN LATERAL (SELECT x.message_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+              JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+              CROSS JOIN LATERAL (SELECT activation._fold_address(r.email) AS folded OFFSET 0) a
+              CROSS JOIN LATERAL (SELECT x.reason, x.at FROM activation.suppression x
+                                   WHERE x.address IN (a.folded, activation._hash_address(a.folded)) LIMIT 1) p
+             WHERE u.id <> ALL (ended)
+        ), changed AS (
             UPDATE activation.message m
-               SET state = 'suppressed', finished_at = now, recipient = a.folded, last_error = format('%s, since %s', s.reason, s.at)
-              FROM address a JOIN activation.suppression s ON s.address IN (a.folded, activation._hash_address(a.folded))
-             WHERE m.message_id = ANY (messages) AND m.message_id <> ALL (ended) AND m.user_id = a.key
+               SET state = 'suppressed', finished_at = now, recipient = f.folded, last_error = format('%s, since %s', activation._short(f.reason), f.at)
+              FROM found f WHERE m.message_id = f.message_id
             RETURNING m.message_id
         )
-        SELECT ended || coalesce(array_agg(x.message_id), '{}') INTO ended FROM suppressed x;
+        SELECT array_agg(c.message_id) INTO suppressed FROM changed c;
+        ended := ended || suppressed;
     END IF;
     RETURN CASE WHEN ended = '{}' THEN messages ELSE ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(ended)) END;
 END
 $$;
 
 -- Messages whose window is closed for their user wait for it, or are skipped. The others are returned.
-CREATE FUNCTION activation._claim_window(messages uuid[], rows text[], send_window jsonb, timezone_column name, now timestamptz) RETURNS uuid[]
+CREATE FUNCTION activation._claim_window(messages uuid[], rows activation.users_row[], send_window jsonb, now timestamptz) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -586,16 +766,17 @@ DECLARE
 BEGIN
     FOR zone IN
         SELECT n.named, z.zone, z.unknown, n.ids
-          FROM (SELECT (u.r::jsonb -> 2) ->> timezone_column::text AS named, array_agg(m.message_id) AS ids
-                  FROM unnest(rows) AS u(r) JOIN activation.message m ON m.user_id = u.r::jsonb ->> 0
-                 WHERE m.message_id = ANY (messages) GROUP BY 1) n,
+          FROM (SELECT r.zone AS named, array_agg(u.id) AS ids
+                  FROM unnest(messages) AS u(id)
+                  CROSS JOIN LATERAL (SELECT x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+                  JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+                 GROUP BY 1) n,
                activation._zone(n.named) z
     LOOP
         IF zone.unknown THEN
-            INSERT INTO activation.remark (at, loop_id, user_id, remark)
-            SELECT now, m.loop_id, m.user_id, format('time zone "%s" of the user is not known; %s is used', zone.named, zone.zone)
-              FROM activation.message m WHERE m.message_id = ANY (zone.ids)
-            ON CONFLICT DO NOTHING;
+            PERFORM activation._remark(m.loop_id, m.user_id, format('time zone "%s" of the user is not known; %s is used', left(zone.named, 100), zone.zone), now)
+               FROM unnest(zone.ids) AS u(id)
+               CROSS JOIN LATERAL (SELECT x.loop_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m;
         END IF;
         opens := activation._window_opens(send_window, zone.zone, now);
         CONTINUE WHEN opens IS NULL;
@@ -627,7 +808,10 @@ BEGIN
     kept := '{}';
     counted := counts;
     FOR one IN
-        SELECT m.message_id, m.user_id FROM activation.message m WHERE m.message_id = ANY (messages) ORDER BY m.next_attempt_at, m.message_id
+        SELECT m.message_id, m.user_id
+          FROM unnest(messages) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.message_id, x.user_id, x.next_attempt_at FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+         ORDER BY m.next_attempt_at, m.message_id
     LOOP
         counter := format('%s %s', users::oid, one.user_id);
         again := activation._over_cap(one.user_id, users, coalesce((counted ->> counter)::integer, 0), now);

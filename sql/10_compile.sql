@@ -614,21 +614,46 @@ BEGIN
 END
 $$;
 
--- The reading of users' rows, with the owner's rights: key, address, and the row as the templates see it.
+-- What reads users' rows: a text for each, whose first line is an array of the key, the address, the time zone and the names of
+-- columns that were left out; the rest is the row as the templates see it. The engine parses the first line only, whatever
+-- the app keeps in its rows. Where the first key is NULL there are first lines only: who is there at all.
+-- Each value but the key is taken as the server writes it, so that no cast of an author's is called. The row goes through
+-- convert_to(), since a text that is none in its encoding could not be read later. Of a row of over 1 MB, columns of over
+-- 100 kB stay out, or where that is not enough those of over 500 bytes; and rows come until there are 32 MB of them: who
+-- has none is asked about later.
+CREATE FUNCTION activation._users_body(users regclass) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format($body$SELECT pg_catalog.jsonb_build_array(k.key, pg_catalog.format('%%s', u.%1$I), %2$s, r.names)::pg_catalog.text
+       || CASE WHEN r.body IS NULL THEN ''
+               WHEN pg_catalog.row_number() OVER () = 1 OR pg_catalog.sum(pg_catalog.octet_length(r.body)) OVER (ROWS UNBOUNDED PRECEDING) <= 32000000
+               THEN E'\n' || r.body ELSE E'\n' END
+  FROM pg_catalog.unnest($1) AS k(key) JOIN %3$s AS u ON u.%4$I = k.key::%5$s
+  CROSS JOIN LATERAL (SELECT CASE WHEN $1[1] IS NOT NULL THEN pg_catalog.to_jsonb(u) END AS whole OFFSET 0) AS j
+  CROSS JOIN LATERAL (SELECT j.whole::pg_catalog.text AS body OFFSET 0) AS t
+  CROSS JOIN LATERAL (
+       SELECT CASE WHEN pg_catalog.count(*) = 0 THEN t.body
+                   ELSE coalesce(pg_catalog.jsonb_object_agg(c.key, c.value) FILTER (WHERE c.size <= c.most)::pg_catalog.text, '{}') END AS body,
+              pg_catalog.jsonb_agg(c.key) FILTER (WHERE c.size > c.most) AS names
+         FROM (SELECT s.key, s.value, s.size, CASE WHEN pg_catalog.sum(s.size) FILTER (WHERE s.size <= 100000) OVER () > 1000000 THEN 500 ELSE 100000 END AS most
+                 FROM (SELECT e.key, e.value, pg_catalog.octet_length(e.value::pg_catalog.text) AS size FROM pg_catalog.jsonb_each(j.whole) AS e(key, value)
+                        WHERE pg_catalog.octet_length(pg_catalog.convert_to(t.body, 'UTF8')) > 1000000) AS s) AS c OFFSET 0) AS r$body$,
+                  u.email_column, CASE WHEN u.timezone_column IS NULL THEN 'NULL' ELSE format('pg_catalog.format(''%%s'', u.%I)', u.timezone_column) END,
+                  activation._table_name(u.users), u.key_column, activation._type_name(activation._key_type(u.users, u.key_column)))
+      FROM activation.users_table u WHERE u.users = _users_body.users
+$$;
+
 CREATE FUNCTION activation._compile_users(base text, suffix text, users regclass, owner oid) RETURNS name
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     registered activation.users_table;
-    key_type oid;
 BEGIN
     SELECT * INTO STRICT registered FROM activation.users_table u WHERE u.users = _compile_users.users;
-    key_type := activation._key_type(users, registered.key_column);
-    RETURN activation._compile_box(activation._compiled_name(base, ': users' || suffix), key_type, format(
-        E'SELECT pg_catalog.jsonb_build_array(k.key, u.%I, pg_catalog.to_jsonb(u))::pg_catalog.text\n'
-        '  FROM pg_catalog.unnest($1) AS k(key) JOIN %s AS u ON u.%I = k.key::%s',
-        registered.email_column, activation._table_name(users), registered.key_column, activation._type_name(key_type)), owner);
+    RETURN activation._compile_box(activation._compiled_name(base, ': users' || suffix), activation._key_type(users, registered.key_column),
+                                   activation._users_body(users), owner);
 END
 $$;
 

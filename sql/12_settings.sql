@@ -199,7 +199,9 @@ AS $$
 DECLARE
     shown text := activation._table_name(users);
     registered activation.users_table;
+    was activation.users_table;
     given record;
+    compiled record;
     primary_key name[];
 BEGIN
     PERFORM activation._check_table(users, what);
@@ -207,6 +209,7 @@ BEGIN
     SELECT array_agg(a.attname ORDER BY k.ordinal) INTO primary_key
       FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
      WHERE i.indrelid = users AND i.indisprimary AND a.attrelid = users AND a.attnum = k.attnum;
+    was := registered;
     key := coalesce(key, registered.key_column, CASE WHEN cardinality(primary_key) = 1 THEN primary_key[1] END);
     IF key IS NULL THEN
         RAISE EXCEPTION '%: table % has %', what, shown,
@@ -245,6 +248,16 @@ BEGIN
        SET key_column = excluded.key_column, email_column = excluded.email_column,
            timezone_column = coalesce(excluded.timezone_column, u.timezone_column)
     RETURNING * INTO registered;
+    -- Loops that there are read the address and the time zone where they are from now on.
+    FOR compiled IN
+        SELECT v.users_function, v.owner FROM activation.loop_version v
+         WHERE v.users = _register_users.users AND activation._function_exists(v.users_function)
+           AND (was.email_column, was.timezone_column) IS DISTINCT FROM (registered.email_column, registered.timezone_column)
+    LOOP
+        EXECUTE format('DROP FUNCTION activation_compiled.%I(text[])', compiled.users_function);
+        PERFORM activation._compile_box(compiled.users_function, activation._key_type(users, registered.key_column),
+                                        activation._users_body(users), compiled.owner);
+    END LOOP;
     RETURN registered;
 END
 $$;

@@ -1,17 +1,23 @@
 -- What the app and operators say about one user.
 
--- Whether a user exists; NULL where no loop can tell.
-CREATE FUNCTION activation._user_exists(users regclass, wanted_user text) RETURNS boolean
-LANGUAGE plpgsql
+-- Refuses a key that no table of ours could hold.
+CREATE FUNCTION activation._check_key(user_id text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN wanted_user = ANY (activation._existing(users, ARRAY[wanted_user]));
-EXCEPTION WHEN data_exception THEN
-    -- Not even of the key's type.
-    RETURN false;
+    IF NOT activation._key_fits(user_id) THEN
+        RAISE EXCEPTION 'the key of user %… has % bytes', left(user_id, 40), octet_length(user_id)
+            USING ERRCODE = '22023', HINT = format('A user''s key may have %s bytes as text: use a column with shorter keys, such as an id.', activation._longest_key());
+    END IF;
 END
 $$;
+
+-- Whether a user exists; NULL where no loop can tell.
+CREATE FUNCTION activation._user_exists(users regclass, wanted_user text) RETURNS boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT wanted_user = ANY (activation._existing(users, ARRAY[wanted_user])) $$;
 
 CREATE FUNCTION activation._enroll(caller oid, user_id text, loop text, context jsonb) RETURNS void
 LANGUAGE plpgsql
@@ -25,6 +31,7 @@ BEGIN
     IF _enroll.user_id IS NULL THEN
         RAISE EXCEPTION 'enroll needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.enroll(''42'', ''onboarding'');';
     END IF;
+    PERFORM activation._check_key(_enroll.user_id);
     IF jsonb_typeof(_enroll.context) <> 'object' THEN
         RAISE EXCEPTION 'the context of user % is not an object', _enroll.user_id
             USING ERRCODE = '22023', HINT = 'Give an object: ''{"coupon": "WELCOME10"}''; templates read it as {{ enrollment.context.coupon }}.';
@@ -62,6 +69,7 @@ BEGIN
     IF cancel.user_id IS NULL THEN
         RAISE EXCEPTION 'cancel needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.cancel(''42'', ''onboarding'', ''asked by phone'');';
     END IF;
+    PERFORM activation._check_key(cancel.user_id);
     -- Not while somebody is being enrolled or evaluated.
     PERFORM activation._lock_part(cancel.user_id);
     SELECT e.* INTO last FROM activation.enrollment e WHERE e.user_id = cancel.user_id AND e.loop_id = l.loop_id ORDER BY e.pass DESC LIMIT 1;
@@ -90,6 +98,7 @@ BEGIN
     IF track.user_id IS NULL THEN
         RAISE EXCEPTION 'track needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.track(''42'', ''first_api_call'');';
     END IF;
+    PERFORM activation._check_key(track.user_id);
     IF coalesce(btrim(track.event), '') = '' OR octet_length(track.event) > 200 THEN
         RAISE EXCEPTION 'track needs the name of an event' USING ERRCODE = '22023', HINT = 'Give a name of at most 200 bytes: SELECT activation.track(''42'', ''first_api_call'');';
     END IF;

@@ -114,6 +114,7 @@ BEGIN
     IF (preferences.user_id IS NULL) = (preferences.token IS NULL) THEN
         RAISE EXCEPTION 'preferences are of a user or of a token' USING ERRCODE = '22023', HINT = 'SELECT * FROM activation.preferences(''42''), or preferences(token => …).';
     END IF;
+    PERFORM activation._check_key(preferences.user_id);
     IF preferences.token IS NOT NULL THEN
         SELECT o.users, o.user_id INTO owner FROM activation._token_owner(preferences.token) o;
     ELSE
@@ -134,7 +135,7 @@ AS $$
 DECLARE
     folded text := activation._fold_address(email);
 BEGIN
-    IF coalesce(folded, '') !~ '^[^@\s<>,;]+@[^@\s<>,;]+$' THEN
+    IF coalesce(folded, '') !~ '^[^@\s<>,;]+@[^@\s<>,;]+$' OR NOT activation._key_fits(folded) THEN
         RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev''.';
     END IF;
     INSERT INTO activation.suppression (address, reason, source, at)

@@ -2,8 +2,20 @@
 -- only forwards.
 
 -- Brings an event to its message, unless that one's request is still on its way, or the answer not written down; returns
--- whether it did.
+-- whether it did. Where it cannot be brought there, whatever it says, that is written down with it, and it is done with.
 CREATE FUNCTION activation._apply_event(wanted text) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN activation._bring_event(wanted);
+EXCEPTION WHEN others THEN
+    UPDATE activation.webhook_event x SET applied = true, problem = activation._problem('not applied', SQLSTATE, SQLERRM) WHERE x.webhook_id = wanted;
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION activation._bring_event(wanted text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -38,7 +50,7 @@ BEGIN
         INSERT INTO activation.suppression (address, reason, source, at)
         SELECT activation._fold_address(t), why, 'webhook ' || w.webhook_id, w.at
           FROM jsonb_array_elements_text(CASE jsonb_typeof(w.payload #> '{data,to}') WHEN 'array' THEN w.payload #> '{data,to}' ELSE to_jsonb(ARRAY[w.recipient]) END) AS t
-         WHERE t IS NOT NULL
+         WHERE t IS NOT NULL AND activation._key_fits(activation._fold_address(t))
         ON CONFLICT DO NOTHING;
     END IF;
     UPDATE activation.webhook_event x SET applied = true WHERE x.webhook_id = w.webhook_id;
@@ -108,7 +120,7 @@ BEGIN
         RETURN 'duplicate';
     ELSIF own THEN
         RETURN CASE WHEN activation._apply_event(_keep_event.webhook_id) THEN 'applied' ELSE 'kept' END;
-    ELSIF erased OR folded IS NULL THEN
+    ELSIF erased OR folded IS NULL OR NOT activation._key_fits(folded) THEN
         RETURN 'kept';
     ELSIF kind = 'suppression.added'
           AND NOT EXISTS (SELECT FROM activation.webhook_event w WHERE w.type = 'suppression.removed' AND lower(w.payload #>> '{data,email}') = folded AND w.at > happened_at) THEN
@@ -218,7 +230,8 @@ AS $$
         INSERT INTO activation.suppression (address, reason, source, at)
         SELECT DISTINCT ON (f.folded) f.folded, coalesce(u.origin, 'suppressed by Resend'), 'Resend''s list', activation._now()
           FROM unnest(addresses, origins) AS u(address, origin), activation._fold_address(u.address) AS f(folded)
-         WHERE NOT EXISTS (SELECT FROM activation.unsuppression n WHERE n.address = f.folded)
+         WHERE activation._key_fits(f.folded)
+           AND NOT EXISTS (SELECT FROM activation.unsuppression n WHERE n.address = f.folded)
            AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = activation._hash_address(f.folded))
         ON CONFLICT DO NOTHING RETURNING 1
     )

@@ -7,25 +7,26 @@ AS $$
     SELECT coalesce(array_agg(m.message_id), '{}') FROM activation.enrollment e JOIN activation.message m USING (enrollment_id) WHERE e.user_id = of_user
 $$;
 
--- The rows of the users tables that have this key; NULL where no loop can read them.
-CREATE FUNCTION activation._user_rows(of_user text) RETURNS jsonb
+-- The addresses of a user by users table, of those that have a row of this key and that a loop can read.
+CREATE FUNCTION activation._user_addresses(of_user text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v record;
-    rows text[];
+    read activation.users_row[];
     found jsonb := '{}'::jsonb;
 BEGIN
     FOR v IN SELECT DISTINCT ON (x.users) x.users, x.users_function, x.owner FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
               WHERE activation._function_exists(x.users_function) ORDER BY x.users, x.loop_id
     LOOP
         BEGIN
-            rows := activation._safe_eval(v.users_function, v.owner, ARRAY[of_user]);
-            IF rows <> '{}' THEN
-                found := found || jsonb_build_object(activation._table_name(v.users), rows[1]::jsonb);
+            -- Only what stands first: whatever else is in the row, its address is known.
+            read := activation._read_rows((activation._safe_eval_each(v.users_function, v.owner, ARRAY[of_user], first_lines => true)).answers);
+            IF read <> '{}' THEN
+                found := found || jsonb_build_object(activation._table_name(v.users), read[1].email);
             END IF;
-        EXCEPTION WHEN data_exception OR undefined_table OR insufficient_privilege THEN
+        EXCEPTION WHEN undefined_table OR insufficient_privilege THEN
             NULL;
         END;
     END LOOP;
@@ -47,7 +48,7 @@ AS $$
         'consent', (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]') FROM activation.consent c WHERE c.user_id = $1),
         'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM activation.suppression s
                           WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._mails_of($1))
-                                              UNION SELECT activation._fold_address(r.value ->> 1) FROM jsonb_each(activation._user_rows($1)) AS r)),
+                                              UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses($1)) AS r)),
         'remarks', (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]') FROM activation.remark r WHERE r.user_id = $1),
         'failures', (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') FROM activation.capture_failure f WHERE f.user_id = $1),
         'signals', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM activation.signal s WHERE s.user_id = $1))
@@ -73,7 +74,7 @@ BEGIN
         RETURN false;
     END IF;
     addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL
-                       UNION SELECT activation._fold_address(r.value ->> 1) FROM jsonb_each(activation._user_rows(of_user)) AS r WHERE r.value ->> 1 IS NOT NULL);
+                       UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses(of_user)) AS r WHERE r.value <> '');
     -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them.
     UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails))
      WHERE r.request_id IN (SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails));
@@ -99,11 +100,25 @@ BEGIN
 END
 $$;
 
--- Those who are still to be forgotten; returns how many were.
-CREATE FUNCTION activation._erase_due() RETURNS integer
-LANGUAGE sql
+-- Those who are still to be forgotten; returns how many were, and what kept one from being forgotten, who comes last from then on.
+CREATE FUNCTION activation._erase_due(OUT done integer, OUT problem text)
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT count(*) FILTER (WHERE activation._erase(e.user_id))::integer FROM (SELECT x.user_id FROM activation.erasure x ORDER BY x.asked_at LIMIT 100) e $$;
+AS $$
+DECLARE
+    due text;
+BEGIN
+    done := 0;
+    FOR due IN SELECT x.user_id FROM activation.erasure x ORDER BY x.asked_at LIMIT 100 LOOP
+        BEGIN
+            done := done + activation._erase(due)::integer;
+        EXCEPTION WHEN others THEN
+            problem := activation._problem(format('user %s cannot be forgotten', due), SQLSTATE, SQLERRM);
+            UPDATE activation.erasure x SET asked_at = activation._now() WHERE x.user_id = due;
+        END;
+    END LOOP;
+END
+$$;
 
 CREATE FUNCTION activation.erase(user_id text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER

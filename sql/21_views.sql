@@ -116,7 +116,9 @@ BEGIN
                               WHEN v.event = 'schedule' THEN format('next run at %s', to_char(r.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
                               ELSE format('%s existing users enrolled so far', r.enrolled) END,
                          CASE WHEN bad.people > 0 THEN format('%s people cannot be evaluated: %s', bad.people, bad.error) END,
-                         CASE WHEN f.people > 0 THEN format('%s people not enrolled because the filter raised: %s', f.people, f.error) END)
+                         CASE WHEN f.people > 0 THEN format('%s people not enrolled: %s', f.people, f.error) END,
+                         CASE WHEN u.people > 0 THEN format('%s people within a day had no mail: %s', u.people, u.error) END,
+                         CASE WHEN w.people > 0 THEN format('%s messages wait because its code raised: %s', w.people, w.error) END)
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
           LEFT JOIN activation.roll r USING (loop_id)
           LEFT JOIN LATERAL (SELECT x.* FROM activation.strike x WHERE x.loop_id = l.loop_id ORDER BY x.struck_at DESC LIMIT 1) k ON true
@@ -125,6 +127,13 @@ BEGIN
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(e.last_error) AS error FROM activation.enrollment e
                                WHERE e.loop_id = l.loop_id AND e.retry_at IS NOT NULL AND e.last_error IS NOT NULL) bad
           CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error FROM activation.capture_failure c WHERE c.loop_id = l.loop_id) f
+          CROSS JOIN LATERAL (SELECT count(*) AS people, max(x.remark) AS error FROM activation.remark x
+                               WHERE x.at > now - interval '1 day' AND x.loop_id = l.loop_id AND x.remark LIKE 'the user''s row cannot be read: %') u
+          -- Those put back by a claim are due within a minute.
+          CROSS JOIN LATERAL (SELECT count(*) AS people, max(m.last_error) AS error FROM activation.message m
+                               WHERE m.request_id IS NULL AND m.finished_at IS NULL AND m.loop_id = l.loop_id
+                                 AND m.next_attempt_at BETWEEN now - interval '10 seconds' AND now + interval '1 minute'
+                                 AND m.last_error LIKE 'the loop''s own code raised for this user: %') w
          ORDER BY l.name
     LOOP
         RETURN NEXT;
@@ -287,14 +296,14 @@ BEGIN
         UNION ALL
         SELECT w.at, 8, m.loop_name, 'told by Resend',
                concat_ws(', ', w.type, w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,message}', w.payload #>> '{data,failed,reason}',
-                         w.payload #>> '{data,suppressed,message}', w.payload #>> '{data,click,link}')
+                         w.payload #>> '{data,suppressed,message}', w.payload #>> '{data,click,link}', w.problem)
           FROM mail m JOIN activation.webhook_event w ON w.message_id = m.message_id
         UNION ALL
         SELECT r.at, 5, l.name, 'noticed', r.remark
           FROM activation.remark r JOIN activation."loop" l USING (loop_id)
          WHERE r.user_id = wanted_user AND (wanted_loop IS NULL OR r.loop_id = wanted_loop)
         UNION ALL
-        SELECT c.at, 1, l.name, 'not enrolled', 'the filter raised: ' || c.error
+        SELECT c.at, 1, l.name, 'not enrolled', c.error
           FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id)
          WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
         UNION ALL
@@ -335,19 +344,16 @@ AS $$
 DECLARE
     l activation.loop := activation._own_loop(caller, loop_name);
     v activation.loop_version;
-    rows text[];
+    read record;
+    rows activation.users_row[];
     mail record;
     source jsonb;
     shown jsonb;
 BEGIN
     SELECT x.* INTO v FROM activation.loop_version x WHERE x.loop_id = l.loop_id AND x.version = l.version;
-    BEGIN
-        rows := activation._safe_eval(v.users_function, v.owner, ARRAY[wanted_user]);
-    EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
-        -- Not even of the key's type.
-        rows := '{}';
-    END;
-    IF cardinality(rows) = 0 THEN
+    SELECT * INTO read FROM activation._safe_eval_each(v.users_function, v.owner, ARRAY[wanted_user]);
+    rows := activation._read_rows(read.answers);
+    IF cardinality(rows) = 0 AND activation._user_exists(v.users, wanted_user) IS NOT TRUE THEN
         RAISE EXCEPTION 'user % does not exist in %', wanted_user, activation._table_name(v.users)
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
@@ -356,8 +362,9 @@ BEGIN
          WHERE s.loop_id = l.loop_id AND s.version = l.version AND b.email IS NOT NULL ORDER BY s.step, b.branch
     LOOP
         source := activation._find_template(mail.email ->> 'template');
-        shown := activation._rendered(mail.email, l.name, (rows[1]::jsonb -> 2)::text, source ->> 'subject', source ->> 'html', source ->> 'body_text');
-        RETURN QUERY SELECT mail.name, mail.branch, v.definition ->> 'opinion', rows[1]::jsonb ->> 1,
+        shown := CASE WHEN cardinality(rows) = 0 THEN jsonb_build_object('problem', 'the user''s row cannot be read: ' || read.errors[1])
+                      ELSE activation._rendered(mail.email, l.name, rows[1].body, source ->> 'subject', source ->> 'html', source ->> 'body_text') END;
+        RETURN QUERY SELECT mail.name, mail.branch, v.definition ->> 'opinion', rows[1].email,
                             shown ->> 'subject', shown ->> 'html', shown ->> 'body_text', shown ->> 'problem';
     END LOOP;
 END

@@ -77,7 +77,7 @@ END
 $$;
 
 -- The last twenty things that went wrong. Each is looked for by an index, and among so many of the newest only: mails that
--- were asked of Resend, mails that did not get as far, what Resend told later, and people whom a filter raised on.
+-- were asked of Resend, mails that did not get as far, what Resend told later, and people who could not be enrolled.
 CREATE FUNCTION activation._trouble() RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -98,7 +98,7 @@ AS $$
         SELECT f.at, l.name AS loop, s.name AS step, m.user_id, m.state AS status, coalesce(m.last_error, '') AS error
           FROM mail f JOIN activation.message m USING (message_id) JOIN activation.step s USING (loop_id, version, step) JOIN activation."loop" l USING (loop_id)
         UNION ALL
-        (SELECT c.at, l.name, NULL, c.user_id, 'not enrolled', 'the filter raised: ' || c.error
+        (SELECT c.at, l.name, NULL, left(c.user_id, 200), 'not enrolled', c.error
            FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id) ORDER BY c.at DESC LIMIT 20)
         ORDER BY at DESC LIMIT 20) t
 $$;

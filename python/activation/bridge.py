@@ -23,7 +23,12 @@ class PlpyDatabase:
             plan = self._plans.get((sql, types))
             if plan is None:
                 plan = self._plans[sql, types] = self._plpy.prepare(sql, list(types))
-            return [dict(row) for row in self._plpy.execute(plan, list(arguments))]
+            try:
+                return [dict(row) for row in self._plpy.execute(plan, list(arguments))]
+            except (ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+                # A value that Python cannot read, such as bytes that are no text: raised on the way from one to the
+                # other, and a fault of that value.
+                raise Failed(f"{type(error).__name__}: {_message(error)}", "22000") from error
 
     def commit(self) -> None:
         # What an author's code would have left for the commit runs before it, where nobody can take other rights; and

@@ -16,6 +16,9 @@ class Failed(Exception):
     #: Met others on its way: serialization_failure, deadlock_detected, lock_not_available.
     PASSING = ("40001", "40P01", "55P03")
 
+    #: Classes of errors that are never about one person's data, as activation._of_a_person() has them.
+    GENERAL = ("08", "25", "2D", "40", "42", "53", "55", "57", "58", "AC")
+
     def __init__(self, text: str, code: str) -> None:
         super().__init__(text)
         self.text = text
@@ -25,6 +28,17 @@ class Failed(Exception):
     def passing(self) -> bool:
         """Whether the same may well succeed a moment later."""
         return self.code in self.PASSING
+
+    @property
+    def of_a_person(self) -> bool:
+        """Whether it may come from one person's data."""
+        return self.code[:2] not in self.GENERAL
+
+
+def storable(text: str | None, length: int = 1000) -> str | None:
+    """As much of a text as is worth keeping and can be stored: whatever somebody else wrote may hold NULs and halves of
+    characters, and have any length."""
+    return text and text[:length].encode("utf-8", "replace").decode().replace("\x00", "")
 
 
 class Database(Protocol):

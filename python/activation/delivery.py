@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from activation import keys, tokens
-from activation.database import Cancelled, Database, Failed
+from activation.database import Cancelled, Database, Failed, storable
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
 from activation.render import Rendered, Source, built_in, render, variables_of
 from activation.resend import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
@@ -31,6 +31,13 @@ THREADS = 32
 CLAIM = 8
 BATCH = 100
 LEASE = 60
+
+#: Rendering looks for a cancel so often, and is put off to the next claim after so long (seconds).
+LOOK = 0.05
+RENDERING = 3.0
+
+#: So many messages in a row on which a claim raises, and it is no fault of theirs.
+MAX_ASIDE = 20
 
 #: So long without a moment in which all that the provider allows was used, and status says so (seconds).
 BEHIND = 5.0
@@ -84,9 +91,9 @@ class _Ended:
     ) -> None:
         self.ids.append(message_id)
         self.states.append(state)
-        self.recipients.append(recipient)
-        self.subjects.append(subject)
-        self.errors.append(error)
+        self.recipients.append(storable(recipient))
+        self.subjects.append(storable(subject))
+        self.errors.append(storable(error))
 
 
 @dataclass
@@ -138,6 +145,10 @@ class Deliverer:
         self._key_mark = ""
         #: Whose tokens are given back by the transaction that is open.
         self._departed: list[_Flight] = []
+        #: How many messages a claim takes at most, which of them it has in hand, and how many in a row were set aside.
+        self._most = BATCH * CLAIM
+        self._in_hand: list[str] = []
+        self._aside = 0
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
         #: Whether the provider always takes its time to answer.
@@ -230,53 +241,76 @@ class Deliverer:
     def _record(self, answered: list[_Answer]) -> None:
         self._learn(answered)
         for answer in answered:
-            flight, attempt, error = answer.flight, answer.attempt, answer.error
-            word = "sent" if error is None else error.outcome
-            if error is not None and flight.batch and is_content(error):
-                word = "split"
-            self._db.execute(
-                "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
-                " $8::double precision,"
-                " to_timestamp($9::double precision), to_timestamp($10::double precision))",
-                flight.request_id,
-                flight.token,
-                word,
-                attempt.outcome.ids if isinstance(attempt.outcome, Accepted) else [],
-                error.status if error else 200,
-                error.name if error else None,
-                error.text if error else None,
-                error.retry_after if error else None,
-                attempt.started_at,
-                attempt.finished_at,
-            )
+            # What cannot be written down in full is written down in short. Where not even that can be, the request
+            # stays open, and is repeated when its lease has run out.
+            for plainly in (False, True):
+                try:
+                    with self._db.subtransaction():
+                        self._record_one(answer, plainly)
+                    break
+                except Failed as error:
+                    if error.passing:
+                        raise
+                    self.note = storable(f"an answer cannot be written down: {error.text}")
         self._db.commit()
         self._learnt(answered)
+
+    def _record_one(self, answer: _Answer, plainly: bool) -> None:
+        flight, attempt, error = answer.flight, answer.attempt, answer.error
+        word = "sent" if error is None else error.outcome
+        if error is not None and flight.batch and is_content(error):
+            word = "split"
+        ids = attempt.outcome.ids if isinstance(attempt.outcome, Accepted) and not plainly else []
+        self._db.execute(
+            "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
+            " $8::double precision,"
+            " to_timestamp($9::double precision), to_timestamp($10::double precision))",
+            flight.request_id,
+            flight.token,
+            word,
+            [storable(str(id_)) for id_ in ids],
+            error.status if error else 200,
+            storable(error.name, 100) if error and not plainly else None,
+            None if error is None else "its answer cannot be written down" if plainly else storable(error.text),
+            error.retry_after if error else None,
+            attempt.started_at,
+            attempt.finished_at,
+        )
 
     def _learn(self, answered: list[_Answer]) -> None:
         """What the answers say about the provider, and their tokens; once for each, see _learnt()."""
         for answer in answered:
             if answer.flight.learnt:
                 continue
-            attempt, error = answer.attempt, answer.error
-            # An error that names no rate comes from somewhere before the API, and says nothing about it.
-            heard = error is None or attempt.rate is not None
-            if heard or isinstance(error, Paused):
-                self._db.execute(
-                    f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
-                    attempt.rate,
-                    attempt.rtt if heard else None,
-                    error.text if isinstance(error, Paused) else None,
-                    self._key_mark,
-                    isinstance(error, Paused) and error.status == 429 and error.pause is not None,
-                )
-            if answer.flight.rate_token:
-                self._db.execute(
-                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
-                    " to_timestamp($3::double precision))",
-                    answer.flight.rate_token,
-                    attempt.left_at,
-                    attempt.finished_at,
-                )
+            try:
+                with self._db.subtransaction():
+                    self._learn_one(answer)
+            except Failed as error:
+                if error.passing:
+                    raise
+                self.note = storable(f"nothing can be learnt from an answer: {error.text}")
+
+    def _learn_one(self, answer: _Answer) -> None:
+        attempt, error = answer.attempt, answer.error
+        # An error that names no rate comes from somewhere before the API, and says nothing about it.
+        heard = error is None or attempt.rate is not None
+        if heard or isinstance(error, Paused):
+            self._db.execute(
+                f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
+                attempt.rate,
+                attempt.rtt if heard else None,
+                storable(error.text) if isinstance(error, Paused) else None,
+                self._key_mark,
+                isinstance(error, Paused) and error.status == 429 and error.pause is not None,
+            )
+        if answer.flight.rate_token:
+            self._db.execute(
+                "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
+                " to_timestamp($3::double precision))",
+                answer.flight.rate_token,
+                attempt.left_at,
+                attempt.finished_at,
+            )
 
     def _learnt(self, answered: list[_Answer]) -> None:
         """That has been committed."""
@@ -291,20 +325,40 @@ class Deliverer:
 
     def _claim(self, answered: list[_Answer]) -> bool:
         self._departed.clear()
+        self._in_hand = []
         try:
             self._learn(answered)
             launches, did = self._claim_in_transaction()
-        except BaseException:
+        except BaseException as error:
             self._db.rollback()
             self.rewind()
-            raise
+            if isinstance(error, Cancelled) or not isinstance(error, Exception) or not self._in_hand:
+                raise
+            if self._aside >= MAX_ASIDE or isinstance(error, Failed) and not error.of_a_person:
+                raise
+            self._claim_less(error)
+            return True
         self._db.commit()
+        if self._in_hand:
+            self._most, self._aside = min(self._most * 2, BATCH * CLAIM), 0
         self._learnt(answered)
         for flight in self._departed:
             flight.rate_token = 0
         for launch in launches:
             launch()
         return did
+
+    def _claim_less(self, error: Exception) -> None:
+        """A claim raised with these messages in hand: the next one takes half as many, and the one that is left in the
+        end is set aside."""
+        if len(self._in_hand) > 1:
+            self._most = len(self._in_hand) // 2
+            return
+        self._aside += 1
+        ended = _Ended()
+        ended.add(self._in_hand[0], "failed", error=reason(error))
+        self._finish(ended)
+        self._db.commit()
 
     def _claim_in_transaction(self) -> tuple[list[Callable[[], None]], bool]:
         if time.monotonic() - self._marked_at > 1:
@@ -326,7 +380,7 @@ class Deliverer:
             self._behind_since = None
             return [], False
         if state["mode"] == "capture":
-            mails, ended, did = self._prepare(state, BATCH * 5)
+            mails, ended, did = self._prepare(state, min(BATCH * 5, self._most))
             for mail in mails:
                 ended.add(mail.message_id, "captured", mail.email["to"][0], mail.email["subject"])
             self._finish(ended)
@@ -388,7 +442,7 @@ class Deliverer:
             launch(str(repeat["request_id"]), str(repeat["endpoint"]), body, emails)
         did = bool(repeats)
         if tokens:
-            mails, ended, claimed = self._prepare(state, BATCH * len(tokens))
+            mails, ended, claimed = self._prepare(state, min(BATCH * len(tokens), self._most))
             did = did or claimed
             self._finish(ended)
             leaving: Counter[int] = Counter()
@@ -408,8 +462,8 @@ class Deliverer:
                     endpoint,
                     body,
                     [mail.message_id for mail in group],
-                    [mail.email["to"][0] for mail in group],
-                    [mail.email["subject"] for mail in group],
+                    [storable(mail.email["to"][0]) for mail in group],
+                    [storable(mail.email["subject"]) for mail in group],
                     state["mode"],
                     group[0].recovery,
                     lease,
@@ -456,16 +510,30 @@ class Deliverer:
             *self._mark_columns(),
         )
         found = [row for row in rows if row["user_row"] is not None]
+        self._in_hand = [row["message_id"] for row in found]
         for row in found:
             here = (row["next_attempt_at"], row["message_id"])
             self._marks[row["loop_id"]] = max(self._marks.get(row["loop_id"], here), here)
         ended = _Ended()
         mails: list[_Mail] = []
+        began = looked = time.monotonic()
         for row in found:
+            now = time.monotonic()
+            if now - looked > LOOK:
+                # Nothing else lets a cancel or a shutdown through.
+                self._db.execute("SELECT 1 AS one")
+                looked = now
+            if now - began > RENDERING:
+                # The rest stays in the queue, before the marks.
+                self.rewind()
+                break
             try:
                 mails.append(self._mail(row, state))
-            except RenderError as error:
-                ended.add(row["message_id"], "failed", row["email"], None, str(error))
+            except (Cancelled, Failed):
+                raise
+            except Exception as error:
+                # Of this user alone, whatever their row or their template makes Python raise.
+                ended.add(row["message_id"], "failed", row["email"], None, reason(error))
         return mails, ended, bool(rows)
 
     def _mail(self, row: dict[str, Any], state: dict[str, Any]) -> _Mail:
@@ -540,6 +608,16 @@ class Deliverer:
     def _stored_secret(self, name: str) -> str | None:
         found = self._db.execute("SELECT activation._secret($1) AS value", name)[0]["value"]
         return None if found is None else str(found)
+
+
+def reason(error: Exception) -> str:
+    """Why one message cannot be made, for the person who looks."""
+    if isinstance(error, RenderError):
+        return str(error)
+    if isinstance(error, Failed):
+        return f"it could not be claimed: {error.text}"
+    said = (str(error).splitlines() or [""])[0]
+    return f"the mail cannot be made from the user's row: {type(error).__name__}: {said}"
 
 
 def _pause_sql(error: DeliveryError | None) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from activation.database import Cancelled, Database, Failed
+from activation.database import Cancelled, Database, Failed, storable
 
 #: How many enrollments are taken at once, and about how many a loop is asked at once: at first, at least and at most;
 #: as many as keep each of these between so many seconds. A round's locks and snapshot last little longer, however slow
@@ -28,6 +28,9 @@ RENEW, RENEW_AGAIN = 0.5, 10.0
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
 
+#: An author's code changed what the session holds: something was new, and is gone again; something is missing.
+HARMED, LOST = "ACT04", "ACT05"
+
 _ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[], $5) AS true_keys"
 _SWEEPS = "SELECT * FROM activation._detect_sweeps($1::integer[])"
 _ROLL = "SELECT activation._roll($1::integer, $2::integer) AS people"
@@ -36,6 +39,7 @@ _SWEEP = f"SELECT activation._detect_sweep({_STEP}, $5::bigint, $6::integer) AS 
 _STRETCH = f"SELECT ids FROM activation._detect_stretch({_STEP}, $5::bigint, $6::integer)"
 _SWEPT = f"SELECT activation._detect_swept({_STEP}, $5::bigint[], $6::integer)"
 _DEFER = "SELECT activation._detect_defer($1::bigint[], $2::timestamptz[], $3::boolean[])"
+_BAD_USER = "SELECT activation._detect_bad_user($1::bigint, $2)"
 _DECIDE = "SELECT activation._detect_decide($1::integer, $2::bigint[], $3::timestamptz[], $4::boolean[], $5::text[])"
 
 
@@ -60,6 +64,8 @@ class Detector:
         self._put_off: set[int] = set()
         self._began = 0.0
         self._renew_at = 0.0
+        #: What the last round could not do and left aside, for status; None when all is well.
+        self.note: str | None = None
         #: How many the last round took, and whether the next one would find something at once.
         self.taken = 0
         self.more = False
@@ -82,11 +88,12 @@ class Detector:
             self._began = time.monotonic()
             self._aside.clear()
             self._put_off.clear()
+            self.note = None
             work = self._take(parts, due) if parts else []
             # The quick before the slow.
             for item in sorted(work, key=lambda item: -self._size(item["loop_id"])):
                 if item["loop_id"] not in self._aside:
-                    self._loop(item)
+                    self._of_loop(item, self._loop)
             if parts and due["sweeps"] and self._sweeps(parts):
                 self.more = True
             if due["rolls"] and self._roll():
@@ -116,13 +123,16 @@ class Detector:
             due["people"],
         )
         self.taken = count["taken"] or 0
+        self.note = count["problem"]
         self.more = self.taken >= self._batch
         self._batch = adapted(self._batch, self.taken, time.monotonic() - self._began)
         return work
 
     def _roll(self) -> bool:
         """A chunk of users that are enrolled by walking over them. Returns whether there were any."""
-        loop_id = self._db.execute("SELECT activation._roll_due() AS loop_id")[0]["loop_id"]
+        loop_id = None
+        with self._apart("walks over users"):
+            loop_id = self._db.execute("SELECT activation._roll_due() AS loop_id")[0]["loop_id"]
         if loop_id is None:
             return False
         size, began, people = self._rolled, time.monotonic(), 0
@@ -132,7 +142,10 @@ class Detector:
         except Cancelled:
             self._set_aside("_detect_cancelled", {"loop_id": loop_id}, time.monotonic() - began)
         except Failed as error:
-            self._strike({"loop_id": loop_id}, error.text)
+            if error.code in (HARMED, LOST):
+                self._fail_at_once({"loop_id": loop_id}, error)
+            else:
+                self._strike({"loop_id": loop_id}, error.text)
         self._rolled = adapted(size, people, time.monotonic() - began, LARGEST_ROLL)
         return people > 0
 
@@ -146,6 +159,28 @@ class Detector:
         except (Cancelled, Failed):
             self._db.execute("SELECT activation._evaluating(NULL)")
             raise
+
+    def _apart(self, what: str) -> Iterator[None]:
+        """A part of a round that harms no other: what raises in it is undone and told by status. Only who met others,
+        a lock or a serialization failure, ends the round, which is made anew."""
+        try:
+            with self._db.subtransaction():
+                yield
+        except Failed as error:
+            if error.passing:
+                raise
+            self.note = storable(f"{what}: {error.text}")
+
+    def _of_loop(self, item: dict[str, Any], act: Callable[[dict[str, Any]], None]) -> None:
+        """A part of a round that is about a loop. When it raises, the loop is left alone for a while, and then its
+        people are swept, since what was to be asked about them is forgotten."""
+        what, done = f"loop {item['loop_id']}", False
+        with self._apart(what):
+            act(item)
+            done = True
+        if not done:
+            with self._apart(what):
+                self._set_aside("_detect_strike", item, self.note or what)
 
     def _size(self, loop_id: int) -> int:
         return self._sizes.get(loop_id, FIRST_ASKED)
@@ -165,11 +200,14 @@ class Detector:
 
     def _sweeps(self, parts: list[int]) -> bool:
         """Stretches of the sweeps that are due, for each loop one at least. Returns whether there were any."""
-        swept = set()
-        for sweep in self._db.execute(_SWEEPS, parts):
+        swept: set[int] = set()
+        due: list[dict[str, Any]] = []
+        with self._apart("sweeps"):
+            due = self._db.execute(_SWEEPS, parts)
+        for sweep in due:
             if sweep["loop_id"] not in self._aside and not (sweep["loop_id"] in swept and self._late()):
                 swept.add(sweep["loop_id"])
-                self._sweep(sweep)
+                self._of_loop(sweep, self._sweep)
         return bool(swept)
 
     def _sweep(self, sweep: dict[str, Any]) -> None:
@@ -181,7 +219,10 @@ class Detector:
                 people = int(self._db.execute(_SWEEP, *step, sweep["mark"], size)[0]["people"])
         except Cancelled:
             self._set_aside("_detect_cancelled", sweep, time.monotonic() - began)
-        except Failed:
+        except Failed as error:
+            if error.code in (HARMED, LOST):
+                self._fail_at_once(sweep, error)
+                return
             ids = self._db.execute(_STRETCH, *step, sweep["mark"], size)[0]["ids"]
             self._ask(sweep, [(id_, None, False) for id_ in ids])
             if loop_id not in self._aside:
@@ -226,6 +267,9 @@ class Detector:
                 if error.passing:
                     self._set_aside("_detect_postpone", item, f"its condition waited for a lock: {error.text}")
                     return
+                if error.code in (HARMED, LOST):
+                    self._fail_at_once(item, error)
+                    return
                 failures.append(error)
                 if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
                     self._strike(item, error.text)
@@ -233,20 +277,52 @@ class Detector:
                 if len(part) == 1 and not one_by_one:
                     todo.append(part)
                 elif len(part) == 1:
-                    self._db.execute("SELECT activation._detect_bad_user($1::bigint, $2)", part[0][0], error.text)
+                    self._db.execute(_BAD_USER, part[0][0], storable(error.text))
                 else:
                     middle = len(part) // 2
                     todo += [part[middle:], part[:middle]]
             else:
-                self._db.execute(_DECIDE, item["step"], ids, woken, fresh, true_keys)
-                spared += len(part)
+                spared += self._decide(item, part, true_keys, failures)
+                if len(failures) > MAX_FAILURES:
+                    self._strike(item, failures[-1].text)
+                    return
         if failures and not spared and len(rows) > 1:
             self._strike(item, failures[-1].text)
         elif spared:
             self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
 
+    def _decide(
+        self, item: dict[str, Any], rows: list[_Row], true_keys: list[str] | None, failures: list[Failed]
+    ) -> int:
+        """Writes down what an answer means. Returns for how many: whoever that raises on is found by halves."""
+        ids, woken, fresh = ([row[i] for row in rows] for i in range(3))
+        try:
+            with self._db.subtransaction():
+                self._db.execute(_DECIDE, item["step"], ids, woken, fresh, true_keys)
+            return len(rows)
+        except Failed as error:
+            if error.passing:
+                raise
+            if len(failures) > MAX_FAILURES:
+                return 0
+            failures.append(error)
+            if len(rows) == 1:
+                self._db.execute(_BAD_USER, rows[0][0], storable(error.text))
+                return 0
+        middle = len(rows) // 2
+        return sum(self._decide(item, half, true_keys, failures) for half in (rows[:middle], rows[middle:]))
+
     def _strike(self, item: dict[str, Any], text: str) -> None:
-        self._set_aside("_detect_strike", item, f"its condition raised: {text}")
+        self._set_aside("_detect_strike", item, storable(f"its condition raised: {text}") or "")
+
+    def _fail_at_once(self, item: dict[str, Any], error: Failed) -> None:
+        self._aside.add(item["loop_id"])
+        self._db.execute(
+            "SELECT activation._fail_at_once($1::integer, 'detect', $2, $3)",
+            item["loop_id"],
+            storable(error.text),
+            error.code == LOST,
+        )
 
     def _set_aside(self, function: str, item: dict[str, Any], why: str | float) -> None:
         self._aside.add(item["loop_id"])

@@ -165,14 +165,13 @@ def built_in_template(name: str) -> str | None:
 
 def preview(action: str, loop: str, user_row: str, subject: str, html: str | None, text: str | None) -> str:
     from activation import delivery, render
-    from activation.errors import RenderError
 
     try:
         mail = delivery.rendered_mail(
             json.loads(action), loop, json.loads(user_row), None, render.Source(subject, html, text)
         )
-    except RenderError as error:
-        return json.dumps({"problem": str(error)})
+    except Exception as error:
+        return json.dumps({"problem": delivery.reason(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})
 
 

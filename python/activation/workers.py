@@ -9,9 +9,9 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from activation.database import Cancelled, Database, Failed
+from activation.database import Cancelled, Database, Failed, storable
 from activation.detection import Detector
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ HOUSEKEEPING = 30.0
 #: (seconds), from a slow provider or for one slow answer, it goes on for another minute, so often at most.
 DRAIN = 0.5
 MORE_MINUTES = 5
+
+#: After an error that nobody expected, a worker waits so long (seconds).
+AFTER_ERROR = 1.0
 
 #: How long a worker waits for a lock.
 LOCK_TIMEOUT = "1s"
@@ -217,30 +220,48 @@ class _Pulse:
 
 
 class _Housekeeping:
-    """Looks now and then for what is to be removed, and removes it little by little, at leisure while there is work."""
+    """Looks now and then for what is to be removed, and removes it little by little, at leisure while there is work.
+    A task that raises keeps neither the others nor the worker from going on; it is tried again the next time."""
 
     def __init__(self, db: WorkerDatabase) -> None:
         self._db = db
         self._next = time.monotonic() + FIRST_HOUSEKEEPING
+        self._problems: dict[str, str] = {}
+
+    @property
+    def note(self) -> str | None:
+        """What could not be done the last time, for status."""
+        return "; ".join(self._problems.values()) or None
 
     def turn(self, idle: bool) -> None:
         if time.monotonic() < self._next:
             return
         more = self.some()
         if not more:
-            self._db.execute("SELECT activation._prune_job_runs()")
-            self._db.commit()
+            self._task("_prune_job_runs")
         self._next = time.monotonic() + (HOUSEKEEPING if not more else 0 if idle else 1)
 
     def some(self) -> bool:
         """Removes a little, brings what Resend told too early to its messages, and forgets who is to be forgotten.
         Returns whether there is more."""
         for task in ("_apply_events", "_erase_due"):
-            self._db.execute(f"SELECT activation.{task}() AS done")
+            self._task(task)
+        return bool(self._task("_housekeep").get("more"))
+
+    def _task(self, task: str) -> dict[str, Any]:
+        try:
+            done = self._db.execute(f"SELECT * FROM activation.{task}() AS done")[0]
             self._db.commit()
-        more = bool(self._db.execute("SELECT activation._housekeep() AS more")[0]["more"])
-        self._db.commit()
-        return more
+        except Failed as error:
+            self._db.rollback()
+            if not error.passing:
+                self._problems[task] = storable(f"{task}: {error.text}") or task
+            return {}
+        if problem := done.get("problem"):
+            self._problems[task] = str(problem)
+        else:
+            self._problems.pop(task, None)
+        return done
 
 
 def _patiently(db: WorkerDatabase, act: Callable[[], None]) -> None:
@@ -263,6 +284,34 @@ def _passing(db: WorkerDatabase) -> Iterator[None]:
         time.sleep(POLL_IDLE)
 
 
+class _Steadfast:
+    """Lets any error pass but a cancel: what was begun is undone, told by status, and done anew after a while. Only who
+    cannot even write a heartbeat ends."""
+
+    def __init__(self, db: WorkerDatabase) -> None:
+        self._db = db
+        self._warned: set[str] = set()
+        self.note: str | None = None
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        try:
+            with _passing(self._db):
+                yield
+                self.note = None
+        except Cancelled:
+            raise
+        except Exception as error:
+            self._db.rollback()
+            said = error.text if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+            self.note = storable(f"raised, and goes on: {said}") or ""
+            if said not in self._warned:
+                # Once a run, that is once a minute.
+                self._warned.add(said)
+                self._db.warn(f"activation's worker {self.note}")
+            time.sleep(AFTER_ERROR)
+
+
 def detect(db: WorkerDatabase, slot: int) -> None:
     """One run of a detector: rounds until a second past the next full minute."""
     with _worker(db, "detector", slot) as wanted:
@@ -273,10 +322,13 @@ def detect(db: WorkerDatabase, slot: int) -> None:
         # The heartbeat comes first: who is stuck in a first round is found by it.
         _patiently(db, lambda: pulse.beat(False, None))
         _patiently(db, lambda: _watch_tables(db))
+        steadfast, worked = _Steadfast(db), False
         while time.monotonic() < end and pulse.go_on:
             with _passing(db):
+                pulse.beat(worked, _notes(steadfast.note, detector.note, housekeeping.note))
+            worked = False
+            with steadfast.going_on():
                 worked = detector.round()
-                pulse.beat(worked, None)
                 housekeeping.turn(not worked)
                 if worked:
                     warm_until = time.monotonic() + WARM
@@ -295,7 +347,7 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
             return
         pulse, (end, may_last), warm_until = _Pulse(db, "deliverer", slot), _end_of_run(db), 0.0
         minutes_left = MORE_MINUTES if may_last else 0
-        deliverer = Deliverer(db, socket.gethostname())
+        deliverer, steadfast, worked = Deliverer(db, socket.gethostname()), _Steadfast(db), False
         if disarmed := db.execute("SELECT activation._disarmed($1) AS reason", socket.gethostname())[0]["reason"]:
             # Once a run, that is once a minute.
             db.warn(f"activation sends nothing: {disarmed}")
@@ -306,8 +358,10 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
                     end, minutes_left = end + 60, minutes_left - 1
                     continue
                 with _passing(db):
+                    pulse.beat(worked, _notes(steadfast.note, deliverer.note))
+                worked = False
+                with steadfast.going_on():
                     worked = deliverer.turn(in_time)
-                    pulse.beat(worked, deliverer.note)
                     if worked:
                         warm_until = time.monotonic() + WARM
                     else:
@@ -316,6 +370,10 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
                         )
         finally:
             deliverer.close()
+
+
+def _notes(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def _watch(db: WorkerDatabase, deliverer: Deliverer, seconds: float) -> None:

@@ -90,7 +90,7 @@ def test_one_that_raises(db: Database, app: Connection, body: str, error: str) -
     assert list(journey(db, "unfiltered")) == ["1", "2"]
     ((event, detail),) = db.sql("SELECT event, detail FROM activation.why('2', 'first')")
     assert (event, error in detail) == ("not enrolled", True)
-    assert "1 people not enrolled because the filter raised" in loop_status(db)[1]
+    assert "1 people not enrolled: the filter raised" in loop_status(db)[1]
     assert loop_status(db, "other") == ("ok", "version 1")
 
 

@@ -58,7 +58,7 @@ SELECT ('00000000-0000-0000-0000-00000000010' || n)::uuid, 100 + n, l.loop_id, 1
 INSERT INTO activation.webhook_event (webhook_id, type, at, received_at, message_id, applied, payload)
 SELECT 'msg_' || n, type, now() - interval '2 hours', now(), ('00000000-0000-0000-0000-00000000010' || n)::uuid, true, '{}'
   FROM (VALUES (3, 'email.bounced'), (4, 'email.delivered')) v(n, type);
-INSERT INTO activation.capture_failure SELECT now() - interval '1 hour', loop_id, '6', 'division by zero' FROM activation.loop WHERE name = 'first';
+INSERT INTO activation.capture_failure SELECT now() - interval '1 hour', loop_id, '6', 'the filter raised: division by zero' FROM activation.loop WHERE name = 'first';
 SELECT results_eq($$SELECT t ->> 'user_id', t ->> 'status', t ->> 'loop', t ->> 'step', t ->> 'error' FROM jsonb_array_elements(activation.overview() -> 'trouble') WITH ORDINALITY x(t, n) ORDER BY n$$,
     $$VALUES ('6', 'not enrolled', 'first', NULL, 'the filter raised: division by zero'), ('3', 'bounced', 'first', 'step1', 'bounced of 3'),
              ('2', 'unknown', 'first', 'step1', 'unknown of 2'), ('1', 'failed', 'first', 'step1', 'failed of 1')$$, 'what went wrong, newest first');
