@@ -160,6 +160,7 @@ class Detector:
             self._db.execute("SELECT activation._evaluating(NULL)")
             raise
 
+    @contextlib.contextmanager
     def _apart(self, what: str) -> Iterator[None]:
         """A part of a round that harms no other: what raises in it is undone and told by status. Only who met others,
         a lock or a serialization failure, ends the round, which is made anew."""
