@@ -208,7 +208,7 @@ BEGIN
                     captured.source_id, captured.generation, waiting.loop_id, captured.key, rows, captured.which);
                 CONTINUE;
             END IF;
-            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n    held pg_catalog.record;\n    harm pg_catalog.text;\n';
+            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n    held activation.held_statement[];\n    locks pg_catalog.text[];\n    harm pg_catalog.text;\n';
             -- The author's code runs in a read-only subtransaction that is always rolled back: nothing but the keys that
             -- passed leaves it, no deferred trigger, no cursor, no setting.
             signals := signals || format(
@@ -242,9 +242,9 @@ $body$,
                 captured.source_id, captured.generation, captured.key, rows,
                 CASE captured.which WHEN '' THEN ' WHERE' ELSE captured.which || ' AND' END, waiting.names,
                 waiting.filter_function, waiting.columns, waiting.loop_id, captured.which, waiting.name,
-                CASE WHEN NOT waiting.plain THEN E'    SELECT h.statements, h.locks INTO held FROM activation._session_held() AS h;\n' END,
+                CASE WHEN NOT waiting.plain THEN E'    held := activation._held_statements();\n    locks := activation._held_locks();\n' END,
                 CASE WHEN NOT waiting.plain THEN
-                    E'    harm := activation._check_app_session(held.statements, held.locks, pg_catalog.current_setting(''search_path''));\n'
+                    E'    harm := activation._check_app_session(held, locks, pg_catalog.current_setting(''search_path''));\n'
                     '    IF harm IS NOT NULL THEN\n        problem := harm;\n    END IF;\n' END);
         END LOOP;
         IF captured.watched THEN

@@ -3,31 +3,30 @@
 
 -- ---- the black box -----------------------------------------------------------------------------------------------------
 
--- What a session holds that a rolled back subtransaction does not give back: prepared statements, and advisory locks, unless
--- the session is known to have none of its own (activation.no_locks, set by workers).
-CREATE FUNCTION activation._statement(p pg_prepared_statements) RETURNS text
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT jsonb_build_array(p.name, p.prepare_time, p.from_sql, p.statement, p.parameter_types::oid[])::text
-$$;
+-- What a session holds that a rolled back subtransaction does not give back: prepared statements, and advisory locks.
+CREATE TYPE activation.held_statement AS (name text, prepared_at timestamptz, from_sql boolean, statement text, types oid[]);
+COMMENT ON TYPE activation.held_statement IS 'A prepared statement of the session, as it was before an author''s code ran.';
 
-CREATE FUNCTION activation._session_held(OUT statements text[], OUT locks text[])
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    statements := ARRAY(SELECT activation._statement(p) FROM pg_prepared_statements p ORDER BY p.name);
-    IF current_setting('activation.no_locks', true) IS DISTINCT FROM 'on' THEN
-        locks := ARRAY(SELECT format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode)
-                         FROM pg_locks l WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() ORDER BY 1);
-    END IF;
-END
-$$;
+CREATE FUNCTION activation._held_statements() RETURNS activation.held_statement[]
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT ARRAY(SELECT ROW(p.name, p.prepare_time, p.from_sql, p.statement, p.parameter_types::oid[])::activation.held_statement
+                   FROM pg_prepared_statements p ORDER BY p.name);
+END;
+
+-- NULL where the session is known to have none of its own (activation.no_locks, set by workers): then what is there after
+-- an author's code is its.
+CREATE FUNCTION activation._held_locks() RETURNS text[]
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT CASE WHEN current_setting('activation.no_locks', true) IS DISTINCT FROM 'on'
+                THEN ARRAY(SELECT format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode)
+                             FROM pg_locks l WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid() ORDER BY 1) END;
+END;
 
 -- Brings a session back to what it held before an author's code ran: what is new goes. What is missing cannot be had
 -- again. Returns what the code did, NULL if nothing; lost: something is missing; missing: the statements that are.
-CREATE FUNCTION activation._mend_session(held_statements text[], held_locks text[], OUT done text, OUT lost boolean, OUT missing text[])
+CREATE FUNCTION activation._mend_session(held_statements activation.held_statement[], held_locks text[], OUT done text, OUT lost boolean, OUT missing activation.held_statement[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -36,14 +35,14 @@ DECLARE
     lock record;
 BEGIN
     lost := false;
-    FOR statement IN SELECT p.name FROM pg_prepared_statements p WHERE activation._statement(p) <> ALL (held_statements) LOOP
+    FOR statement IN SELECT h.name FROM unnest(activation._held_statements()) AS h WHERE h <> ALL (held_statements) LOOP
         EXECUTE format('DEALLOCATE %I', statement);
         done := concat_ws(', ', done, format('it prepared statement %I', statement));
     END LOOP;
-    missing := ARRAY(SELECT h FROM unnest(held_statements) AS h EXCEPT SELECT activation._statement(p) FROM pg_prepared_statements p);
+    missing := ARRAY(SELECT h FROM unnest(held_statements) AS h WHERE h <> ALL (activation._held_statements()));
     IF missing <> '{}' THEN
         lost := true;
-        done := concat_ws(', ', done, (SELECT 'it took away prepared statement ' || string_agg(quote_ident(m::jsonb ->> 0), ', ' ORDER BY m) FROM unnest(missing) AS m));
+        done := concat_ws(', ', done, (SELECT 'it took away prepared statement ' || string_agg(quote_ident(m.name), ', ' ORDER BY m.name) FROM unnest(missing) AS m));
     END IF;
     IF held_locks IS NULL THEN
         PERFORM pg_advisory_unlock_all();
@@ -71,20 +70,14 @@ $$;
 
 -- Compares, after an author's code has run, what the session holds with what it held. ACT04: something was new, and is gone
 -- again; ACT05: something is missing, and whoever uses this session next cannot trust it.
-CREATE FUNCTION activation._check_session(held_statements text[], held_locks text[]) RETURNS void
+CREATE FUNCTION activation._check_session(held_statements activation.held_statement[], held_locks text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    now_held record;
     mended record;
 BEGIN
-    SELECT h.* INTO now_held FROM activation._session_held() h;
-    IF held_locks IS NULL THEN
-        -- Costs less than to look.
-        PERFORM pg_advisory_unlock_all();
-    END IF;
-    IF now_held.statements IS NOT DISTINCT FROM held_statements AND now_held.locks IS NOT DISTINCT FROM held_locks THEN
+    IF activation._held_statements() IS NOT DISTINCT FROM held_statements AND (held_locks IS NULL OR activation._held_locks() IS NOT DISTINCT FROM held_locks) THEN
         RETURN;
     END IF;
     SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
@@ -97,29 +90,26 @@ $$;
 -- The same in the app's session, which must go on: statements that are missing are prepared again, with the engine's rights
 -- and undone but for themselves; whoever executes one has it analyzed anew, with their own rights and path. Returns what
 -- the code did.
-CREATE FUNCTION activation._check_app_session(held_statements text[], held_locks text[], app_path text) RETURNS text
+CREATE FUNCTION activation._check_app_session(held_statements activation.held_statement[], held_locks text[], app_path text) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    now_held record;
     mended record;
-    statement jsonb;
+    statement activation.held_statement;
     types text;
 BEGIN
-    SELECT h.* INTO now_held FROM activation._session_held() h;
-    IF now_held.statements IS NOT DISTINCT FROM held_statements AND now_held.locks IS NOT DISTINCT FROM held_locks THEN
+    IF activation._held_statements() IS NOT DISTINCT FROM held_statements AND (held_locks IS NULL OR activation._held_locks() IS NOT DISTINCT FROM held_locks) THEN
         RETURN NULL;
     END IF;
     SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
-    FOR statement IN SELECT m::jsonb FROM unnest(mended.missing) AS m LOOP
-        SELECT string_agg(format_type(t.oid::oid, NULL), ', ' ORDER BY t.n) INTO types
-          FROM jsonb_array_elements_text(statement -> 4) WITH ORDINALITY AS t(oid, n);
+    FOREACH statement IN ARRAY mended.missing LOOP
+        types := (SELECT string_agg(format_type(t.oid, NULL), ', ' ORDER BY t.n) FROM unnest(statement.types) WITH ORDINALITY AS t(oid, n));
         BEGIN
             PERFORM set_config('transaction_read_only', 'on', true), set_config('search_path', app_path, true);
             -- @plpgsql_check_options: security_warnings = off
-            EXECUTE CASE WHEN (statement -> 2)::boolean THEN statement ->> 3
-                         ELSE format('PREPARE %I', statement ->> 0) || coalesce('(' || types || ')', '') || ' AS ' || (statement ->> 3) END;
+            EXECUTE CASE WHEN statement.from_sql THEN statement.statement
+                         ELSE format('PREPARE %I', statement.name) || coalesce('(' || types || ')', '') || ' AS ' || statement.statement END;
             RAISE EXCEPTION USING ERRCODE = 'ACT00';
         EXCEPTION WHEN others THEN
             -- What cannot be prepared here is missing: the session's next use of it says so.
@@ -143,7 +133,10 @@ DECLARE
     answer text[];
     evaluated boolean := false;
     box record;
-    held record;
+    -- Written out, since it comes with every call.
+    held activation.held_statement[] := ARRAY(SELECT ROW(p.name, p.prepare_time, p.from_sql, p.statement, p.parameter_types::oid[])::activation.held_statement
+                                                FROM pg_prepared_statements p ORDER BY p.name);
+    locks text[] := CASE WHEN current_setting('activation.no_locks', true) IS DISTINCT FROM 'on' THEN activation._held_locks() END;
 BEGIN
     SELECT p.oid, p.prosecdef, p.proowner INTO box
       FROM pg_proc p
@@ -159,7 +152,6 @@ BEGIN
                   DETAIL = format('Its owner is %s.', activation._role_name(box.proowner)),
                   HINT = 'Define the loop again.';
     END IF;
-    SELECT h.* INTO held FROM activation._session_held() h;
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
         IF one_by_one THEN
@@ -169,7 +161,14 @@ BEGIN
         evaluated := true;
         RAISE EXCEPTION USING ERRCODE = 'ACT00';
     EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
-        PERFORM activation._check_session(held.statements, held.locks);
+        IF locks IS NULL THEN
+            PERFORM pg_advisory_unlock_all();
+        END IF;
+        IF locks IS NOT NULL OR held IS DISTINCT FROM ARRAY(
+               SELECT ROW(p.name, p.prepare_time, p.from_sql, p.statement, p.parameter_types::oid[])::activation.held_statement
+                 FROM pg_prepared_statements p ORDER BY p.name) THEN
+            PERFORM activation._check_session(held, locks);
+        END IF;
         IF SQLSTATE = 'ACT00' AND NOT evaluated THEN
             RAISE EXCEPTION 'the loop''s own code raised SQLSTATE ACT00' USING ERRCODE = 'ACT03';
         ELSIF NOT evaluated THEN

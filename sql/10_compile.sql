@@ -36,14 +36,14 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    held record;
+    held activation.held_statement[] := activation._held_statements();
+    locks text[] := activation._held_locks();
     last integer := cardinality(statements);
     answer jsonb;
 BEGIN
-    SELECT h.* INTO held FROM activation._session_held() h;
     answer := activation._run(names, statements[:last - 1] || 'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)'::text || statements[last:],
                               false, shown);
-    PERFORM activation._check_session(held.statements, held.locks);
+    PERFORM activation._check_session(held, locks);
     RETURN answer;
 END
 $$;
