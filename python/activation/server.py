@@ -152,7 +152,7 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
 
     try:
         mail = delivery.rendered_mail(
-            json.loads(action), loop, json.loads(user_row), None, render.Source(subject, html, text)
+            json.loads(action), loop, user_row, None, render.Source(subject, html, text)
         )
     except RenderError as error:
         return json.dumps({"problem": str(error)})
@@ -161,6 +161,12 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
 
 def is_reference(text: str) -> bool:
     return keys.is_reference(text)
+
+
+def mailbox(what: str, text: str) -> str:
+    from activation import mailbox
+
+    return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)})
 
 
 def key_problem(reference: str | None, stored: str | None) -> str | None:

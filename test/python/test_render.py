@@ -40,7 +40,7 @@ def test_a_value_that_a_filter_cannot_work_on(text: str, name: str) -> None:
         rendered(text, name=name)
 
 
-FILTERS = sorted(render._environment(False, False).filters)
+FILTERS = sorted(render._environment(False).filters)
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers(), max_size=3),
     st.sampled_from(["1e400", "nan", "-1", "%00", "now", "99999999999999999999", "{{ user }}", "0x1"]),
