@@ -370,7 +370,9 @@ def _mailboxes(check: _Checker, given: Document, where: str) -> Document:
     # It takes the mail parser of the standard library, which a detector does without.
     from activation.mailbox import mailbox
 
-    return {key: mailbox(f'loop "{check.loop}": {where}.{key}', check.text(given[key], f"{where}.{key}")) for key in keys}
+    return {
+        key: mailbox(f'loop "{check.loop}": {where}.{key}', check.text(given[key], f"{where}.{key}")) for key in keys
+    }
 
 
 def _recovery(check: _Checker, given: Document) -> Document:

@@ -472,7 +472,7 @@ class Deliverer:
         address = (row["email"] or "").strip()
         if not address:
             raise RenderError("the user has no email address")
-        if not _ADDRESS.fullmatch(address):
+        if len(address) > 320 or not address.isprintable() or not _ADDRESS.fullmatch(address):
             raise RenderError(f"not an email address: {address[:100]}")
         branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
         leave = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from io import StringIO
 from time import monotonic
 from typing import Any, TextIO
@@ -20,7 +20,7 @@ from liquid.builtin.expressions.primitive import RangeLiteral
 from liquid.builtin.tags.cycle_tag import CycleNode, CycleTag
 from liquid.exceptions import LiquidError, LiquidSyntaxError
 from liquid.expression import Expression
-from liquid.filter import sequence_filter
+from liquid.filter import sequence_filter, with_context
 from liquid.token import Token
 from liquid.undefined import UNDEFINED
 
@@ -88,9 +88,11 @@ class Context(RenderContext):
         self.look()
         super().assign(key, val)
 
-    def loop(self, namespace: Mapping[str, object], forloop: Any) -> AbstractContextManager[RenderContext]:
+    @contextmanager
+    def loop(self, namespace: Mapping[str, object], forloop: Any) -> Iterator[RenderContext]:
         forloop.it = self._watched(forloop.it)
-        return super().loop(namespace, forloop)
+        with super().loop(namespace, forloop) as context:
+            yield context
 
     def _watched(self, items: Iterable[object]) -> Iterator[object]:
         for item in items:
@@ -170,7 +172,8 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-@sequence_filter  # type: ignore[untyped-decorator]
+@with_context
+@sequence_filter
 def _uniq(values: Iterable[object], key: object = None, *, context: Context) -> list[object]:
     """Liquid filter: as Liquid's own, which compares each item with all others without a look at the clock."""
     found: list[object] = []
@@ -190,6 +193,7 @@ def _uniq(values: Iterable[object], key: object = None, *, context: Context) -> 
     return found
 
 
+@with_context
 def _strip_html(value: object, *, context: Context) -> str:
     """Liquid filter: as Liquid's own, but in linear time."""
     return markup.without_tags(_text(value), context.until)
@@ -210,8 +214,8 @@ _BEFORE: dict[str, Callable[..., None]] = {
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    with_context = getattr(function, "with_context", False)
-    with_environment = getattr(function, "with_environment", False)
+    takes_context = getattr(function, "with_context", False)
+    takes_environment = getattr(function, "with_environment", False)
     before = _BEFORE.get(name)
 
     def limited(value: object, *arguments: object, context: Context, **named: object) -> object:
@@ -219,16 +223,15 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         weigh(value, *arguments, *named.values())
         if before:
             before(value, *arguments, **named)
-        if with_context:
+        if takes_context:
             named["context"] = context
-        if with_environment:
+        if takes_environment:
             named["environment"] = context.env
         result = function(value, *arguments, **named)
         weigh(result)
         return result
 
-    limited.with_context = True  # type: ignore[attr-defined]
-    return limited
+    return with_context(limited)
 
 
 # -- tags ----------------------------------------
@@ -266,8 +269,6 @@ def environment(html: bool, filters: Mapping[str, Callable[..., Any]]) -> Enviro
     """Liquid with limits and more filters."""
     made = _Limited(autoescape=html, undefined=FalsyStrictUndefined)
     made.add_tag(_CycleTag)
-    for function in (_uniq, _strip_html):
-        function.with_context = True  # type: ignore[attr-defined]
     all_filters = {**made.filters, "uniq": _uniq, "strip_html": _strip_html, **filters}
     made.filters = {name: f if name in UNLIMITED else _limited(name, f) for name, f in all_filters.items()}
     return made

@@ -43,7 +43,7 @@ def mailbox(what: str, text: str) -> str:
 
 
 def _with_quotes(text: str) -> str:
-    """A name is taken at its word: without quotes, the standard library reads `Acme, Inc.` as two, `(EU)` as a remark."""
+    """The text with its name quoted: as it is, `Acme, Inc.` is read as two mailboxes, and `(EU)` as a remark."""
     name, bracket, address = text.rpartition("<")
     name = name.strip()
     if bracket and not set(name) & set('<>@"') and set(name) & set("()[],:;.\\"):
@@ -61,6 +61,10 @@ def _parsed(text: str) -> tuple[list[Address], bool]:
         return [], False
     if any(group.display_name is not None for group in header.groups):
         return addresses, True
-    if len(addresses) == 1 and (header.defects or not addresses[0].username or not addresses[0].domain):
+    if len(addresses) == 1 and (
+        header.defects  # type: ignore[attr-defined]
+        or not addresses[0].username
+        or not addresses[0].domain
+    ):
         return [], False
     return addresses, False

@@ -26,8 +26,8 @@ _RAW_END = {name: re.compile(rf"</{name}(?=[ \t\n\r\f/>])", re.IGNORECASE) for n
 
 #: Attributes that hold an address.
 _ADDRESSES = frozenset(
-    ("href", "src", "srcset", "action", "formaction", "xlink:href", "background", "poster", "cite", "data", "longdesc", "ping")
-)  # fmt: skip
+    "href src srcset action formaction xlink:href background poster cite data longdesc ping".split()  # noqa: SIM905
+)
 #: With which an address that comes from data may begin.
 _ALLOWED = re.compile(r"(?:https?|mailto):", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """kind: text, start (of an element), end (of one), raw (what is in a raw element) or comment. name: of the element."""
+    """kind: text, start or end (of an element), raw (what is in a raw element) or comment. name: of the element."""
 
     kind: str
     begin: int
@@ -89,7 +89,7 @@ def tokens(html: str, *, conditional: bool = False, until: float = float("inf"))
 
 def _attributes(html: str, at: int) -> tuple[int, tuple[Attribute, ...]] | None:
     """A tag's attributes and where it ends; None if it does not."""
-    found = []
+    found: list[Attribute] = []
     while True:
         at = _between(html, at)
         if at >= len(html):
@@ -201,17 +201,21 @@ def links_of(template: str, until: float) -> Links:
     own: set[str] = set()
     begun: set[str] = set()
     outputs: set[int] = set()
-    proven = True
+    # What is written behind a bracket can make it a tag.
+    proven = not re.search(f"<[/!?-]*{MARKS.pattern}", template)
     ended = 0
     for token in tokens(template, conditional=True, until=until):
         ended = token.end
+        inside = template[token.begin : token.end]
         if token.kind in ("raw", "comment"):
-            proven = proven and _balanced(template[token.begin : token.end])
+            # Where it ends may depend on what is written.
+            proven = proven and _balanced(inside) and not ("<" in inside and MARKS.search(inside))
         elif token.kind != "text":
             values = [a.value for a in token.attributes if a.quoted and MARKS.search(a.value)]
-            marks = MARKS.findall(template, token.begin, token.end)
+            marks = MARKS.findall(inside)
             # A mark anywhere else in a tag can become anything.
-            proven = proven and QUOTING not in marks and len(marks) == sum(len(MARKS.findall(v)) for v in values)
+            proven = proven and QUOTING not in marks
+            proven = proven and len(marks) == len(MARKS.findall("".join(values)))
             proven = proven and all(map(_balanced, values))
             for attribute in token.attributes:
                 if attribute.name in _ADDRESSES:

@@ -151,9 +151,7 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
     from activation.errors import RenderError
 
     try:
-        mail = delivery.rendered_mail(
-            json.loads(action), loop, user_row, None, render.Source(subject, html, text)
-        )
+        mail = delivery.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
     except RenderError as error:
         return json.dumps({"problem": str(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})

@@ -87,7 +87,13 @@ def test_any_text(text: str) -> None:
     assert len(header.addresses) == 1 and header.addresses[0].domain
 
 
-@given(st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters='<>@"\\='), min_size=1, max_size=60))
+@given(
+    st.text(
+        alphabet=st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters='<>@"\\='),
+        min_size=1,
+        max_size=60,
+    )
+)
 def test_any_name(name: str) -> None:
     """A name is never read as anything else than a name."""
     name = " ".join(name.split())
@@ -103,5 +109,7 @@ def test_in_a_document() -> None:
     assert made["steps"][0]["action"]["sender"] == '"Acme, Inc." <a@b.de>'
     assert definition.normalise("l", made) == made
     for key in ("sender", "reply_to"):
-        with pytest.raises(Refusal, match=re.escape(f'loop "l": action.{key} "a@b.de, c@d.de" is more than one mailbox')):
+        with pytest.raises(
+            Refusal, match=re.escape(f'loop "l": action.{key} "a@b.de, c@d.de" is more than one mailbox')
+        ):
             definition.normalise("l", {**document, "action": {"template": "x", key: "a@b.de, c@d.de"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from time import monotonic
 
 import pytest
@@ -49,7 +50,7 @@ def test_text_of_odd_html(html: str, text: str) -> None:
 def test_any_html(html: str) -> None:
     markup.text_of(html)
     found = list(markup.tokens(html))
-    assert all(before.end == after.begin for before, after in zip(found, found[1:], strict=False))
+    assert all(before.end == after.begin for before, after in pairwise(found))
     rest = html[found[-1].end if found else 0 :]
     assert rest == "" or rest.startswith("<")
     none = markup.Links(frozenset(), (), frozenset(), False)
@@ -57,7 +58,26 @@ def test_any_html(html: str) -> None:
     assert markup.without_odd_links(cleaned, none) == cleaned
 
 
-UNITS = ["<", "<a ", "<a '", "<a x=", "<a x='", "<!--", "</a", "</", "<p>", "<title>", "<script>", "<?", "<!", "&", "&#9", "<![x]>", "</title", "<svg/"]
+UNITS = [
+    "<",
+    "<a ",
+    "<a '",
+    "<a x=",
+    "<a x='",
+    "<!--",
+    "</a",
+    "</",
+    "<p>",
+    "<title>",
+    "<script>",
+    "<?",
+    "<!",
+    "&",
+    "&#9",
+    "<![x]>",
+    "</title",
+    "<svg/",
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -78,25 +98,69 @@ def test_reading_looks_at_the_clock(unit: str) -> None:
             read(unit * 100, monotonic() - 1)
 
 
-GOOD = ["https://a.de/?x=1&y=2", "http://a.de", "HTTPS://A.DE", "mailto:a@b.de", " https://a.de", "ht\ttps://a.de", "&#104;ttps://a.de"]
+GOOD = [
+    "https://a.de/?x=1&y=2",
+    "http://a.de",
+    "HTTPS://A.DE",
+    "mailto:a@b.de",
+    " https://a.de",
+    "ht\ttps://a.de",
+    "&#104;ttps://a.de",
+]
 BAD = [
-    "javascript:alert(1)", "JavaScript:alert(1)", "java\tscript:alert(1)", "java\nscript:x", " javascript:x", "\x01javascript:x",
-    "javascript&#58;x", "javascript&colon;x", "&#106;avascript:x", "data:text/html,x", "vbscript:x", "file:///etc", "//evil.com",
-    "/path", "evil.com", "", "ftp://a.de", "https", "tel:1", "blob:https://a.de", "\\\\evil", "ht tps://a.de", "\u00a0javascript:x",
-]  # fmt: skip
+    "javascript:alert(1)",
+    "JavaScript:alert(1)",
+    "java\tscript:alert(1)",
+    "java\nscript:x",
+    " javascript:x",
+    "\x01javascript:x",
+    "javascript&#58;x",
+    "javascript&colon;x",
+    "&#106;avascript:x",
+    "data:text/html,x",
+    "vbscript:x",
+    "file:///etc",
+    "//evil.com",
+    "/path",
+    "evil.com",
+    "",
+    "ftp://a.de",
+    "https",
+    "tel:1",
+    "blob:https://a.de",
+    "\\\\evil",
+    "ht tps://a.de",
+    "\u00a0javascript:x",
+]
 PLACES = [
-    '<a href="{{ user.x }}">go</a>', "<a href='{{ user.x }}'>go</a>", '<a class="a" href="{{ user.x }}" title="t">go</a>',
-    "<A\nHREF = \"{{ user.x }}\">go</A>", '<a href="{{ user.x }}{{ user.y }}">go</a>', "<a href={{ user.x }}>go</a>",
-    '<a href="{% if user.x %}{{ user.x }}{% endif %}">go</a>', '<a {% if user.x != nil %}href="{{ user.x }}"{% endif %}>go</a>',
-    '{% capture l %}{{ user.x }}{% endcapture %}<a href="{{ l }}">go</a>', '{% assign l = user.x %}<a href="{{ l }}">go</a>',
-    '<a href="{{ user.x | strip }}">go</a>', '{% assign a = \'<a href="\' %}{{ a }}{{ user.x }}">go</a>',
-    "{{ '<a href=\"' }}{{ user.x }}\">go</a>", '<a href="{% cycle user.x, user.x %}">go</a>', '<a href="{% echo user.x %}">go</a>',
-    '<!--[if mso]><a href="{{ user.x }}">go</a><![endif]-->', '<img src="{{ user.x }}">', '<form action="{{ user.x }}"></form>',
-    '<svg><a xlink:href="{{ user.x }}">go</a></svg>', '<button formaction="{{ user.x }}">go</button>',
-    '{% for i in (1..2) %}<a href="{{ user.x }}">go</a>{% endfor %}', '<a href="{{ user.y }}{{ user.x }}">go</a>',
-    '<a {{ user.z }} href="{{ user.x }}">go</a>', '{{ user.html | safe }}', '<a href="{% liquid echo user.x %}">go</a>',
-    '<p title="{{ "x\' href=" }}"></p><a href="{{ user.x }}">go</a>', "{% tablerow i in (1..2) %}<a href='{{ user.x }}'>go</a>{% endtablerow %}",
-]  # fmt: skip
+    '<a href="{{ user.x }}">go</a>',
+    "<a href='{{ user.x }}'>go</a>",
+    '<a class="a" href="{{ user.x }}" title="t">go</a>',
+    '<A\nHREF = "{{ user.x }}">go</A>',
+    '<a href="{{ user.x }}{{ user.y }}">go</a>',
+    "<a href={{ user.x }}>go</a>",
+    '<a href="{% if user.x %}{{ user.x }}{% endif %}">go</a>',
+    '<a {% if user.x != nil %}href="{{ user.x }}"{% endif %}>go</a>',
+    '{% capture l %}{{ user.x }}{% endcapture %}<a href="{{ l }}">go</a>',
+    '{% assign l = user.x %}<a href="{{ l }}">go</a>',
+    '<a href="{{ user.x | strip }}">go</a>',
+    "{% assign a = '<a href=\"' %}{{ a }}{{ user.x }}\">go</a>",
+    "{{ '<a href=\"' }}{{ user.x }}\">go</a>",
+    '<a href="{% cycle user.x, user.x %}">go</a>',
+    '<a href="{% echo user.x %}">go</a>',
+    '<!--[if mso]><a href="{{ user.x }}">go</a><![endif]-->',
+    '<img src="{{ user.x }}">',
+    '<form action="{{ user.x }}"></form>',
+    '<svg><a xlink:href="{{ user.x }}">go</a></svg>',
+    '<button formaction="{{ user.x }}">go</button>',
+    '{% for i in (1..2) %}<a href="{{ user.x }}">go</a>{% endfor %}',
+    '<a href="{{ user.y }}{{ user.x }}">go</a>',
+    '<a {{ user.z }} href="{{ user.x }}">go</a>',
+    "{{ user.html | safe }}",
+    '<a href="{% liquid echo user.x %}">go</a>',
+    '<p title="{{ "x\' href=" }}"></p><a href="{{ user.x }}">go</a>',
+    "{% tablerow i in (1..2) %}<a href='{{ user.x }}'>go</a>{% endtablerow %}",
+]
 
 
 @pytest.mark.parametrize("template", PLACES)
@@ -104,7 +168,12 @@ def test_addresses_from_data(template: str) -> None:
     """http, https and mailto stay as they are. Of others the attribute goes, and what is around it stays."""
     for address in (*GOOD, *BAD):
         written = html_of(template, x=address, y="", z="", html=f'<a href="{address}">go</a>')
-        found = [a.value for t in markup.tokens(written, conditional=True) for a in t.attributes if a.name in markup._ADDRESSES]
+        found = [
+            a.value
+            for t in markup.tokens(written, conditional=True)
+            for a in t.attributes
+            if a.name in markup._ADDRESSES
+        ]
         # What is escaped as a value is no entity any more.
         if address in BAD or (address.startswith("&") and "safe" not in template):
             assert not found, address
@@ -117,11 +186,18 @@ def test_addresses_from_data(template: str) -> None:
 @pytest.mark.parametrize(
     "html",
     [
-        '<a href="tel:+49123">', '<a href="#top">', '<a href="/help">', '<img src="cid:logo">', '<a href="myapp://x">',
-        '<a href="tel:{{ user.n }}">', '<a href="/u/{{ user.n }}">', '<a href="https://{{ user.n }}.acme.dev">', '<a href="?u={{ user.n }}">',
+        '<a href="tel:+49123">',
+        '<a href="#top">',
+        '<a href="/help">',
+        '<img src="cid:logo">',
+        '<a href="myapp://x">',
+        '<a href="tel:{{ user.n }}">',
+        '<a href="/u/{{ user.n }}">',
+        '<a href="https://{{ user.n }}.acme.dev">',
+        '<a href="?u={{ user.n }}">',
         '<p style="margin:{% if user.n %}1{% else %}2{% endif %}px" title="{{ user.n }}">{{ user.n }}</p>',
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("more", ["", '<a href="{{ user.bad }}">', "{{ user.n | safe }}", "{% cycle 'a' %}"])
 def test_addresses_of_the_template_itself(html: str, more: str) -> None:
     """Their scheme is the author's, even where something else in the mail has to be taken out."""
@@ -149,13 +225,52 @@ def test_the_built_in_templates_need_no_look(name: str) -> None:
     assert links and links.proven and len(links.outputs) == 2
 
 
-DATA = st.text(alphabet=st.sampled_from(list("javscript:htps/&#58;\t\"'<>= x")), max_size=20) | st.sampled_from(BAD + GOOD)
+DATA = st.text(alphabet=st.sampled_from(list("javscript:htps/&#58;\t\"'<>= x")), max_size=20) | st.sampled_from(
+    BAD + GOOD
+)
 
 
-@given(st.lists(st.sampled_from([
-    "<a href=\"", "<a href='", '"', "'", ">", "</a>", "{{ user.x }}", "{% if user.x %}", "{% endif %}", "{% else %}", "<b title=\"", " ", "<!--", "-->",
-    "<title>", "</title>", "https:", "x", "{% for i in (1..2) %}", "{% endfor %}", "<img src=", "<p>", "{{ 'it' }}", '{{ "it\'s" }}', "{{ user.x | safe }}",
-]), max_size=12), DATA)  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                '<a href="',
+                "<a href='",
+                '"',
+                "'",
+                ">",
+                "</a>",
+                "{{ user.x }}",
+                "{% if user.x %}",
+                "{% endif %}",
+                "{% else %}",
+                '<b title="',
+                " ",
+                "<!--",
+                "-->",
+                "<title>",
+                "</title>",
+                "https:",
+                "x",
+                "{% for i in (1..2) %}",
+                "{% endfor %}",
+                "<img src=",
+                "<p>",
+                "{{ 'it' }}",
+                '{{ "it\'s" }}',
+                "<",
+                "</",
+                "<!",
+                "--",
+                "a",
+                "title",
+                "{{ user.x | safe }}",
+            ]
+        ),
+        max_size=12,
+    ),
+    DATA,
+)
 def test_what_is_proven(parts: list[str], data: str) -> None:
     """Where nothing is read again after rendering, reading it again would find nothing."""
     text = "".join(parts)

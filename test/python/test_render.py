@@ -96,7 +96,10 @@ def test_an_empty_subject(name: str) -> None:
 def test_any_name(name: str) -> None:
     mail = rendered("{{ user.name }}", subject="Hi {{ user.name }}!", html="<p>{{ user.name }}</p>", name=name)
     assert len(mail.subject.splitlines()) == 1 and "\x00" not in mail.text + str(mail.html)
-    assert not any(unicodedata.bidirectional(c) in ("RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI") for c in mail.subject)
+    assert not any(
+        unicodedata.bidirectional(c) in ("RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI")
+        for c in mail.subject
+    )
     json.dumps([mail.subject, mail.html, mail.text], ensure_ascii=False).encode()
 
 
@@ -176,7 +179,11 @@ def test_what_grows(template: str, reason: str) -> None:
 def test_everything_looks_at_the_clock(template: str) -> None:
     """Whatever could be repeated in a template ends when the mail's time is up."""
     variables = render.variables_of({}, HUGE, "first", None, None)
-    for source in (render.Source("s", None, template), render.Source("s", template, "t"), render.Source(template, "", "")):
+    for source in (
+        render.Source("s", None, template),
+        render.Source("s", template, "t"),
+        render.Source(template, "", ""),
+    ):
         with pytest.raises(RenderError, match="takes longer than 2 seconds"):
             render.render(source, variables, monotonic() - 1)
     with pytest.raises(RenderError, match="personalization x: rendering takes longer"):
@@ -195,17 +202,20 @@ def test_every_filter_is_limited() -> None:
     "text",
     [
         "{{" * 300_000, "{% raw %}" * 100_000, "{% doc %}" * 100_000, "{" * MEGABYTE, "{{ a }}" * 20_000,
-        "{% if" + " " * 5_000 + "%}", "{{ " + "(" * 100_000 + " }}", "{% cycle " + "a," * 100_000 + "%}", "a" * (MEGABYTE + 1),
+        "{% if" + " " * 5_000 + "%}", "{{ " + "(" * 100_000 + " }}", "{% cycle " + "a," * 100_000 + "%}",
+        "a" * (MEGABYTE + 1),
     ],
     ids=lambda text: text[:12],
 )  # fmt: skip
 def test_what_would_take_long_to_parse(text: str) -> None:
-    with pytest.raises(Refusal, match="not valid Liquid: .*(expected|without|more than|longer)") as caught:
+    with pytest.raises(Refusal, match=r"not valid Liquid: .*(expected|without|more than|longer)") as caught:
         render.check_syntax(source(text), "it")
     assert caught.value.code == "42601"
 
 
-@pytest.mark.parametrize("text", ["{% raw %}{{ {% {% raw %}{% endraw %}", "{% comment %}{% endcomment %}", "a } b", "{ {"])
+@pytest.mark.parametrize(
+    "text", ["{% raw %}{{ {% {% raw %}{% endraw %}", "{% comment %}{% endcomment %}", "a } b", "{ {"]
+)
 def test_what_is_no_liquid(text: str) -> None:
     render.check_syntax(source(text), "it")
 
@@ -235,7 +245,9 @@ def test_values_of_a_row(row: str, shown: str) -> None:
 
 def test_numbers_can_be_reckoned_with() -> None:
     user = render.read('{"x": 12.50, "n": 3}', "the user's row")
-    text = "{{ user.x | times: user.n }} {% if user.x > 12 %}more{% endif %} {{ user.x | plus: 0.1 }} {{ user.x | ceil }}"
+    text = (
+        "{{ user.x | times: user.n }} {% if user.x > 12 %}more{% endif %} {{ user.x | plus: 0.1 }} {{ user.x | ceil }}"
+    )
     assert rendered(text, **user).text == "37.5 more 12.6 13"
 
 
