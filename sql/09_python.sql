@@ -222,6 +222,16 @@ from activation import server
 return server.is_reference(reference)
 $$;
 
+-- {"mailbox"}: one mailbox, quoted where its name needs it; or {"error"}. what: the name of the setting.
+CREATE FUNCTION activation._mailbox(what text, mailbox text) RETURNS jsonb
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.mailbox(what, mailbox)
+$$;
+
 CREATE FUNCTION activation._key_problem(reference text, stored text) RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp

@@ -10,6 +10,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     given record;
+    answer jsonb;
 BEGIN
     -- While a webhook's secret is rotated there are two of it.
     FOR given IN SELECT 'api_key' AS name, api_key AS value WHERE api_key <> ''
@@ -24,9 +25,12 @@ BEGIN
         END IF;
     END LOOP;
     FOR given IN SELECT * FROM (VALUES ('sender', sender), ('reply_to', reply_to)) AS v(name, value) WHERE v.value <> '' LOOP
-        IF given.value !~ '^([^<>\r\n]*<[^@\s<>]+@[^@\s<>]+>|[^@\s<>]+@[^@\s<>]+)$' THEN
-            RAISE EXCEPTION '% "%" is not an address', given.name, given.value
-                USING ERRCODE = '22023', HINT = 'Write ''Acme <hello@acme.dev>'' or ''hello@acme.dev''.';
+        answer := activation._mailbox(given.name, given.value);
+        PERFORM activation._raise(answer -> 'error');
+        IF given.name = 'sender' THEN
+            sender := answer ->> 'mailbox';
+        ELSE
+            reply_to := answer ->> 'mailbox';
         END IF;
     END LOOP;
     FOR given IN SELECT * FROM (VALUES ('resend_url', resend_url), ('public_url', public_url)) AS v(name, value) WHERE v.value <> '' LOOP

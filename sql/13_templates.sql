@@ -45,7 +45,7 @@ BEGIN
     IF coalesce(name, '') !~ '^[A-Za-z0-9_.-]{1,63}$' THEN
         RAISE EXCEPTION 'a template needs a name' USING ERRCODE = '22023', HINT = 'Use letters, digits, _, . and -, at most 63.';
     END IF;
-    IF coalesce(btrim(subject), '') = '' OR subject ~ '[\r\n]' THEN
+    IF coalesce(btrim(subject), '') = '' OR subject ~ '[\n-\r\u0085\u2028\u2029]' THEN
         RAISE EXCEPTION 'template "%" needs a subject of one line', name USING ERRCODE = '22023', HINT = 'set_template(name, subject => ''Welcome'', html => …)';
     END IF;
     IF coalesce(html, body_text) IS NULL THEN

@@ -192,7 +192,7 @@ AS $$
     SELECT DISTINCT 'problem', format('mail from %s: that domain cannot be verified as yours at Resend%s', d.domain,
                                       CASE d.domain WHEN 'resend.dev' THEN ', which delivers from it to your own address only' ELSE '' END),
            'SELECT activation.configure(sender => ''…'');  -- of a domain that you have verified at Resend'
-      FROM activation._doctor_mails() m, lower(substring(m.sender FROM '@([^@>\s]+)')) AS d(domain)
+      FROM activation._doctor_mails() m, lower(substring(m.sender FROM '@([^@>\s]+)>?$')) AS d(domain)
      WHERE d.domain ~ '^(resend\.dev|gmail\.com|googlemail\.com|outlook\.com|hotmail\.com|yahoo\.com|icloud\.com|localhost|(.*\.)?(example\.(com|net|org)|test|example|invalid|local))$'
 $$;
 
@@ -204,7 +204,7 @@ AS $$
 DECLARE
     s activation.setting := activation._setting();
     host text := lower(substring(s.public_url FROM '^https?://(?:[^/@]*@)?(\[[^]]*\]|[^/:]+)'));
-    proposed text := coalesce('SELECT activation.configure(public_url => ''https://' || substring(s.sender FROM '@([^@>\s]+)') || '/activation'');  -- where your app serves its pages',
+    proposed text := coalesce('SELECT activation.configure(public_url => ''https://' || substring(s.sender FROM '@([^@>\s]+)>?$') || '/activation'');  -- where your app serves its pages',
                               'SELECT activation.configure(public_url => ''…'');  -- where your app serves its pages');
 BEGIN
     IF s.mode <> 'live' THEN

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from activation.errors import Refusal
+from activation.lines import LINE_BREAK
 
 Document = dict[str, Any]
 
@@ -335,9 +336,9 @@ def _action(check: _Checker, given: Document, where: str) -> Document:
     if given.get("resend_template") is not None:
         check.not_yet("resend_template", "Use a template of this database: activation.set_template(…).")
     template = check.text(given.get("template"), f"{where}.template")
-    for key in ("subject", "sender", "reply_to"):
-        if given.get(key) is not None and re.search(r"[\r\n]", check.text(given[key], f"{where}.{key}")):
-            check.refuse(f"{where}.{key} holds a line break", hint="A header is one line.")
+    given = {**given, **_mailboxes(check, given, where)}
+    if given.get("subject") is not None and LINE_BREAK.search(check.text(given["subject"], f"{where}.subject")):
+        check.refuse(f"{where}.subject holds a line break", hint="A header is one line.")
     personalization = given.get("personalization")
     if personalization is None:
         personalization = {}
@@ -359,6 +360,18 @@ def _action(check: _Checker, given: Document, where: str) -> Document:
         "provider": "resend",
         "template": template,
         "personalization": personalization,
+    }
+
+
+def _mailboxes(check: _Checker, given: Document, where: str) -> Document:
+    keys = [key for key in ("sender", "reply_to") if given.get(key) is not None]
+    if not keys:
+        return {}
+    # It takes the mail parser of the standard library, which a detector does without.
+    from activation.mailbox import mailbox
+
+    return {
+        key: mailbox(f'loop "{check.loop}": {where}.{key}', check.text(given[key], f"{where}.{key}")) for key in keys
     }
 
 

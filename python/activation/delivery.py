@@ -22,7 +22,7 @@ from typing import Any
 from activation import keys, tokens
 from activation.database import Cancelled, Database, Failed, storable
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
-from activation.render import Rendered, Source, built_in, render, variables_of
+from activation.render import Rendered, Source, built_in, deadline, read, render, variables_of
 from activation.resend import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
 
 #: Requests in flight at once, how many of them one claim makes, emails a request, and how long a request belongs to its
@@ -540,7 +540,7 @@ class Deliverer:
         address = (row["email"] or "").strip()
         if not address:
             raise RenderError("the user has no email address")
-        if not _ADDRESS.fullmatch(address):
+        if len(address) > 320 or not address.isprintable() or not _ADDRESS.fullmatch(address):
             raise RenderError(f"not an email address: {address[:100]}")
         branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
         leave = (
@@ -551,7 +551,7 @@ class Deliverer:
         rendered = rendered_mail(
             branch.action,
             branch.loop,
-            json.loads(row["user_row"]),
+            row["user_row"],
             row["context"],
             self._source_for(branch.action, row["template_mark"]),
             leave,
@@ -647,20 +647,26 @@ def find_source(db: Database, template: str, mark: int) -> Source | None:
 def rendered_mail(
     action: dict[str, Any],
     loop: str,
-    user: dict[str, Any],
+    user_row: str,
     context: str | None,
     source: Source | None,
     unsubscribe_url: str | None = None,
 ) -> Rendered:
-    """One mail of a loop for one user's row. Raises RenderError."""
+    """One mail of a loop for one user's row, in a time that is limited. Raises RenderError."""
     if source is None:
         raise RenderError(f"template {action['template']} does not exist")
     if action["subject"]:
         source = Source(action["subject"], source.html, source.text)
+    until = deadline()
     variables = variables_of(
-        action["personalization"], user, loop, json.loads(context) if context else None, unsubscribe_url
+        action["personalization"],
+        read(user_row, "the user's row"),
+        loop,
+        read(context, "the enrollment's context") if context else None,
+        unsubscribe_url,
+        until,
     )
-    return render(source, variables)
+    return render(source, variables, until)
 
 
 def _leaving(url: str) -> dict[str, str]:

@@ -167,9 +167,7 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
     from activation import delivery, render
 
     try:
-        mail = delivery.rendered_mail(
-            json.loads(action), loop, json.loads(user_row), None, render.Source(subject, html, text)
-        )
+        mail = delivery.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
     except Exception as error:
         return json.dumps({"problem": delivery.reason(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})
@@ -177,6 +175,12 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
 
 def is_reference(text: str) -> bool:
     return keys.is_reference(text)
+
+
+def mailbox(what: str, text: str) -> str:
+    from activation import mailbox
+
+    return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)})
 
 
 def key_problem(reference: str | None, stored: str | None) -> str | None:

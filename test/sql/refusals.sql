@@ -176,6 +176,9 @@ SELECT pg_temp.refused(pg_temp.loop(action => c.action), c.code, c.named, c.hint
     ($$activation.email('activation_welcome', subject => E'a\nBcc: b@example.net')$$, '22023', '{action.subject,"line break"}', 'one line'),
     ($$activation.email('activation_welcome', sender => E'a@example.net\nBcc: b@example.net')$$, '22023', '{action.sender,"line break"}', 'one line'),
     ($$activation.email('activation_welcome', reply_to => E'a@example.net\r')$$, '22023', '{action.reply_to,"line break"}', 'one line'),
+    ($$activation.email('activation_welcome', subject => E'a\u2028b')$$, '22023', '{action.subject,"line break"}', 'one line'),
+    ($$activation.email('activation_welcome', sender => 'a@example.net, b@example.net')$$, '22023', '{action.sender,"more than one"}', 'quotes'),
+    ($$activation.email('activation_welcome', reply_to => '{{ user.email }}')$$, '22023', '{action.reply_to,Liquid}', 'same for everybody'),
     ($$activation.email('activation_welcome', resend_template => 'welcome')$$, '0A000', '{resend_template}', 'set_template'),
     ($$NULL$$, '22023', '{"loop \"refused\"","sends nothing"}', 'action')
   ) AS c(action, code, named, hint)
@@ -371,7 +374,10 @@ SELECT pg_temp.refused($$SELECT activation.set_users('users', key => 'email')$$,
 SELECT pg_temp.refused(format('SELECT activation.%s', c.call), c.code, c.named, c.hint)
   FROM (VALUES
     ($$configure(sender => 'nobody')$$, '22023', '{sender,nobody}'::text[], 'hello@acme.dev'),
-    ($$configure(sender => E'a@example.net\nBcc: b@example.net')$$, '22023', '{sender}', 'hello@acme.dev'),
+    ($$configure(sender => E'a@example.net\nBcc: b@example.net')$$, '22023', '{sender,"line break"}', 'one line'),
+    ($$configure(sender => 'a@example.net, b@example.net')$$, '22023', '{sender,"more than one"}', 'quotes'),
+    ($$configure(reply_to => 'Team: a@example.net;')$$, '22023', '{reply_to,"more than one"}', 'quotes'),
+    ($$configure(sender => '{{ user.manager_email }}')$$, '22023', '{sender,user.manager_email,Liquid}', 'same for everybody'),
     ($$configure(reply_to => 'Acme <>')$$, '22023', '{reply_to}', 'hello@acme.dev'),
     ($$configure(resend_url => 'ftp://example.net')$$, '22023', '{resend_url,ftp}', 'https://'),
     ($$configure(public_url => 'acme.dev')$$, '22023', '{public_url,acme.dev}', 'https://'),
