@@ -213,6 +213,22 @@ EXCEPTION
 END
 $$;
 
+-- Notes which addresses people had, whose rows will not tell any more; unless they were forgotten already.
+CREATE FUNCTION activation._remember_addresses(user_ids text[], addresses text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM activation._signing_key();
+    INSERT INTO activation.past_address (user_id, hash, at)
+    SELECT DISTINCT u.user_id, h.hash, activation._now()
+      FROM unnest(user_ids, addresses) AS u(user_id, address), activation._hash_address(u.address) AS h(hash)
+     WHERE u.address LIKE '_%@_%' AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = h.hash)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
 -- Turns signals into enrollments, at most so many signals. There is at most one waiting enrollment of a user in a loop, and
 -- a next one only where the loop's reentry allows it.
 CREATE FUNCTION activation._take_signals(parts integer[], batch integer, OUT taken integer, OUT ids bigint[])
@@ -225,6 +241,7 @@ DECLARE
     mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
     gone_sources integer[];
     gone_users text[];
+    gone_addresses text[];
     gone record;
 BEGIN
     WITH signals AS (
@@ -266,8 +283,9 @@ BEGIN
         RETURNING enrollment_id
     )
     SELECT (SELECT count(*) FROM signals), (SELECT array_agg(e.enrollment_id) FROM enrolled e),
-           (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone), (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone)
-      INTO taken, ids, gone_sources, gone_users;
+           g.sources, g.users, g.addresses
+      INTO taken, ids, gone_sources, gone_users, gone_addresses
+      FROM (SELECT array_agg(t.source_id) AS sources, array_agg(t.user_id) AS users, array_agg(t.address) AS addresses FROM signals t WHERE t.gone) g;
     IF gone_users IS NOT NULL THEN
         FOR gone IN
             SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
@@ -279,6 +297,9 @@ BEGIN
                   JOIN activation.enrollment e ON e.user_id = k.user_id
                   JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = gone.table_name),
                 'the user was deleted');
+            PERFORM activation._remember_addresses(u.users, u.addresses)
+               FROM (SELECT array_agg(x.user_id) AS users, array_agg(activation._fold_address(x.address)) AS addresses
+                       FROM unnest(gone_users, gone_addresses) AS x(user_id, address) WHERE x.user_id = ANY (gone.users)) u;
             IF (activation._setting()).erase_on_delete THEN
                 INSERT INTO activation.erasure (user_id, asked_at) SELECT DISTINCT k, now FROM unnest(gone.users) AS k ON CONFLICT DO NOTHING;
             END IF;

@@ -309,6 +309,8 @@ BEGIN
     END IF;
     PERFORM activation._require_owner(activation._caller(), users, 'set_users');
     PERFORM activation._register_users(users, key, email, timezone, 'set_users');
+    -- What is captured of a row that is deleted may have another name now.
+    PERFORM activation._generate_capture(users, only_known => true);
 END
 $$;
 COMMENT ON FUNCTION activation.set_users(regclass, name, name, name) IS

@@ -127,20 +127,39 @@ $$;
 COMMENT ON FUNCTION activation.preferences(text, text) IS
 'What somebody is subscribed to: a row for everything (topic '''') and one for each topic, with its name and description. user_id: the user''s key as text, in the first registered users table; token: of an unsubscribe link. No rows for a token that is none.';
 
+-- The only writer of plain addresses into the list. Returns whether it was not there yet; NULL for what is no address. Of who was
+-- forgotten nothing is written: the hash of the address does it.
+CREATE FUNCTION activation._suppress(email text, reason text, source text, at timestamptz) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    folded text := activation._fold_address(left(email, 1000));
+    hashed text;
+BEGIN
+    -- Longer ones cannot be mailed, nor indexed.
+    IF octet_length(folded) <= 320 AND folded ~ '^[^@\s<>,;]+@[^@\s<>,;]+$' THEN
+        PERFORM activation._signing_key();
+        hashed := activation._hash_address(folded);
+        INSERT INTO activation.suppression (address, reason, source, at, hash)
+        SELECT folded, left(_suppress.reason, 1000), _suppress.source, _suppress.at, hashed
+         WHERE NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = hashed)
+        ON CONFLICT DO NOTHING;
+        RETURN FOUND;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION activation.suppress(email text, reason text DEFAULT 'by hand') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    folded text := activation._fold_address(email);
 BEGIN
-    IF coalesce(folded, '') !~ '^[^@\s<>,;]+@[^@\s<>,;]+$' THEN
-        RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev''.';
+    IF activation._suppress(email, coalesce(nullif(btrim(suppress.reason), ''), 'by hand'), format('%s', activation._caller()), activation._now()) IS NULL THEN
+        RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev'', of 320 bytes at most.';
     END IF;
-    INSERT INTO activation.suppression (address, reason, source, at)
-    VALUES (folded, coalesce(nullif(btrim(suppress.reason), ''), 'by hand'), format('%s', activation._caller()), activation._now())
-    ON CONFLICT DO NOTHING;
-    DELETE FROM activation.unsuppression n WHERE n.address = folded;
+    DELETE FROM activation.unsuppression n WHERE n.address = activation._fold_address(email);
 END
 $$;
 COMMENT ON FUNCTION activation.suppress(text, text) IS

@@ -25,8 +25,12 @@ BEGIN
             IF rows <> '{}' THEN
                 found := found || jsonb_build_object(activation._table_name(v.users), rows[1]::jsonb);
             END IF;
-        EXCEPTION WHEN data_exception OR undefined_table OR insufficient_privilege THEN
-            NULL;
+        EXCEPTION
+            WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
+                RAISE;
+            WHEN others THEN
+                -- A row that cannot be read, or a table that is gone, stands in nobody's way.
+                NULL;
         END;
     END LOOP;
     RETURN found;
@@ -45,7 +49,7 @@ AS $$
         'webhooks', (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]') FROM activation.webhook_event w WHERE w.message_id = ANY (activation._mails_of($1))),
         'events', (SELECT coalesce(jsonb_agg(to_jsonb(e) ORDER BY e.at), '[]') FROM activation.event e WHERE e.user_id = $1),
         'consent', (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]') FROM activation.consent c WHERE c.user_id = $1),
-        'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM activation.suppression s
+        'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s) - 'hash'), '[]') FROM activation.suppression s
                           WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._mails_of($1))
                                               UNION SELECT activation._fold_address(r.value ->> 1) FROM jsonb_each(activation._user_rows($1)) AS r)),
         'remarks', (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]') FROM activation.remark r WHERE r.user_id = $1),
@@ -64,6 +68,10 @@ AS $$
 DECLARE
     mails uuid[];
     addresses text[];
+    hashes text[];
+    requests uuid[];
+    shared uuid[];
+    named text := 'an error that named somebody who was forgotten since';
 BEGIN
     -- Not while they are being enrolled or evaluated.
     PERFORM pg_advisory_xact_lock(hashtext('activation part'), activation._part(of_user));
@@ -72,14 +80,34 @@ BEGIN
         PERFORM activation._leave(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');
         RETURN false;
     END IF;
-    addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL
-                       UNION SELECT activation._fold_address(r.value ->> 1) FROM jsonb_each(activation._user_rows(of_user)) AS r WHERE r.value ->> 1 IS NOT NULL);
-    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them.
-    UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails))
-     WHERE r.request_id IN (SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails));
+    -- Not the one that mode redirect sends everybody's mail to.
+    addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m
+                        WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL AND m.recipient IS DISTINCT FROM (activation._setting()).redirect_to
+                       UNION SELECT activation._fold_address(r.value ->> 1) FROM jsonb_each(activation._user_rows(of_user)) AS r WHERE r.value ->> 1 IS NOT NULL
+                       UNION SELECT activation._fold_address(s.address) FROM activation.signal s WHERE s.user_id = of_user);
+    -- What else stands in a column of addresses tells nobody from others.
+    addresses := ARRAY(SELECT a FROM unnest(addresses) AS a WHERE a LIKE '_%@_%');
+    PERFORM activation._signing_key();
+    hashes := ARRAY(SELECT activation._hash_address(a) FROM unnest(addresses) AS a
+                    UNION SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
+    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A mail that
+    -- was refused was in several.
+    requests := ARRAY(SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails) AND m.request_id IS NOT NULL
+                      UNION SELECT a.request_id FROM activation.attempt a WHERE a.message_id = ANY (mails));
+    shared := ARRAY(SELECT u.id FROM activation.request r, unnest(r.members) AS u(id) WHERE r.request_id = ANY (requests) AND u.id <> ALL (mails));
+    UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails)) WHERE r.request_id = ANY (requests);
+    -- An error may quote what it is about, and stands with all who shared the request, the statement, or the loop.
+    UPDATE activation.attempt a SET error = named
+     WHERE a.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(a.error)) > 0);
+    UPDATE activation.message m SET last_error = named
+     WHERE m.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(m.last_error)) > 0);
+    UPDATE activation.capture_failure f SET error = named
+      FROM activation.capture_failure x
+     WHERE x.user_id = of_user AND f.at = x.at AND f.error = x.error AND f.user_id <> of_user AND position('"' IN x.error) > 0;
+    UPDATE activation.strike k SET last_error = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(k.last_error)) > 0);
+    UPDATE activation."loop" l SET reason = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(l.reason)) > 0);
     DELETE FROM activation.attempt a WHERE a.message_id = ANY (mails);
     DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (mails);
-    DELETE FROM activation.webhook_event w WHERE w.type ~ '^(suppression|contact)\.' AND activation._fold_address(w.payload #>> '{data,email}') = ANY (addresses);
     DELETE FROM activation.message m WHERE m.message_id = ANY (mails);
     DELETE FROM activation.enrollment e WHERE e.user_id = of_user;
     DELETE FROM activation.event e WHERE e.user_id = of_user;
@@ -89,12 +117,12 @@ BEGIN
     DELETE FROM activation.signal s WHERE s.user_id = of_user;
     DELETE FROM activation.wake w WHERE w.user_id = of_user;
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
-    DELETE FROM activation.unsuppression n WHERE n.address = ANY (addresses);
+    DELETE FROM activation.past_address p WHERE p.user_id = of_user;
+    DELETE FROM activation.unsuppression n WHERE activation._hash_address(n.address) = ANY (hashes);
     -- Whoever was forgotten is not written to again, and their address does not stand here.
-    PERFORM activation._signing_key();
-    DELETE FROM activation.suppression s WHERE s.address = ANY (addresses);
+    DELETE FROM activation.suppression s WHERE s.hash = ANY (hashes);
     INSERT INTO activation.suppression (address, reason, source, at)
-    SELECT activation._hash_address(a), 'erased', 'erase', activation._now() FROM unnest(addresses) AS a ON CONFLICT DO NOTHING;
+    SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h ON CONFLICT DO NOTHING;
     RETURN true;
 END
 $$;
