@@ -152,4 +152,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.erase(text) IS
-'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in any number. user_id: the user''s key as text; of several users tables all who have it. Delete their row in the app first, or they may be enrolled again. Returns false, with a NOTICE, while a mail to them is on its way: then the workers do it as soon as its outcome is known.';
+'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in any number. user_id: the user''s key as text; of several users tables all who have it. Delete their row in the app first, or they may be enrolled again; the address that it held is known from its deletion, unless that was a TRUNCATE. Returns false, with a NOTICE, while a mail to them is on its way: then the workers do it as soon as its outcome is known.';

@@ -137,7 +137,7 @@ BEGIN
     END IF;
     RETURN NEXT activation._finding('problem', problem,
         CASE WHEN elsewhere IS NULL THEN format('SELECT activation.configure(%s => %L);', setting, 'env:' || usual)
-             WHEN reference LIKE 'secret:%' THEN format(E'SET log_statement = ''none'';\nSET log_min_duration_statement = -1;\nSELECT activation.set_secret(%L, ''…'');', place)
+             WHEN reference LIKE 'secret:%' THEN format('SELECT activation.set_secret(%L, ''…'');  -- with logging off, as docs/operations.md shows', place)
              WHEN reference LIKE 'file:%' THEN format('-- put it into %s, where the server''s user can read it', place)
              ELSE format('-- set %s in the server''s environment (Debian: /etc/postgresql/%s/main/environment) and restart it', coalesce(place, usual),
                          current_setting('server_version_num')::integer / 10000) END);
