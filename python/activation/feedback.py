@@ -206,15 +206,16 @@ def _is_told(kind: object) -> bool:
 
 def _is_plain(text: object) -> bool:
     """Whether it is a text that PostgreSQL takes: neither NUL nor half a character."""
-    return isinstance(text, str) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return (
+        isinstance(text, str) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    )
 
 
 def _entries(answer: Any) -> list[dict[str, Any]]:
     """What a list holds: objects with an id. Raises _Stopped for anything else."""
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("id"), str) and _ID.fullmatch(entry["id"])
-        for entry in entries
+        isinstance(entry, dict) and isinstance(entry.get("id"), str) and _ID.fullmatch(entry["id"]) for entry in entries
     ):
         raise _Stopped("the answer is not a list")
     return entries

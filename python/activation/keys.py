@@ -53,4 +53,6 @@ def webhook_key(reference: str | None, stored: Callable[[str], str | None]) -> b
     try:
         return signature.key(resolve(reference, stored))
     except signature.BadSecret as problem:
-        raise KeyUnavailable(f"what {reference} leads to is no webhook secret, as Resend shows it (whsec_…): {problem}") from None
+        raise KeyUnavailable(
+            f"what {reference} leads to is no webhook secret, as Resend shows it (whsec_…): {problem}"
+        ) from None

@@ -57,4 +57,3 @@ def verify(body: str, webhook_id: str, timestamp: str, signatures: str, keys: It
             valid |= hmac.compare_digest(expected, signature)
     if not valid:
         raise BadSignature("its signature is by none of the configured secrets")
-

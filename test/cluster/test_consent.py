@@ -556,7 +556,9 @@ def test_a_webhook_secret_that_is_too_short(db: Database, app: Connection) -> No
     for call, value in (("configure(webhook_secret => 'secret:short')", "short"), ("set_secret('hook', %s)", "hook")):
         if value == "short":
             db.sql("SELECT activation.set_secret('short', %s)", short)
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match=f"secret:{value}.* 18 bytes and needs 24") as caught:
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match=f"secret:{value}.* 18 bytes and needs 24"
+        ) as caught:
             db.sql(f"SELECT activation.{call}", *([short] if "%s" in call else []))
         assert short.removeprefix("whsec_") not in str(caught.value)
     db.sql("UPDATE activation.secret SET value = %s", short)
@@ -597,11 +599,15 @@ def delete_and_erase(db: Database, app: Connection, way: str) -> None:
 def test_no_address_is_left(db: Database, app: Connection, sandbox: Sandbox, what: str, way: str) -> None:
     """Wherever it came from, and though the row that tells whose it was is gone before erase() is called."""
     ADDRESS = f"{MARK}@acme.dev"
-    define(db, "steps => ARRAY[activation.step('a', delay => '1 hour', action => activation.email('activation_welcome'))]")
+    define(
+        db, "steps => ARRAY[activation.step('a', delay => '1 hour', action => activation.email('activation_welcome'))]"
+    )
     db.sql("SELECT activation.configure(sync_suppressions => true, rate => 1000)")
     if what == "and never enrolled":
         db.sql("SELECT activation.pause_loop('first')")
-    app.execute("INSERT INTO users VALUES ('ada', %s, 'Ada')", [f"Ada <{ADDRESS.upper()}>" if "hand" in what else ADDRESS])
+    app.execute(
+        "INSERT INTO users VALUES ('ada', %s, 'Ada')", [f"Ada <{ADDRESS.upper()}>" if "hand" in what else ADDRESS]
+    )
     tick(db)
     if what == "not suppressed any more":
         db.sql("SELECT activation.suppress(%s), activation.unsuppress(%s)", ADDRESS, ADDRESS)
@@ -618,7 +624,11 @@ def test_no_address_is_left(db: Database, app: Connection, sandbox: Sandbox, wha
         assert db.value("SELECT count(*) FROM activation.message") == 0
     elif what == "of another mail of the account":
         tick(db, "2 hours")
-        hook(db, "email.bounced", {"email_id": "e", "to": [ADDRESS], "from": ADDRESS, "subject": MARK, "bounce": {"message": MARK}})
+        hook(
+            db,
+            "email.bounced",
+            {"email_id": "e", "to": [ADDRESS], "from": ADDRESS, "subject": MARK, "bounce": {"message": MARK}},
+        )
         hook(db, "contact.created", {"email": ADDRESS, "first_name": MARK})
         hook(db, "email.received", {"from": ADDRESS, "to": [ADDRESS], "subject": MARK})
         hook(db, "something.new", {"email": ADDRESS, "note": [MARK]})
@@ -691,7 +701,10 @@ def test_addresses_of_the_deleted_are_kept_for_retention(db: Database, app: Conn
     db.sql("SELECT activation.suppress('bob@acme.dev')")
     app.execute("DELETE FROM users")
     tick(db)
-    assert db.sql("SELECT user_id, hash LIKE 'sha256:%%' FROM activation.past_address ORDER BY 1") == [("ada", True), ("bob", True)]
+    assert db.sql("SELECT user_id, hash LIKE 'sha256:%%' FROM activation.past_address ORDER BY 1") == [
+        ("ada", True),
+        ("bob", True),
+    ]
     tick(db, "91 days")
     assert db.sql("SELECT user_id FROM activation.past_address") == [("bob",)]
     # Who is there again is the same user.

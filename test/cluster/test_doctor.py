@@ -388,7 +388,10 @@ def test_the_job_that_pulls(server: Cluster) -> None:
     for broken, seen in (
         ("SELECT cron.unschedule('activation-pull-1')", "puller 1 is missing"),
         ("SELECT cron.unschedule('activation-detect-1')", "detector 1 is missing"),
-        ("UPDATE cron.job SET command = 'SELECT 1' WHERE jobname = 'activation-pull-1'", "puller 1 is not as start() made it"),
+        (
+            "UPDATE cron.job SET command = 'SELECT 1' WHERE jobname = 'activation-pull-1'",
+            "puller 1 is not as start() made it",
+        ),
     ):
         server.sql(broken)
         found = findings(server)

@@ -657,7 +657,9 @@ def test_versions(db: Database, app: Connection) -> None:
 
 def test_a_preview_after_steps_changed_places(db: Database, app: Connection) -> None:
     """Steps keep their numbers; people read them in the order in which they come."""
-    a, b, c = (f"activation.step('{name}', delay => '{n} hours', action => {WELCOME})" for n, name in enumerate("abc", 1))
+    a, b, c = (
+        f"activation.step('{name}', delay => '{n} hours', action => {WELCOME})" for n, name in enumerate("abc", 1)
+    )
     app.execute("INSERT INTO users (id) VALUES (1)")
     define(db, f"steps => ARRAY[{a}, {b}, {c}]")
     define(db, f"steps => ARRAY[{c}, {a}, {b}]")

@@ -125,7 +125,9 @@ def test_people_whose_row_is_gone(db: Database) -> None:
     for user, unseen in ((1, True), (2, False)):
         db.sql("INSERT INTO users VALUES (%s, 'a@acme.dev')", user)
         with db.connect() as session:
-            session.execute("SELECT set_config('session_replication_role', %s, false)", ["replica" if unseen else "origin"])
+            session.execute(
+                "SELECT set_config('session_replication_role', %s, false)", ["replica" if unseen else "origin"]
+            )
             session.execute("DELETE FROM users")
         tick(db)
     db.sql("INSERT INTO users SELECT g, 'a@acme.dev' FROM generate_series(3, 4) g")

@@ -261,7 +261,14 @@ def test_the_sandbox_pushes(sandbox: Sandbox) -> None:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
             stamp = self.headers["svix-timestamp"]
-            signature.verify(body, self.headers["svix-id"], stamp, self.headers["svix-signature"], [signature.key(secret)], int(stamp))
+            signature.verify(
+                body,
+                self.headers["svix-id"],
+                stamp,
+                self.headers["svix-signature"],
+                [signature.key(secret)],
+                int(stamp),
+            )
             heard.append(json.loads(body)["type"])
             self.send_response(500 if len(heard) == 1 else 200)
             self.end_headers()

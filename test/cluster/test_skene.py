@@ -228,7 +228,9 @@ def test_a_users_table_with_a_key_of_several_columns(db: Database, app: Connecti
     text = JOURNEY.replace("table: public.users", "table: members").replace("table: projects", "table: deeds")
     for call in ("journey_definition(%s, users => 'members')", "import_journey('ours', %s, users => 'members')"):
         said = refused(app, f"SELECT activation.{call}", text)
-        assert said.sqlstate == "42P16" and "public.members has a primary key of several columns" in str(said.message_primary)
+        assert said.sqlstate == "42P16" and "public.members has a primary key of several columns" in str(
+            said.message_primary
+        )
         assert "set_users('public.members', key =>" in str(said.message_hint)
     app.execute("SELECT activation.set_users('members', key => 'id')")
     app.execute("SELECT activation.import_journey('ours', %s, users => 'members')", [text])

@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from activation import tokens
-from activation import keys, server
+from activation import keys, server, tokens
 from activation.errors import KeyUnavailable
 from activation.sandbox import records
 from activation.signature import BadSecret, BadSignature, key, verify
