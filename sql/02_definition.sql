@@ -89,6 +89,30 @@ CREATE TABLE activation.signing (
 SELECT pg_catalog.pg_extension_config_dump('activation.signing', '');
 COMMENT ON TABLE activation.signing IS 'The key of unsubscribe links and of hashed addresses. Whoever has it can unsubscribe people, nothing else.';
 
+-- The signing key, made when it is first needed: 244 random bits.
+CREATE FUNCTION activation._signing_key() RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO activation.signing (key) SELECT encode(sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), 'hex')
+     WHERE NOT EXISTS (SELECT FROM activation.signing) ON CONFLICT DO NOTHING;
+    RETURN (SELECT s.key FROM activation.signing s);
+END
+$$;
+
+-- An address as it is compared: without a display name, in lower case.
+CREATE FUNCTION activation._fold_address(address text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT lower(btrim(coalesce((regexp_match(address, '<([^<>]*)>\s*$'))[1], address))) $$;
+
+-- What stands for the address of somebody who was forgotten.
+CREATE FUNCTION activation._hash_address(folded text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT 'sha256:' || encode(sha256(convert_to(s.key || ' ' || folded, 'UTF8')), 'hex') FROM activation.signing s $$;
+
 -- Numbers of roles mean something on one server only. A row of another installation (a restored dump) goes by names.
 CREATE TABLE activation.installation (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),

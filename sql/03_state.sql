@@ -4,7 +4,8 @@
 
 -- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and no more.
 -- loop_id is NULL for "every loop on this source that waits for an insert, without a filter"; error is set when a filter
--- raised, harm when it did something to the app's session, for which its loop is failing at once; gone, when the user's own row was deleted; source_id is 0 where no row of a table is behind it.
+-- raised, harm when it did something to the app's session, for which its loop is failing at once; gone, when the user's own
+-- row was deleted (address: which it held); source_id is 0 where no row of a table is behind it.
 CREATE TABLE activation.signal (
     at         timestamptz NOT NULL DEFAULT now(),
     source_id  integer NOT NULL,
@@ -15,7 +16,8 @@ CREATE TABLE activation.signal (
     harm       text,
     gone       boolean,
     how        text,
-    context    jsonb
+    context    jsonb,
+    address    text
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 SELECT pg_catalog.pg_extension_config_dump('activation.signal', '');
 COMMENT ON TABLE activation.signal IS 'Users to enroll, written by the triggers on users tables in the app''s own transaction.';
@@ -164,14 +166,29 @@ SELECT pg_catalog.pg_extension_config_dump('activation.consent', '');
 COMMENT ON TABLE activation.consent IS 'What people unsubscribed from, and subscribed to again.';
 
 -- Addresses are folded (no display name, lower case); of people who were forgotten there is a keyed hash instead.
+-- hash: what would stand there instead.
 CREATE TABLE activation.suppression (
     address text PRIMARY KEY,
     reason  text NOT NULL,
     source  text NOT NULL,
-    at      timestamptz NOT NULL
+    at      timestamptz NOT NULL,
+    hash    text
 );
+CREATE INDEX suppression_hash ON activation.suppression (hash);
 SELECT pg_catalog.pg_extension_config_dump('activation.suppression', '');
 COMMENT ON TABLE activation.suppression IS 'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
+
+-- Addresses that people had and that no row tells of any more, as keyed hashes, so that whoever is forgotten later is found in
+-- `suppression`: of users whose row was deleted, and of suppressed ones whose messages went with their time.
+CREATE TABLE activation.past_address (
+    user_id text NOT NULL,
+    hash    text NOT NULL,
+    at      timestamptz NOT NULL,
+    PRIMARY KEY (user_id, hash)
+);
+CREATE INDEX past_address_at ON activation.past_address (at);
+SELECT pg_catalog.pg_extension_config_dump('activation.past_address', '');
+COMMENT ON TABLE activation.past_address IS 'Hashes of addresses that people had, for erase(): of deleted users for retention, of suppressed ones for as long as they are.';
 
 -- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns; problem:
 -- why it could not be brought there.
@@ -191,7 +208,7 @@ CREATE INDEX webhook_event_received ON activation.webhook_event (received_at);
 CREATE INDEX webhook_event_removed ON activation.webhook_event USING hash (lower(payload #>> '{data,email}')) WHERE type = 'suppression.removed';
 CREATE INDEX webhook_event_open ON activation.webhook_event (at) WHERE NOT applied;
 SELECT pg_catalog.pg_extension_config_dump('activation.webhook_event', '');
-COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(); kept for retention.';
+COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(): of an event about a message of ours what why() and the numbers tell, of any other its type and times alone; kept for retention.';
 
 -- How far pull_webhooks() has read the events of which webhook, and when Resend's suppression list was last compared.
 CREATE TABLE activation.pull (

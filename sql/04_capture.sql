@@ -138,7 +138,7 @@ $$;
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update; for conditions
 -- that a vanishing row can make true, and for loops that wait for a deletion, also delete; for the former also moved (an
 -- update, by the row as it was); for loops that wait for an update, changed (by the row as it was and as it is). A deleted
--- row of a users table lets its user out of all loops. Wakes are written until watched_until; NULL: none.
+-- row of a users table lets its user out of all loops, and its address is kept for erase(). Wakes are written until watched_until; NULL: none.
 CREATE FUNCTION activation._capture_body(table_name regclass, event text, watched_until timestamptz) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -171,7 +171,12 @@ BEGIN
                       AND (_capture_body.event IN ('insert', 'update') OR w.on_delete)) AS watched,
                _capture_body.event = 'delete' AND EXISTS (
                    SELECT FROM activation.users_table u JOIN activation.loop_version v USING (users) JOIN activation."loop" l USING (loop_id)
-                    WHERE u.users = s.table_name AND u.key_column = s.key_column AND l.state <> 'archived') AS leaving
+                    WHERE u.users = s.table_name AND u.key_column = s.key_column AND l.state <> 'archived') AS leaving,
+               -- Only texts: the output function of another type might raise.
+               (SELECT format('pg_catalog.left(pg_catalog.format(''%%s'', n.%I), 1000)', x.attname)
+                  FROM activation.users_table u JOIN pg_attribute x ON x.attrelid = u.users AND x.attname = u.email_column AND NOT x.attisdropped
+                  JOIN pg_type t ON t.oid = x.atttypid
+                 WHERE u.users = s.table_name AND x.attnum > 0 AND t.typcategory = 'S') AS address
           FROM activation.source s
           JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum AND NOT a.attisdropped
          WHERE s.table_name = _capture_body.table_name
@@ -186,8 +191,9 @@ BEGIN
         IF captured.leaving THEN
             needed := true;
             signals := signals || format(
-                E'    INSERT INTO activation.signal (source_id, generation, user_id, gone)\n'
-                '    SELECT %s, %s, %s, true FROM %s%s;\n', captured.source_id, captured.generation, captured.key, rows, captured.which);
+                E'    INSERT INTO activation.signal (source_id, generation, user_id, gone, address)\n'
+                '    SELECT %s, %s, %s, true, %s FROM %s%s;\n', captured.source_id, captured.generation, captured.key,
+                coalesce(captured.address, 'NULL'), rows, captured.which);
         END IF;
         FOR waiting IN
             SELECT v.loop_id, l.name, v.names, v.filter_function, coalesce(activation._is_plain_filter(v.filter_function, _capture_body.table_name), true) AS plain,

@@ -460,6 +460,22 @@ EXCEPTION
 END
 $$;
 
+-- Notes which addresses people had, whose rows will not tell any more; unless they were forgotten already.
+CREATE FUNCTION activation._remember_addresses(user_ids text[], addresses text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM activation._signing_key();
+    INSERT INTO activation.past_address (user_id, hash, at)
+    SELECT DISTINCT u.user_id, h.hash, activation._now()
+      FROM unnest(user_ids, addresses) AS u(user_id, address), activation._hash_address(u.address) AS h(hash)
+     WHERE u.address LIKE '_%@_%' AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = h.hash)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
 -- The longest key of a user, in bytes: what an index entry can hold, with room for what stands beside it.
 CREATE FUNCTION activation._longest_key() RETURNS integer
 LANGUAGE sql IMMUTABLE
@@ -534,6 +550,7 @@ DECLARE
     ids bigint[];
     gone_sources integer[];
     gone_users text[];
+    gone_addresses text[];
     gone record;
     harmful jsonb;
     harm record;
@@ -577,11 +594,11 @@ BEGIN
         ON CONFLICT DO NOTHING
         RETURNING enrollment_id
     )
-    SELECT (SELECT array_agg(e.enrollment_id) FROM enrolled e),
-           (SELECT array_agg(t.source_id) FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)),
-           (SELECT array_agg(t.user_id) FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)),
+    SELECT (SELECT array_agg(e.enrollment_id) FROM enrolled e), g.sources, g.users, g.addresses,
            (SELECT jsonb_object_agg(t.loop_id, t.harm) FROM signals t WHERE t.harm IS NOT NULL)
-      INTO ids, gone_sources, gone_users, harmful;
+      INTO ids, gone_sources, gone_users, gone_addresses, harmful
+      FROM (SELECT array_agg(t.source_id) AS sources, array_agg(t.user_id) AS users, array_agg(t.address) AS addresses
+              FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)) g;
     FOR harm IN SELECT h.key::integer AS loop_id, h.value FROM jsonb_each_text(harmful) AS h LOOP
         PERFORM activation._fail_at_once(harm.loop_id, 'detect', harm.value, false);
     END LOOP;
@@ -596,6 +613,9 @@ BEGIN
                   CROSS JOIN LATERAL (SELECT x.enrollment_id, x.loop_id, x.version FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
                   JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = gone.table_name),
                 'the user was deleted');
+            PERFORM activation._remember_addresses(u.users, u.addresses)
+               FROM (SELECT array_agg(x.user_id) AS users, array_agg(activation._fold_address(x.address)) AS addresses
+                       FROM unnest(gone_users, gone_addresses) AS x(user_id, address) WHERE x.user_id = ANY (gone.users)) u;
             IF (activation._setting()).erase_on_delete THEN
                 INSERT INTO activation.erasure (user_id, asked_at) SELECT DISTINCT k, now FROM unnest(gone.users) AS k ON CONFLICT DO NOTHING;
             END IF;

@@ -682,30 +682,6 @@ BEGIN
 END
 $$;
 
--- The signing key, made when it is first needed: 244 random bits.
-CREATE FUNCTION activation._signing_key() RETURNS text
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO activation.signing (key) SELECT encode(sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), 'hex')
-     WHERE NOT EXISTS (SELECT FROM activation.signing) ON CONFLICT DO NOTHING;
-    RETURN (SELECT s.key FROM activation.signing s);
-END
-$$;
-
--- An address as it is compared: without a display name, in lower case.
-CREATE FUNCTION activation._fold_address(address text) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$ SELECT lower(btrim(coalesce((regexp_match(address, '<([^<>]*)>\s*$'))[1], address))) $$;
-
--- What stands for the address of somebody who was forgotten.
-CREATE FUNCTION activation._hash_address(folded text) RETURNS text
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$ SELECT 'sha256:' || encode(sha256(convert_to(s.key || ' ' || folded, 'UTF8')), 'hex') FROM activation.signing s $$;
-
 -- Messages to suppressed addresses end as suppressed, those that their user has unsubscribed from as cancelled, with the
 -- rest of their way through the loop. The others are returned.
 CREATE FUNCTION activation._claim_unwanted(messages uuid[], rows activation.users_row[], users regclass, topic text, transactional boolean, now timestamptz) RETURNS uuid[]

@@ -207,7 +207,15 @@ BEGIN
                            WHERE m.request_id = r.request_id AND m.state NOT IN ('queued', 'sending', 'unknown'));
         ended := ARRAY(SELECT m.message_id FROM activation.message m
                         WHERE m.finished_at < oldest AND m.finished_at IS NOT NULL AND m.state <> 'unknown' ORDER BY m.finished_at LIMIT 1000);
+        -- Whoever is suppressed is to be found by erase() without these, too.
+        PERFORM activation._remember_addresses(array_agg(m.user_id), array_agg(s.address))
+           FROM unnest(messages || ended) AS u(id)
+          CROSS JOIN LATERAL (SELECT x.user_id, x.recipient FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+          CROSS JOIN LATERAL activation._fold_address(m.recipient) AS f(address)
+          CROSS JOIN LATERAL (SELECT x.address FROM activation.suppression x WHERE x.address = f.address OFFSET 0) s
+         HAVING count(*) > 0;
         DELETE FROM activation.attempt a WHERE a.message_id = ANY (messages || ended);
+        DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (messages || ended);
         DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
         DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
     EXCEPTION WHEN others THEN
@@ -234,6 +242,9 @@ BEGIN
     BEGIN
         failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < activation._oldest('failures', now) ORDER BY c.at LIMIT 1000);
         DELETE FROM activation.capture_failure c WHERE c.ctid = ANY (failures);
+        DELETE FROM activation.past_address p WHERE p.ctid = ANY (ARRAY(
+            SELECT x.ctid FROM activation.past_address x
+             WHERE x.at < oldest AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.hash = x.hash) ORDER BY x.at LIMIT 1000));
         events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < activation._oldest('events', now) ORDER BY x.at LIMIT 1000);
         DELETE FROM activation.event x WHERE x.event_id = ANY (events);
         DELETE FROM activation.remark k WHERE k.ctid = ANY (ARRAY(

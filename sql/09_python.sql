@@ -241,6 +241,16 @@ from activation import server
 return server.key_problem(reference, stored)
 $$;
 
+-- As _key_problem(), of a secret that signs webhooks.
+CREATE FUNCTION activation._webhook_secret_problem(reference text, stored text) RETURNS text
+LANGUAGE plpython3u
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute("SELECT activation._python()")
+from activation import server
+return server.webhook_secret_problem(reference, stored)
+$$;
+
 CREATE FUNCTION activation._host_name() RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp

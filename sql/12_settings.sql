@@ -1,5 +1,21 @@
 -- Settings, secrets, users tables, and whether mail may leave.
 
+-- Refuses a secret that is there and cannot sign webhooks: guessable, or not as Resend shows it. One that cannot be read yet may
+-- still come; status and doctor() say so.
+CREATE FUNCTION activation._check_webhook_secret(reference text, value text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    problem text := activation._webhook_secret_problem(reference, value);
+BEGIN
+    IF problem IS NOT NULL AND activation._key_problem(reference, value) IS NULL THEN
+        RAISE EXCEPTION 'webhook_secret: %', problem
+            USING ERRCODE = '22023', HINT = 'Resend shows it on the webhook''s page as whsec_ and base64; put that there, whole.';
+    END IF;
+END
+$$;
+
 CREATE FUNCTION activation.configure(sender text DEFAULT NULL, reply_to text DEFAULT NULL, resend_url text DEFAULT NULL,
     api_key text DEFAULT NULL, webhook_secret text DEFAULT NULL, public_url text DEFAULT NULL, timezone text DEFAULT NULL,
     retention interval DEFAULT NULL, rate numeric DEFAULT NULL, max_per_user integer DEFAULT NULL, per interval DEFAULT NULL,
@@ -21,8 +37,11 @@ BEGIN
             RAISE EXCEPTION '% is not a reference to a secret', given.name
                 USING ERRCODE = '22023',
                       DETAIL = 'What was given is not repeated here, in case it is the secret itself.',
-                      HINT = format('Use ''env:NAME'', ''file:/path'', or activation.set_secret(''resend'', …) and then %s => ''secret:resend''.', given.name);
+                      HINT = format('Use %1$s => ''env:NAME'' or %1$s => ''file:/path'', which the server reads; or a secret that set_secret() has stored, ''secret:name''.', given.name);
         END IF;
+    END LOOP;
+    FOR given IN SELECT w.reference FROM unnest(string_to_array(nullif(webhook_secret, ''), ' ')) AS w(reference) LOOP
+        PERFORM activation._check_webhook_secret(given.reference, activation._secret(substr(given.reference, length('secret:') + 1)));
     END LOOP;
     FOR given IN SELECT * FROM (VALUES ('sender', sender), ('reply_to', reply_to)) AS v(name, value) WHERE v.value <> '' LOOP
         answer := activation._mailbox(given.name, given.value);
@@ -160,6 +179,9 @@ BEGIN
     IF coalesce(value, '') = '' THEN
         DELETE FROM activation.secret s WHERE s.name = set_secret.name;
     ELSE
+        IF 'secret:' || name = ANY (string_to_array((activation._setting()).webhook_secret, ' ')) THEN
+            PERFORM activation._check_webhook_secret('secret:' || name, value);
+        END IF;
         INSERT INTO activation.secret AS s (name, value) VALUES (set_secret.name, set_secret.value)
         ON CONFLICT ON CONSTRAINT secret_pkey DO UPDATE SET value = excluded.value;
     END IF;
@@ -167,7 +189,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_secret(text, text) IS
-'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. The table is read by nobody and not dumped. Pass the value as a bound parameter: the text of a statement may be logged.';
+'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. The table is read by nobody and not dumped. Prefer a file or an environment variable of the server (file:/path, env:NAME): the value of a statement or of its parameters is logged under log_statement, log_min_duration_statement and auto_explain, unless the session sets these off first, as docs/operations.md shows. One that signs webhooks and is too short or not base64 is refused (22023).';
 
 CREATE FUNCTION activation._check_table(users regclass, what text) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -195,6 +217,30 @@ BEGIN
 END
 $$;
 
+-- The column that identifies a user: the one that is named, else the registered one, else the primary key.
+CREATE FUNCTION activation._users_key(users regclass, key name, what text) RETURNS name
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shown text := activation._table_name(users);
+    primary_key name[];
+BEGIN
+    SELECT array_agg(a.attname ORDER BY k.ordinal) INTO primary_key
+      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
+     WHERE i.indrelid = users AND i.indisprimary AND k.ordinal <= i.indnkeyatts AND a.attrelid = users AND a.attnum = k.attnum;
+    key := coalesce(key, (SELECT u.key_column FROM activation.users_table u WHERE u.users = _users_key.users),
+                    CASE WHEN cardinality(primary_key) = 1 THEN primary_key[1] END);
+    IF key IS NULL THEN
+        RAISE EXCEPTION '%: table % has %', what, shown,
+            CASE WHEN primary_key IS NULL THEN 'no primary key' ELSE 'a primary key of several columns' END
+            USING ERRCODE = '42P16',
+                  HINT = format('Name the column that identifies a user: SELECT activation.set_users(%L, key => ''id'');', shown);
+    END IF;
+    RETURN key;
+END
+$$;
+
 -- Registers a users table, choosing what is not named: its primary key, its column email.
 CREATE FUNCTION activation._register_users(users regclass, key name, email name, timezone name, what text) RETURNS activation.users_table
 LANGUAGE plpgsql
@@ -206,21 +252,11 @@ DECLARE
     was activation.users_table;
     given record;
     compiled record;
-    primary_key name[];
 BEGIN
     PERFORM activation._check_table(users, what);
     SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = _register_users.users;
-    SELECT array_agg(a.attname ORDER BY k.ordinal) INTO primary_key
-      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
-     WHERE i.indrelid = users AND i.indisprimary AND a.attrelid = users AND a.attnum = k.attnum;
     was := registered;
-    key := coalesce(key, registered.key_column, CASE WHEN cardinality(primary_key) = 1 THEN primary_key[1] END);
-    IF key IS NULL THEN
-        RAISE EXCEPTION '%: table % has %', what, shown,
-            CASE WHEN primary_key IS NULL THEN 'no primary key' ELSE 'a primary key of several columns' END
-            USING ERRCODE = '42P16',
-                  HINT = format('Name the column that identifies a user: SELECT activation.set_users(%L, key => ''id'');', shown);
-    END IF;
+    key := activation._users_key(users, key, what);
     email := coalesce(email, registered.email_column, 'email');
     FOR given IN SELECT * FROM (VALUES ('key', key), ('email', email), ('timezone', timezone)) AS v(what, name) WHERE v.name IS NOT NULL LOOP
         IF activation._key_type(users, given.name) IS NULL THEN
@@ -290,6 +326,8 @@ BEGIN
     END IF;
     PERFORM activation._require_owner(caller, users, 'set_users');
     PERFORM activation._register_users(users, key, email, timezone, 'set_users');
+    -- What is captured of a row that is deleted may have another name now.
+    PERFORM activation._generate_capture(users, only_known => true);
 END
 $$;
 

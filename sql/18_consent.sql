@@ -128,20 +128,39 @@ $$;
 COMMENT ON FUNCTION activation.preferences(text, text) IS
 'What somebody is subscribed to: a row for everything (topic '''') and one for each topic, with its name and description. user_id: the user''s key as text, in the first registered users table; token: of an unsubscribe link. No rows for a token that is none.';
 
-CREATE FUNCTION activation._suppress(caller oid, email text, reason text) RETURNS void
+-- The only writer of plain addresses into the list. Returns whether it was not there yet; NULL for what is no address. Of who was
+-- forgotten nothing is written: the hash of the address does it.
+CREATE FUNCTION activation._suppress(email text, reason text, source text, at timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    folded text := activation._fold_address(email);
+    folded text := activation._fold_address(left(email, 1000));
+    hashed text;
 BEGIN
-    IF coalesce(folded, '') !~ '^[^@\s<>,;]+@[^@\s<>,;]+$' OR NOT activation._key_fits(folded) THEN
-        RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev''.';
+    -- Longer ones cannot be mailed, nor indexed.
+    IF octet_length(folded) <= 320 AND folded ~ '^[^@\s<>,;]+@[^@\s<>,;]+$' THEN
+        PERFORM activation._signing_key();
+        hashed := activation._hash_address(folded);
+        INSERT INTO activation.suppression (address, reason, source, at, hash)
+        SELECT folded, left(_suppress.reason, 1000), _suppress.source, _suppress.at, hashed
+         WHERE NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = hashed)
+        ON CONFLICT DO NOTHING;
+        RETURN FOUND;
     END IF;
-    INSERT INTO activation.suppression (address, reason, source, at)
-    VALUES (folded, coalesce(nullif(btrim(_suppress.reason), ''), 'by hand'), activation._role_name(caller), activation._now())
-    ON CONFLICT DO NOTHING;
-    DELETE FROM activation.unsuppression n WHERE n.address = folded;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION activation._suppress_by_hand(caller oid, email text, reason text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF activation._suppress(email, coalesce(nullif(btrim(_suppress_by_hand.reason), ''), 'by hand'), activation._role_name(caller), activation._now()) IS NULL THEN
+        RAISE EXCEPTION '"%" is not an address', left(email, 100) USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev'', of 320 bytes at most.';
+    END IF;
+    DELETE FROM activation.unsuppression n WHERE n.address = activation._fold_address(email);
 END
 $$;
 CREATE FUNCTION activation.suppress(email text, reason text DEFAULT 'by hand') RETURNS void

@@ -26,8 +26,12 @@ BEGIN
             IF read <> '{}' THEN
                 found := found || jsonb_build_object(activation._table_name(v.users), read[1].email);
             END IF;
-        EXCEPTION WHEN undefined_table OR insufficient_privilege THEN
-            NULL;
+        EXCEPTION
+            WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
+                RAISE;
+            WHEN others THEN
+                -- A row that cannot be read, or a table that is gone, stands in nobody's way.
+                NULL;
         END;
     END LOOP;
     RETURN found;
@@ -46,7 +50,7 @@ AS $$
         'webhooks', (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]') FROM activation.webhook_event w WHERE w.message_id = ANY (activation._mails_of($1))),
         'events', (SELECT coalesce(jsonb_agg(to_jsonb(e) ORDER BY e.at), '[]') FROM activation.event e WHERE e.user_id = $1),
         'consent', (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]') FROM activation.consent c WHERE c.user_id = $1),
-        'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM activation.suppression s
+        'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s) - 'hash'), '[]') FROM activation.suppression s
                           WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._mails_of($1))
                                               UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses($1)) AS r)),
         'remarks', (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]') FROM activation.remark r WHERE r.user_id = $1),
@@ -65,6 +69,10 @@ AS $$
 DECLARE
     mails uuid[];
     addresses text[];
+    hashes text[];
+    requests uuid[];
+    shared uuid[];
+    named text := 'an error that named somebody who was forgotten since';
 BEGIN
     -- Not while they are being enrolled or evaluated.
     PERFORM activation._lock_part(of_user);
@@ -73,14 +81,34 @@ BEGIN
         PERFORM activation._leave(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');
         RETURN false;
     END IF;
-    addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL
-                       UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses(of_user)) AS r WHERE r.value <> '');
-    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them.
-    UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails))
-     WHERE r.request_id IN (SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails));
+    -- Not the one that mode redirect sends everybody's mail to.
+    addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m
+                        WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL AND m.recipient IS DISTINCT FROM (activation._setting()).redirect_to
+                       UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses(of_user)) AS r WHERE r.value <> ''
+                       UNION SELECT activation._fold_address(s.address) FROM activation.signal s WHERE s.user_id = of_user);
+    -- What else stands in a column of addresses tells nobody from others.
+    addresses := ARRAY(SELECT a FROM unnest(addresses) AS a WHERE a LIKE '_%@_%');
+    PERFORM activation._signing_key();
+    hashes := ARRAY(SELECT activation._hash_address(a) FROM unnest(addresses) AS a
+                    UNION SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
+    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A mail that
+    -- was refused was in several.
+    requests := ARRAY(SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails) AND m.request_id IS NOT NULL
+                      UNION SELECT a.request_id FROM activation.attempt a WHERE a.message_id = ANY (mails));
+    shared := ARRAY(SELECT u.id FROM activation.request r, unnest(r.members) AS u(id) WHERE r.request_id = ANY (requests) AND u.id <> ALL (mails));
+    UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails)) WHERE r.request_id = ANY (requests);
+    -- An error may quote what it is about, and stands with all who shared the request, the statement, or the loop.
+    UPDATE activation.attempt a SET error = named
+     WHERE a.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(a.error)) > 0);
+    UPDATE activation.message m SET last_error = named
+     WHERE m.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(m.last_error)) > 0);
+    UPDATE activation.capture_failure f SET error = named
+      FROM activation.capture_failure x
+     WHERE x.user_id = of_user AND f.at = x.at AND f.error = x.error AND f.user_id <> of_user AND position('"' IN x.error) > 0;
+    UPDATE activation.strike k SET last_error = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(k.last_error)) > 0);
+    UPDATE activation."loop" l SET reason = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(l.reason)) > 0);
     DELETE FROM activation.attempt a WHERE a.message_id = ANY (mails);
     DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (mails);
-    DELETE FROM activation.webhook_event w WHERE w.type ~ '^(suppression|contact)\.' AND activation._fold_address(w.payload #>> '{data,email}') = ANY (addresses);
     DELETE FROM activation.message m WHERE m.message_id = ANY (mails);
     DELETE FROM activation.enrollment e WHERE e.user_id = of_user;
     DELETE FROM activation.event e WHERE e.user_id = of_user;
@@ -90,12 +118,12 @@ BEGIN
     DELETE FROM activation.signal s WHERE s.user_id = of_user;
     DELETE FROM activation.wake w WHERE w.user_id = of_user;
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
-    DELETE FROM activation.unsuppression n WHERE n.address = ANY (addresses);
+    DELETE FROM activation.past_address p WHERE p.user_id = of_user;
+    DELETE FROM activation.unsuppression n WHERE activation._hash_address(n.address) = ANY (hashes);
     -- Whoever was forgotten is not written to again, and their address does not stand here.
-    PERFORM activation._signing_key();
-    DELETE FROM activation.suppression s WHERE s.address = ANY (addresses);
+    DELETE FROM activation.suppression s WHERE s.hash = ANY (hashes);
     INSERT INTO activation.suppression (address, reason, source, at)
-    SELECT activation._hash_address(a), 'erased', 'erase', activation._now() FROM unnest(addresses) AS a ON CONFLICT DO NOTHING;
+    SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h ON CONFLICT DO NOTHING;
     RETURN true;
 END
 $$;
@@ -139,4 +167,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.erase(text) IS
-'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in any number. user_id: the user''s key as text; of several users tables all who have it. Delete their row in the app first, or they may be enrolled again. Returns false, with a NOTICE, while a mail to them is on its way: then the workers do it as soon as its outcome is known.';
+'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in any number. user_id: the user''s key as text; of several users tables all who have it. Delete their row in the app first, or they may be enrolled again; the address that it held is known from its deletion, unless that was a TRUNCATE. Returns false, with a NOTICE, while a mail to them is on its way: then the workers do it as soon as its outcome is known.';

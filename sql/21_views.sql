@@ -61,6 +61,15 @@ BEGIN
         CASE WHEN state = 'ok' THEN format('%s, %s', s.resend_url, coalesce(least(s.rate, p.learnt_rate) || ' requests a second', 'no rate named yet')) END);
     RETURN NEXT;
 
+    -- One that is left is enough to hear with, for as long as the other is not what Resend signs with.
+    SELECT 'webhooks', CASE count(*) FILTER (WHERE x.problem IS NULL) WHEN 0 THEN 'failing' ELSE 'waiting' END, string_agg(x.problem, '; ')
+      INTO component, state, detail
+      FROM unnest(string_to_array(s.webhook_secret, ' ')) AS w(reference),
+           activation._webhook_secret_problem(w.reference, activation._secret(substr(w.reference, length('secret:') + 1))) AS x(problem);
+    IF detail IS NOT NULL THEN
+        RETURN NEXT;
+    END IF;
+
     SELECT count(*) INTO signals FROM activation.signal;
     SELECT * INTO scheduled FROM activation.schedule;
     component := 'queue';
@@ -359,7 +368,7 @@ BEGIN
     END IF;
     FOR mail IN
         SELECT s.name, b.branch, b.email FROM activation.step s, LATERAL (VALUES ('action', s.action), ('otherwise', s.otherwise)) AS b(branch, email)
-         WHERE s.loop_id = l.loop_id AND s.version = l.version AND b.email IS NOT NULL ORDER BY s.step, b.branch
+         WHERE s.loop_id = l.loop_id AND s.version = l.version AND b.email IS NOT NULL ORDER BY s.position, b.branch
     LOOP
         source := activation._find_template(mail.email ->> 'template');
         shown := CASE WHEN cardinality(rows) = 0 THEN jsonb_build_object('problem', 'the user''s row cannot be read: ' || read.errors[1])

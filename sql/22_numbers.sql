@@ -75,7 +75,7 @@ WITH place AS (
     -- who were seen just as long: of n who still wait, one fewer does.
     SELECT p.*, t.people + 1 - row_number() OVER (PARTITION BY p.loop_id ORDER BY p.seconds, p.acted DESC) AS n
       FROM (SELECT e.loop_id, e.activated_at IS NOT NULL AS acted,
-                   greatest(date_part('epoch', coalesce(e.activated_at, CASE WHEN e.reason = 'the user was deleted' THEN e.decided_at END, c.now)
+                   greatest(date_part('epoch', coalesce(e.activated_at, CASE WHEN e.reason IN ('the user was deleted', 'the user no longer exists') THEN e.decided_at END, c.now)
                                                - e.enrolled_at), 0)::bigint AS seconds
               FROM activation.enrollment e CROSS JOIN (SELECT activation._now() AS now) c
              WHERE e.pass = 1) p

@@ -49,6 +49,18 @@ BEGIN
 END
 $$;
 
+-- What the job of a worker runs.
+CREATE FUNCTION activation._job_command(verb text, slot integer) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT CASE verb WHEN 'pull' THEN 'CALL activation.pull_webhooks()' ELSE format('CALL activation.%s(slot => %s)', verb, slot) END $$;
+
+-- The call that starts so many workers, to be shown.
+CREATE FUNCTION activation._start_call(detectors integer, deliverers integer, pull boolean) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT format('SELECT activation.start(detectors => %s, deliverers => %s%s);', detectors, deliverers, CASE WHEN pull THEN ', pull => true' END) $$;
+
 CREATE FUNCTION activation.start(detectors integer DEFAULT 1, deliverers integer DEFAULT 1, pull boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -85,7 +97,7 @@ BEGIN
       WHERE j.jobname ~ '^activation-(detect|deliver|pull)-[0-9]+$' AND j.database = current_database()
         AND split_part(j.jobname, '-', 3)::integer > CASE split_part(j.jobname, '-', 2) WHEN 'detect' THEN detectors WHEN 'deliver' THEN deliverers ELSE pull::integer END;
     FOR wanted IN
-        SELECT k.verb, g.slot, CASE k.verb WHEN 'pull' THEN 'CALL activation.pull_webhooks()' ELSE format('CALL activation.%s(slot => %s)', k.verb, g.slot) END AS command
+        SELECT k.verb, g.slot, activation._job_command(k.verb, g.slot) AS command
           FROM (VALUES ('detect', detectors), ('deliver', deliverers), ('pull', pull::integer)) AS k(verb, slots), generate_series(1, k.slots) AS g(slot)
     LOOP
         SELECT cron.schedule(format('activation-%s-%s', wanted.verb, wanted.slot), '* * * * *', wanted.command) INTO job;
@@ -186,16 +198,16 @@ BEGIN
     SELECT k.kind, g.slot,
            CASE WHEN j.jobid IS NULL THEN 'is missing'
                 WHEN NOT j.active THEN 'is not active'
-                WHEN j.schedule <> '* * * * *' OR j.command <> format('CALL activation.%s(slot => %s)', k.verb, g.slot) THEN 'is not as start() made it'
+                WHEN j.schedule <> '* * * * *' OR j.command <> activation._job_command(k.verb, g.slot) THEN 'is not as start() made it'
                 WHEN (j.nodename, j.nodeport) IS DISTINCT FROM (activation._cron_node(), current_setting('port')::integer)
                 THEN format('connects to %s, port %s', j.nodename, j.nodeport) END,
            CASE WHEN NOT j.active THEN format('UPDATE cron.job SET active = true WHERE jobid = %s;', j.jobid)
-                ELSE format('SELECT activation.start(detectors => %s, deliverers => %s);', s.detectors, s.deliverers) END,
+                ELSE activation._start_call(s.detectors, s.deliverers, s.pull) END,
            -- By the key, as the log of all jobs may be long.
            (SELECT CASE d.status WHEN 'failed' THEN d.return_message END
               FROM (SELECT x.* FROM cron.job_run_details x ORDER BY x.runid DESC LIMIT 1000) d WHERE d.jobid = j.jobid ORDER BY d.runid DESC LIMIT 1)
       FROM activation.schedule s
-      CROSS JOIN LATERAL (VALUES ('detector', 'detect', s.detectors), ('deliverer', 'deliver', s.deliverers)) AS k(kind, verb, slots)
+      CROSS JOIN LATERAL (VALUES ('detector', 'detect', s.detectors), ('deliverer', 'deliver', s.deliverers), ('puller', 'pull', s.pull::integer)) AS k(kind, verb, slots)
       CROSS JOIN LATERAL generate_series(1, k.slots) AS g(slot)
       LEFT JOIN cron.job j ON j.jobname = format('activation-%s-%s', k.verb, g.slot) AND j.database = current_database();
 END

@@ -102,9 +102,7 @@ BEGIN
     PERFORM activation._raise(answer -> 'error');
     users := activation._users_of(NULL, users, what);
     PERFORM activation._check_table(users, what);
-    key_column := coalesce((SELECT u.key_column FROM activation.users_table u WHERE u.users = _journey.users),
-                           (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                             WHERE i.indrelid = _journey.users AND i.indisprimary));
+    key_column := activation._users_key(users, NULL, what);
     SELECT m.name INTO ref FROM unnest(milestones) AS m(name)
      WHERE NOT EXISTS (SELECT FROM jsonb_array_elements(answer -> 'milestones') AS x WHERE x ->> 'ref' = m.name);
     IF FOUND THEN

@@ -120,21 +120,24 @@ BEGIN
 END
 $$;
 
--- Whether what a reference names can be read on this server, and what to do if not.
+-- Whether what a reference names can be read on this server, and used, and what to do if not.
 CREATE FUNCTION activation._doctor_secret(setting text, reference text, usual text) RETURNS SETOF activation.finding
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     place text := substr(reference, position(':' IN reference) + 1);
-    problem text := activation._key_problem(reference, activation._secret(CASE WHEN reference LIKE 'secret:%' THEN place END));
+    value text := activation._secret(CASE WHEN reference LIKE 'secret:%' THEN place END);
+    webhooks boolean := setting = 'webhook_secret';
+    problem text := CASE WHEN webhooks THEN activation._webhook_secret_problem(reference, value) ELSE activation._key_problem(reference, value) END;
+    elsewhere text := CASE WHEN webhooks THEN activation._webhook_secret_problem('env:' || usual, NULL) ELSE activation._key_problem('env:' || usual, NULL) END;
 BEGIN
     IF problem IS NULL THEN
         RETURN;
     END IF;
     RETURN NEXT activation._finding('problem', problem,
-        CASE WHEN activation._key_problem('env:' || usual, NULL) IS NULL THEN format('SELECT activation.configure(%s => %L);', setting, 'env:' || usual)
-             WHEN reference LIKE 'secret:%' THEN format('SELECT activation.set_secret(%L, ''…'');', place)
+        CASE WHEN elsewhere IS NULL THEN format('SELECT activation.configure(%s => %L);', setting, 'env:' || usual)
+             WHEN reference LIKE 'secret:%' THEN format('SELECT activation.set_secret(%L, ''…'');  -- with logging off, as docs/operations.md shows', place)
              WHEN reference LIKE 'file:%' THEN format('-- put it into %s, where the server''s user can read it', place)
              ELSE format('-- set %s in the server''s environment (Debian: /etc/postgresql/%s/main/environment) and restart it', coalesce(place, usual),
                          current_setting('server_version_num')::integer / 10000) END);
@@ -165,8 +168,7 @@ AS $$
            'neither webhooks nor a pull are set up: bounces and complaints are not heard of, and such people are mailed again',
            CASE WHEN s.mode <> 'live' THEN NULL
                 WHEN NOT activation._has_cron() THEN 'CALL activation.pull_webhooks();  -- every minute, by what calls tick(); or configure(webhook_secret => …), see docs/consent.md'
-                ELSE format('SELECT activation.start(detectors => %s, deliverers => %s, pull => true);  -- or configure(webhook_secret => …), see docs/consent.md',
-                                               greatest(c.detectors, 1), greatest(c.deliverers, 1)) END
+                ELSE activation._start_call(greatest(c.detectors, 1), greatest(c.deliverers, 1), true) || '  -- or configure(webhook_secret => …), see docs/consent.md' END
       FROM activation._setting() s LEFT JOIN activation.schedule c ON true
      WHERE s.webhook_secret IS NULL AND NOT coalesce(c.pull, false) AND activation._pulled_lately() IS NOT TRUE
 $$;
@@ -300,7 +302,7 @@ AS $$
                                   coalesce('since ' || to_char(w.beat_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'), 'yet')),
                      CASE WHEN a.pid IS NOT NULL THEN format('its process %s hangs', a.pid) END, 'pg_cron says: ' || j.failure),
            CASE WHEN a.pid IS NOT NULL THEN format('SELECT pg_terminate_backend(%s, 5000);', a.pid)
-                ELSE format('SELECT activation.start(detectors => %s, deliverers => %s%s);', s.detectors, s.deliverers, CASE WHEN s.pull THEN ', pull => true' END) END
+                ELSE activation._start_call(s.detectors, s.deliverers, s.pull) END
       FROM activation.schedule s
       CROSS JOIN LATERAL (VALUES ('detector', s.detectors), ('deliverer', s.deliverers)) AS k(kind, slots)
       CROSS JOIN LATERAL generate_series(1, k.slots) AS g(slot)

@@ -55,7 +55,7 @@ BEGIN
         WHEN 'enroll' THEN
             PERFORM activation._enroll(caller, a ->> 'user_id', a ->> 'loop', nullif(a -> 'context', 'null'));
         WHEN 'suppress' THEN
-            PERFORM activation._suppress(caller, a ->> 'email', a ->> 'reason');
+            PERFORM activation._suppress_by_hand(caller, a ->> 'email', a ->> 'reason');
         WHEN 'preview' THEN
             NEW.answer := (SELECT jsonb_agg(p) FROM activation._preview(caller, a ->> 'user_id', a ->> 'loop') p);
     END CASE;

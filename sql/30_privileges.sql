@@ -14,7 +14,7 @@ GRANT SELECT ON activation.loop_definition TO PUBLIC;
 GRANT USAGE ON SCHEMA activation, activation_compiled TO activation_engine;
 GRANT SELECT ON ALL TABLES IN SCHEMA activation TO activation_engine;
 GRANT INSERT, UPDATE, DELETE ON activation.signal, activation.wake, activation.enrollment, activation.event, activation.roll, activation.sweep, activation.strike,
-      activation.capture_failure, activation.remark, activation.consent, activation.suppression, activation.webhook_event, activation.pull, activation.unsuppression,
+      activation.capture_failure, activation.remark, activation.past_address, activation.consent, activation.suppression, activation.webhook_event, activation.pull, activation.unsuppression,
       activation.erasure, activation.request, activation.message, activation.attempt, activation.pace, activation.worker, activation.provider, activation.token
    TO activation_engine;
 GRANT UPDATE ON activation.mutex, activation.user_part TO activation_engine;

@@ -5,7 +5,9 @@ No transaction is open while an answer is awaited, and every request has a token
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -24,8 +26,10 @@ PAGE = 100
 OVERLAP = 600.0
 
 #: What is asked for: what becomes of mails and of addresses.
-_TOLD = ("email.", "suppression.")
+_TOLD = re.compile(r"(email|suppression)\.[a-z_.]{1,80}")
 _UNTOLD = ("email.received",)
+
+_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 class _Stopped(Exception):
@@ -101,14 +105,17 @@ class Feedback:
             after = page[-1]["id"]
 
     def _keep(self, event: dict[str, Any], payload: Any) -> None:
-        text = json.dumps(payload)
-        if not isinstance(payload, dict) or payload.get("type") != event["type"] or "\\u0000" in text:
-            # Not to be understood, nor asked for again.
-            text = json.dumps({"type": event["type"]})
+        """What is not to be understood, in Python or for PostgreSQL, is kept by its type, and not asked for again."""
+        text = ""
+        if isinstance(payload, dict) and payload.get("type") == event["type"]:
+            with contextlib.suppress(ValueError, RecursionError):
+                text = json.dumps(payload)
         self._rows(
-            "SELECT activation._keep_event($1, $2::jsonb, pg_catalog.to_timestamp($3), activation._now())",
+            "SELECT activation._keep_event($1, coalesce(activation._event($2), $3::jsonb), pg_catalog.to_timestamp($4),"
+            " activation._now())",
             event["id"],
             text,
+            json.dumps({"type": event["type"]}),
             event["at"],
         )
 
@@ -128,9 +135,10 @@ class Feedback:
             while True:
                 query = urlencode({"limit": PAGE, **({"after": after} if after else {})})
                 answer = self._call("GET", f"/suppressions?{query}")
-                page = [entry for entry in _entries(answer) if isinstance(entry.get("email"), str)]
-                emails = [entry["email"] for entry in page]
-                origins = [str(entry.get("origin") or "") for entry in page]
+                page = _entries(answer)
+                listed = [entry for entry in page if _is_plain(entry.get("email"))]
+                emails = [entry["email"] for entry in listed]
+                origins = [entry["origin"] if _is_plain(entry.get("origin")) else None for entry in listed]
                 self._rows("SELECT activation._import_suppressions($1, $2)", emails, origins)
                 self._db.commit()
                 known += emails
@@ -193,15 +201,21 @@ class Feedback:
 
 
 def _is_told(kind: object) -> bool:
-    return isinstance(kind, str) and kind.startswith(_TOLD) and kind not in _UNTOLD
+    return isinstance(kind, str) and _TOLD.fullmatch(kind) is not None and kind not in _UNTOLD
+
+
+def _is_plain(text: object) -> bool:
+    """Whether it is a text that PostgreSQL takes: neither NUL nor half a character."""
+    return (
+        isinstance(text, str) and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    )
 
 
 def _entries(answer: Any) -> list[dict[str, Any]]:
     """What a list holds: objects with an id. Raises _Stopped for anything else."""
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("id"), str) and 0 < len(entry["id"]) <= 256
-        for entry in entries
+        isinstance(entry, dict) and isinstance(entry.get("id"), str) and _ID.fullmatch(entry["id"]) for entry in entries
     ):
         raise _Stopped("the answer is not a list")
     return entries

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from activation import signature
 from activation.errors import KeyUnavailable
 
 _REFERENCE = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|secret:.+)$")
@@ -45,3 +46,13 @@ def resolve(reference: str | None, stored: Callable[[str], str | None]) -> str:
     if not secret or not re.fullmatch(r"[\x21-\x7e]+", secret):
         raise KeyUnavailable(f"what {reference} leads to is empty or not a key")
     return secret
+
+
+def webhook_key(reference: str | None, stored: Callable[[str], str | None]) -> bytes:
+    """The key that signs webhooks, from the secret that a reference leads to. As resolve()."""
+    try:
+        return signature.key(resolve(reference, stored))
+    except signature.BadSecret as problem:
+        raise KeyUnavailable(
+            f"what {reference} leads to is no webhook secret, as Resend shows it (whsec_…): {problem}"
+        ) from None

@@ -94,15 +94,20 @@ def webhook_problem(
     from activation import signature
 
     known = json.loads(stored or "{}")
+    readable: list[bytes] = []
+    problems: list[str] = []
+    for reference in (references or "").split():
+        try:
+            readable.append(keys.webhook_key(reference, known.get))
+        except KeyUnavailable as problem:
+            # While a secret is rotated there are two, and one that cannot be read takes nothing from the other.
+            problems.append(str(problem))
+    if not readable:
+        return "503 " + ("; ".join(problems) or "no webhook_secret is configured")
     try:
-        secrets = [keys.resolve(reference, known.get) for reference in (references or "").split()]
-        if not secrets:
-            return "503 no webhook_secret is configured"
-        signature.verify(body, webhook_id, timestamp, signatures, secrets, now)
-    except KeyUnavailable as problem:
-        return f"503 {problem}"
+        signature.verify(body, webhook_id, timestamp, signatures, readable, now)
     except signature.BadSignature as problem:
-        return f"401 {problem}"
+        return "401 " + "; ".join([str(problem), *problems])
     return None
 
 
@@ -187,6 +192,15 @@ def key_problem(reference: str | None, stored: str | None) -> str | None:
     """Why the key cannot be read on this server, or None. The key itself goes nowhere."""
     try:
         keys.resolve(reference, lambda _: stored)
+    except KeyUnavailable as error:
+        return str(error)
+    return None
+
+
+def webhook_secret_problem(reference: str, stored: str | None) -> str | None:
+    """As key_problem(), of a secret that signs webhooks."""
+    try:
+        keys.webhook_key(reference, lambda _: stored)
     except KeyUnavailable as error:
         return str(error)
     return None

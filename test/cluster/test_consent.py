@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -450,3 +452,263 @@ def test_deleting_the_row_forgets(db: Database, app: Connection) -> None:
     app.execute("DELETE FROM users WHERE id = 'bob'")
     tick(db)
     assert "bob" not in dump(db) and statuses(db, "ada") != []
+
+
+#: Which each of them signed, in an event about somebody's first mail or in one about nobody's.
+NOISE = random.Random(7).randbytes(3000).hex()
+HOSTILE = {
+    "nested deeper than the stack": "[" * 400_000 + "]" * 400_000,
+    "an event nested so": '{"type": "email.opened", "data": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
+    "a NUL": '{"type": "email.opened", "data": {"email_id": "\\u0000"}}',
+    "a NUL for a type": '{"type": "\\u0000"}',
+    "half a character": '{"type": "email.opened", "data": {"email_id": "\\ud800"}}',
+    "no such escape": '{"type": "\\x41"}',
+    "a number that is none": '{"type": "email.opened", "data": NaN}',
+    "a number that is too large": '{"type": "email.opened", "data": 1e999999}',
+    "a long type": json.dumps({"type": NOISE}),
+    "a long address that is suppressed": json.dumps({"type": "suppression.added", "data": {"email": NOISE + "@a.dev"}}),
+    "a long address that is not": json.dumps({"type": "suppression.removed", "data": {"email": NOISE + "@a.dev"}}),
+    "an address that is a list": json.dumps({"type": "suppression.removed", "data": {"email": [NOISE]}}),
+    "a time that never comes": json.dumps({"type": "suppression.added", "created_at": "infinity", "data": {"email": "a@b.c"}}),
+    "a time that is none": json.dumps({"type": "suppression.added", "created_at": "99999999-01-01", "data": {"email": "a@b.c"}}),
+    "no data": json.dumps({"type": "email.bounced", "data": None}),
+    "tags that are none": json.dumps({"type": "email.bounced", "data": {"tags": [1, {"name": {}}, None]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_body_that_means_harm(db: Database, app: Connection, what: str) -> None:
+    """Though it is signed: it is an event or HT400, and nothing else."""
+    body = HOSTILE[what]
+    try:
+        said = db.value("SELECT activation.receive_webhook(%s, %s::jsonb)", body, json.dumps(headers(body)))
+        assert said in ("kept", "applied")
+        assert db.value("SELECT count(*) FROM activation.webhook_event WHERE at <= now() + interval '1 day'") == 1
+    except psycopg.Error as error:
+        assert error.sqlstate == "HT400"
+        assert db.value("SELECT count(*) FROM activation.webhook_event") == 0
+    assert db.value("SELECT coalesce(max(length(payload::text)), 0) < 1000 FROM activation.webhook_event")
+
+
+#: 140 bytes in jsonb each, and 131,072 as a text.
+HUGE = "[" + ", ".join(["1e131071"] * 2000) + "]"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"created_at": "never"},
+        {"created_at": "infinity"},
+        {"created_at": 5},
+        {"to": "nobody", "email_id": {"a": 1}},
+        {"to": [["x"], None, 5, NOISE]},
+        {"email_id": NOISE, "bounce": {"type": "Permanent", "message": "x" * 900_000}},
+        {"bounce": "HUGE"},
+        {"bounce": {"type": "HUGE", "subType": [], "message": 7}, "to": "HUGE", "email_id": "HUGE", "click": "HUGE"},
+        {"bounce": [1]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["email.bounced", "email.delivered", "email.suppressed"])
+def test_an_event_that_means_harm(db: Database, app: Connection, kind: str, data: dict[str, Any]) -> None:
+    """About a mail of ours: it is applied, and what is kept of it is short."""
+    define(db, f"action => {WELCOME}")
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("UPDATE activation.message SET state = 'unknown', sent_at = NULL, resend_id = NULL, finished_at = now()")
+    event = {"type": kind, "created_at": "2026-11-22T23:41:12Z", "data": about(db, "ada", **data)}
+    body = json.dumps(event).replace('"HUGE"', HUGE)
+    said = db.value("SELECT activation.receive_webhook(%s, %s::jsonb)", body, json.dumps(headers(body)))
+    assert said == "applied"
+    assert statuses(db, "ada")[0][2] == kind.partition(".")[2]
+    assert "told by Resend" in told(db, "ada")
+    assert db.value("SELECT length(activation.export_user('ada')::text)") < 20_000
+
+
+@pytest.mark.parametrize("value", [HUGE, '{"a": 1}', "null", "17", f'"{NOISE * 10}"'], ids=len)
+@pytest.mark.parametrize("name", ["svix-id", "svix-timestamp", "svix-signature"])
+def test_headers_that_mean_harm(db: Database, app: Connection, name: str, value: str) -> None:
+    given = json.dumps({**signed(GOOD), name: "?"}).replace('"?"', value)
+    with pytest.raises(psycopg.Error) as caught:
+        db.sql("SELECT activation.receive_webhook(%s, %s::jsonb)", GOOD, given)
+    assert str(caught.value.sqlstate) in ("HT400", "HT401")
+
+
+def test_one_secret_that_cannot_be_read(db: Database, app: Connection) -> None:
+    """Webhooks that the other one signed are taken meanwhile; status tells."""
+    for references in ("secret:hook secret:next", "env:NOT_THERE secret:hook"):
+        db.sql("SELECT activation.configure(webhook_secret => %s)", references)
+        assert hook(db, "contact.created", {}) == "kept"
+        ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'webhooks'")
+        assert state == "waiting" and ("next" in detail or "NOT_THERE" in detail)
+    db.sql("SELECT activation.configure(webhook_secret => 'secret:next')")
+    with pytest.raises(psycopg.Error, match="under the name next") as caught:
+        hook(db, "contact.created", {})
+    assert caught.value.sqlstate == "HT503"
+    assert db.value("SELECT state FROM activation.status WHERE component = 'webhooks'") == "failing"
+    db.sql("SELECT activation.configure(webhook_secret => 'secret:hook')")
+    assert db.sql("SELECT FROM activation.status WHERE component = 'webhooks'") == []
+
+
+def test_a_webhook_secret_that_is_too_short(db: Database, app: Connection) -> None:
+    """Refused where it is seen first, and never believed."""
+    short = "whsec_" + base64.b64encode(b"a guessable secret").decode()
+    for call, value in (("configure(webhook_secret => 'secret:short')", "short"), ("set_secret('hook', %s)", "hook")):
+        if value == "short":
+            db.sql("SELECT activation.set_secret('short', %s)", short)
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match=f"secret:{value}.* 18 bytes and needs 24"
+        ) as caught:
+            db.sql(f"SELECT activation.{call}", *([short] if "%s" in call else []))
+        assert short.removeprefix("whsec_") not in str(caught.value)
+    db.sql("UPDATE activation.secret SET value = %s", short)
+    with pytest.raises(psycopg.Error) as refused:
+        hook(db, "contact.created", {}, secret=short)
+    assert refused.value.sqlstate == "HT503"
+
+
+MARK = "quux-marker"
+
+
+def delete_and_erase(db: Database, app: Connection, way: str) -> None:
+    if way == "by itself":
+        db.sql("SELECT activation.configure(erase_on_delete => true)")
+    app.execute("DELETE FROM users WHERE id = 'ada'")
+    if way != "at once":
+        tick(db)
+    if way != "by itself":
+        assert db.value("SELECT activation.erase('ada')") is True
+    tick(db)
+
+
+@pytest.mark.parametrize("way", ["at once", "later", "by itself"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "suppressed by hand",
+        "and never enrolled",
+        "not suppressed any more",
+        "cancelled before it was claimed",
+        "suppressed once its messages are gone",
+        "had another address",
+        "of another mail of the account",
+        "told of before the deletion",
+        "told of after it",
+    ],
+)
+def test_no_address_is_left(db: Database, app: Connection, sandbox: Sandbox, what: str, way: str) -> None:
+    """Wherever it came from, and though the row that tells whose it was is gone before erase() is called."""
+    ADDRESS = f"{MARK}@acme.dev"
+    define(
+        db, "steps => ARRAY[activation.step('a', delay => '1 hour', action => activation.email('activation_welcome'))]"
+    )
+    db.sql("SELECT activation.configure(sync_suppressions => true, rate => 1000)")
+    if what == "and never enrolled":
+        db.sql("SELECT activation.pause_loop('first')")
+    app.execute(
+        "INSERT INTO users VALUES ('ada', %s, 'Ada')", [f"Ada <{ADDRESS.upper()}>" if "hand" in what else ADDRESS]
+    )
+    tick(db)
+    if what == "not suppressed any more":
+        db.sql("SELECT activation.suppress(%s), activation.unsuppress(%s)", ADDRESS, ADDRESS)
+        assert db.value("SELECT count(*) FROM activation.unsuppression") == 1
+    elif what == "cancelled before it was claimed":
+        db.sql("SELECT activation.suppress(%s), activation.cancel('ada', 'first')", ADDRESS)
+    elif what in ("suppressed once its messages are gone", "had another address"):
+        tick(db, "2 hours")
+        assert hook(db, "email.complained", about(db, "ada", to=[ADDRESS])) == "applied"
+        if what == "had another address":
+            app.execute("UPDATE users SET email = 'another@acme.dev'")
+        for days in (100, 101):
+            tick(db, f"{days} days")
+        assert db.value("SELECT count(*) FROM activation.message") == 0
+    elif what == "of another mail of the account":
+        tick(db, "2 hours")
+        hook(
+            db,
+            "email.bounced",
+            {"email_id": "e", "to": [ADDRESS], "from": ADDRESS, "subject": MARK, "bounce": {"message": MARK}},
+        )
+        hook(db, "contact.created", {"email": ADDRESS, "first_name": MARK})
+        hook(db, "email.received", {"from": ADDRESS, "to": [ADDRESS], "subject": MARK})
+        hook(db, "something.new", {"email": ADDRESS, "note": [MARK]})
+        assert MARK not in str(db.sql("SELECT * FROM activation.webhook_event")), "it is never kept"
+    elif what != "told of after it":
+        db.sql("SELECT activation.suppress(%s)", ADDRESS)
+    if what.startswith("told of"):
+        hook(db, "suppression.added", {"email": ADDRESS, "origin": "bounce"})
+        hook(db, "suppression.removed", {"email": "x@acme.dev"})
+    assert MARK in dump(db).lower() or what == "of another mail of the account"
+    delete_and_erase(db, app, way)
+    assert MARK not in dump(db).lower()
+    # What comes after it leaves nothing, either.
+    hook(db, "suppression.added", {"email": ADDRESS, "origin": "complaint"})
+    hook(db, "email.complained", {"email_id": "e2", "to": [ADDRESS], "tags": {"activation_message": str(uuid.uuid4())}})
+    if way == "later":
+        sandbox.suppress(ADDRESS, "complaint")
+        db.sql("CALL activation.sync_suppressions()")
+        db.sql("CALL activation.pull_webhooks()")
+    db.sql("SELECT activation.suppress(%s, 'once more')", ADDRESS)
+    assert MARK not in dump(db).lower()
+    assert db.value("SELECT count(*) FROM activation.past_address WHERE user_id = 'ada'") == 0
+
+
+def test_a_mail_that_was_refused_with_others(db: Database, app: Connection, sandbox: Sandbox) -> None:
+    """It was in several requests, and what was wrong with it stands with all who shared them."""
+    define(db, f"action => {WELCOME}")
+    app.execute("INSERT INTO users SELECT g::text, 'u' || g || '@acme.dev' FROM generate_series(1, 5) g")
+    app.execute("INSERT INTO users VALUES ('ada', %s, 'Ada')", [f"{MARK}@acme.dev"])
+    sandbox.fail("status", status=422, name="validation_error", message=f"Invalid `to` field: {MARK}@acme.dev", times=1)
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.request WHERE body LIKE %s", f"%{MARK}%") >= 2
+    assert db.value("SELECT count(*) FROM activation.attempt WHERE error LIKE %s", f"%{MARK}%") > 1
+    delete_and_erase(db, app, "later")
+    assert MARK not in dump(db).lower()
+    assert {status for (status,) in db.sql("SELECT DISTINCT status FROM activation.message_log")} == {"sent"}
+
+
+def test_a_filter_that_named_somebody(db: Database, app: Connection) -> None:
+    """Its error stands with all who came in the same statement."""
+    db.sql(
+        f"SELECT activation.define_loop('first', trigger => activation.on_insert('users', filter => 'NEW.name::integer > 0'), action => {WELCOME})"
+    )
+    app.execute("INSERT INTO users VALUES ('ada', 'a@acme.dev', %s), ('bob', 'b@acme.dev', '5')", [MARK])
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.capture_failure WHERE error LIKE %s", f"%{MARK}%") == 2
+    delete_and_erase(db, app, "later")
+    assert MARK not in dump(db) and db.value("SELECT count(*) FROM activation.capture_failure") == 1
+
+
+def test_deleting_is_never_held_up(db: Database, app: Connection) -> None:
+    """Whatever becomes of the column with the address: renamed, dropped, of another type."""
+    define(db, STEPS)
+    for change in ("RENAME email TO mail", "DROP mail CASCADE", "ADD email integer", "DROP email", "ADD email varchar"):
+        app.execute(f"ALTER TABLE users {change}".encode())
+        app.execute("INSERT INTO users (id) VALUES ('ada')")
+        app.execute("DELETE FROM users")
+    app.execute("INSERT INTO users (id, email) VALUES ('ada', %s)", [NOISE])
+    app.execute("DELETE FROM users")
+    assert db.sql("SELECT length(address) FROM activation.signal WHERE address <> ''") == [(1000,)]
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.signal") == 0
+
+
+def test_addresses_of_the_deleted_are_kept_for_retention(db: Database, app: Connection) -> None:
+    """As hashes; of those who are suppressed for as long as they are."""
+    define(db, STEPS)
+    sign_up(app, "ada", "bob")
+    tick(db)
+    db.sql("SELECT activation.suppress('bob@acme.dev')")
+    app.execute("DELETE FROM users")
+    tick(db)
+    assert db.sql("SELECT user_id, hash LIKE 'sha256:%%' FROM activation.past_address ORDER BY 1") == [
+        ("ada", True),
+        ("bob", True),
+    ]
+    tick(db, "91 days")
+    assert db.sql("SELECT user_id FROM activation.past_address") == [("bob",)]
+    # Who is there again is the same user.
+    app.execute("INSERT INTO users VALUES ('cid', 'cid@acme.dev')")
+    app.execute("BEGIN; DELETE FROM users; INSERT INTO users VALUES ('cid', 'cid@acme.dev'); COMMIT")
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.past_address WHERE user_id = 'cid'") == 0

@@ -72,6 +72,16 @@ BROKEN = {
     ),
     "not https": ("public_url", "SELECT activation.configure(public_url => 'http://acme.dev/a')", "one click"),
     "no webhook secret": ("webhooks", "SELECT activation.configure(webhook_secret => 'secret:hook')", "name hook"),
+    "a short webhook secret": (
+        "webhooks",
+        "UPDATE activation.secret SET value = 'whsec_AAAA'",
+        "leads to is no webhook secret",
+    ),
+    "one of two": (
+        "webhooks",
+        "SELECT activation.configure(webhook_secret => s.webhook_secret || ' secret:next') FROM activation.setting s",
+        "under the name next",
+    ),
     "nothing is heard": ("webhooks", "SELECT activation.configure(webhook_secret => '')", "bounces and complaints"),
     "erasures wait": (
         "retention",
@@ -368,6 +378,29 @@ def test_jobs(server: Cluster, broken: str, seen: str) -> None:
     assert list(found) == ["jobs"] and seen in found["jobs"][1]
     apply(server, found["jobs"][2])
     assert findings(server) == {}
+
+
+def test_the_job_that_pulls(server: Cluster) -> None:
+    """It is looked for like the others, and no cure of another's takes it away."""
+    server.sql("SELECT activation.start(pull => true)")
+    pulls = "SELECT count(*) FROM cron.job WHERE jobname = 'activation-pull-1'"
+    assert findings(server) == {} and server.value(pulls) == 1
+    for broken, seen in (
+        ("SELECT cron.unschedule('activation-pull-1')", "puller 1 is missing"),
+        ("SELECT cron.unschedule('activation-detect-1')", "detector 1 is missing"),
+        (
+            "UPDATE cron.job SET command = 'SELECT 1' WHERE jobname = 'activation-pull-1'",
+            "puller 1 is not as start() made it",
+        ),
+    ):
+        server.sql(broken)
+        found = findings(server)
+        assert list(found) == ["jobs"] and seen in found["jobs"][1]
+        apply(server, found["jobs"][2])
+        assert findings(server) == {} and server.value(pulls) == 1
+        assert server.value("SELECT pull FROM activation.schedule")
+    server.sql("SELECT activation.start()")
+    assert findings(server) == {} and server.value(pulls) == 0
 
 
 def test_no_pg_cron_in_the_database(server: Cluster) -> None:

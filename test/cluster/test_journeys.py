@@ -655,6 +655,17 @@ def test_versions(db: Database, app: Connection) -> None:
     assert db.value("SELECT count(DISTINCT step) FROM activation.step WHERE name = 'first'") == 1
 
 
+def test_a_preview_after_steps_changed_places(db: Database, app: Connection) -> None:
+    """Steps keep their numbers; people read them in the order in which they come."""
+    a, b, c = (
+        f"activation.step('{name}', delay => '{n} hours', action => {WELCOME})" for n, name in enumerate("abc", 1)
+    )
+    app.execute("INSERT INTO users (id) VALUES (1)")
+    define(db, f"steps => ARRAY[{a}, {b}, {c}]")
+    define(db, f"steps => ARRAY[{c}, {a}, {b}]")
+    assert [step for (step,) in db.sql("SELECT step FROM activation.preview('1', 'onboarding')")] == ["c", "a", "b"]
+
+
 def test_what_came_due_while_it_was_paused(db: Database, app: Connection) -> None:
     define(
         db,

@@ -112,6 +112,39 @@ def test_time_to_activate(db: Database, what: str) -> None:
     assert (found["people"], found["activated"], found["censored"]) == (len(people), acted, len(people) - acted)
 
 
+def test_people_whose_row_is_gone(db: Database) -> None:
+    """They are censored when they left, whether a trigger saw them go or the claim of a mail found them missing."""
+    db.sql(
+        "CREATE TABLE users (id bigint PRIMARY KEY, email text); CREATE TABLE actions (user_id bigint);"
+        "CREATE INDEX ON actions (user_id);"
+        "SELECT activation.define_loop('first', trigger => activation.on_insert('users'),"
+        " goal => activation.query($$SELECT FROM actions WHERE user_id = $1$$), steps => ARRAY["
+        "  activation.step('a', action => activation.email('activation_welcome')),"
+        "  activation.step('b', delay => '1 day', action => activation.email('activation_nudge'))])"
+    )
+    for user, unseen in ((1, True), (2, False)):
+        db.sql("INSERT INTO users VALUES (%s, 'a@acme.dev')", user)
+        with db.connect() as session:
+            session.execute(
+                "SELECT set_config('session_replication_role', %s, false)", ["replica" if unseen else "origin"]
+            )
+            session.execute("DELETE FROM users")
+        tick(db)
+    db.sql("INSERT INTO users SELECT g, 'a@acme.dev' FROM generate_series(3, 4) g")
+    tick(db)
+    db.sql(
+        "UPDATE activation.enrollment SET enrolled_at = enrolled_at - interval '10 days', decided_at = decided_at - interval '10 days';"
+        "UPDATE activation.enrollment SET activated_at = enrolled_at + (user_id::integer - 2) * interval '1 hour' WHERE user_id > '2'"
+    )
+    assert db.sql("SELECT state, reason FROM activation.journey WHERE user_id < '3' ORDER BY user_id") == [
+        ("exited", "the user no longer exists"),
+        ("exited", "the user was deleted"),
+    ]
+    # Of the two who stayed the first is half; of three who were still seen she would not be.
+    found = one(db, "time_to_activate")
+    assert (found["people"], found["censored"], found["median"]) == (4, 2, timedelta(hours=1))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_lift(db: Database, seed: int) -> None:
     from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest

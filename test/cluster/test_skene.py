@@ -221,6 +221,22 @@ def test_other_refusals(db: Database, app: Connection, call: str, code: str, mes
     assert said.sqlstate == code and message in str(said.message_primary), said.message_primary
 
 
+def test_a_users_table_with_a_key_of_several_columns(db: Database, app: Connection) -> None:
+    """Which of them identifies a user is for a person to say, as define_loop has it."""
+    app.execute("CREATE TABLE members (tenant integer, id integer UNIQUE, email text, PRIMARY KEY (tenant, id))")
+    app.execute("CREATE TABLE deeds (user_id integer)")
+    text = JOURNEY.replace("table: public.users", "table: members").replace("table: projects", "table: deeds")
+    for call in ("journey_definition(%s, users => 'members')", "import_journey('ours', %s, users => 'members')"):
+        said = refused(app, f"SELECT activation.{call}", text)
+        assert said.sqlstate == "42P16" and "public.members has a primary key of several columns" in str(
+            said.message_primary
+        )
+        assert "set_users('public.members', key =>" in str(said.message_hint)
+    app.execute("SELECT activation.set_users('members', key => 'id')")
+    app.execute("SELECT activation.import_journey('ours', %s, users => 'members')", [text])
+    assert db.value("SELECT key_column FROM activation.users_table WHERE users = 'members'::regclass") == "id"
+
+
 def test_an_author_needs_no_other_right(db: Database, app: Connection) -> None:
     app.execute(
         "CREATE ROLE author; GRANT USAGE ON SCHEMA activation TO author; GRANT SELECT ON activation.event TO author"

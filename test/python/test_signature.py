@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import time
 
 import pytest
 
-from activation import tokens
-from activation.signature import BadSignature, verify
+from activation import keys, server, tokens
+from activation.errors import KeyUnavailable
+from activation.sandbox import records
+from activation.signature import BadSecret, BadSignature, key, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 ID, AT, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", '{"test": 2432232314}'
@@ -22,9 +25,59 @@ def signed(body: str, at: str, secret: str = SECRET) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, f"{ID}.{at}.{body}".encode(), hashlib.sha256)).decode()
 
 
+KEY, ANOTHER = key(SECRET), b"another key of 24 bytes."
+
+
 def test_the_published_vector() -> None:
-    verify(BODY, ID, AT, SIGNATURE, [SECRET], float(AT))
-    verify(BODY, ID, AT, f"v2,abc {'v1,' + 'A' * 44} {SIGNATURE}", ["whsec_AAAA", SECRET], float(AT) + 300)
+    verify(BODY, ID, AT, SIGNATURE, [KEY], float(AT))
+    verify(BODY, ID, AT, f"v2,abc {'v1,' + 'A' * 44} {SIGNATURE}", [ANOTHER, KEY], float(AT) + 300)
+
+
+@pytest.mark.parametrize("size", [24, 25, 26, 32, 64])
+def test_secrets_that_are_good(size: int) -> None:
+    """With any padding, or none; Python 3.13 refuses more of it than there should be."""
+    raw = bytes(range(size))
+    padded = base64.b64encode(raw).decode()
+    for secret in (padded, padded.rstrip("="), f"whsec_{padded}", f"whsec_{padded.rstrip('=')}"):
+        assert key(secret) == raw
+    assert records._is_secret(f"whsec_{padded}")
+
+
+@pytest.mark.parametrize(
+    ("secret", "says"),
+    [
+        ("not base64!", "not base64"),
+        ("whsec_ü", "not base64"),
+        ("whsec_", "0 bytes"),
+        ("whsec_AAAA", "3 bytes and needs 24"),
+        ("whsec_" + base64.b64encode(b"x" * 23).decode(), "23 bytes and needs 24"),
+    ],
+)
+def test_secrets_that_are_none(secret: str, says: str) -> None:
+    with pytest.raises(BadSecret, match=says):
+        key(secret)
+    assert not records._is_secret(secret)
+    with pytest.raises(KeyUnavailable) as caught:
+        keys.webhook_key("secret:hook", lambda _: secret)
+    assert "secret:hook" in str(caught.value) and secret not in str(caught.value).replace("whsec_…", "")
+
+
+def test_one_of_two_cannot_be_read() -> None:
+    """The other is asked; what is wrong with the first is told only where it could have mattered."""
+
+    def problem(references: str, signature: str = SIGNATURE) -> str | None:
+        stored = json.dumps({"good": SECRET, "short": "whsec_AAAA"})
+        return server.webhook_problem(BODY, ID, AT, signature, references, stored, float(AT))
+
+    for bad in ("secret:gone", "secret:short", "env:NOT_THERE"):
+        assert problem(f"{bad} secret:good") is None and problem(f"secret:good {bad}") is None
+        said = problem(f"secret:good {bad}", "v1,AAAA")
+        assert said and said.startswith("401 ") and bad.partition(":")[2] in said
+        said = problem(bad)
+        assert said and said.startswith("503 ") and bad.partition(":")[2] in said
+    said = problem("secret:gone secret:short")
+    assert said and said.startswith("503 ") and "gone" in said and "short" in said
+    assert problem("") == "503 no webhook_secret is configured"
 
 
 @pytest.mark.parametrize(
@@ -37,9 +90,8 @@ def test_the_published_vector() -> None:
         ({"signatures": SIGNATURE[:-2]}, "by none"),
         ({"signatures": ""}, "by none"),
         ({"signatures": "v1,ü"}, "by none"),
-        ({"secrets": ["whsec_AAAA"]}, "by none"),
-        ({"secrets": []}, "by none"),
-        ({"secrets": ["not base64!"]}, "is not base64"),
+        ({"keys": [ANOTHER]}, "by none"),
+        ({"keys": []}, "by none"),
         ({"now": float(AT) + 301}, "more than 300 s"),
         ({"now": float(AT) - 301}, "more than 300 s"),
         ({"timestamp": "soon"}, "not a number"),
@@ -53,7 +105,7 @@ def test_what_is_refused(change: dict[str, object], says: str) -> None:
         "webhook_id": ID,
         "timestamp": AT,
         "signatures": SIGNATURE,
-        "secrets": [SECRET],
+        "keys": [KEY],
         "now": float(AT),
     }
     with pytest.raises(BadSignature, match=says):
@@ -72,7 +124,7 @@ def test_as_the_official_sdk(body: str) -> None:
             "webhook_secret": SECRET,
         }
     )
-    verify(body, ID, at, signed(body, at), [SECRET], time.time())
+    verify(body, ID, at, signed(body, at), [KEY], time.time())
 
 
 def test_tokens() -> None:

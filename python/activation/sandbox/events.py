@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from activation import signature
+
 from .records import Email
 
 # What happens to mail that ends so, before it does.
@@ -82,8 +84,7 @@ def signed(event: Event, secret: str, now: float) -> tuple[bytes, dict[str, str]
     """The body and the headers of the request that brings an event. secret: `whsec_` and base64."""
     body = json.dumps(event.payload, ensure_ascii=False).encode()
     timestamp = str(int(now))
-    key = base64.b64decode(secret.removeprefix("whsec_") + "==")
-    mac = hmac.digest(key, b".".join((event.id.encode(), timestamp.encode(), body)), hashlib.sha256)
+    mac = hmac.digest(signature.key(secret), b".".join((event.id.encode(), timestamp.encode(), body)), hashlib.sha256)
     return body, {
         "Content-Type": "application/json",
         "svix-id": event.id,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from activation import signature
 
 # What happens to mail for the test addresses at resend.dev; all other mail is delivered.
 _TEST_ADDRESSES = {"bounced": "bounced", "complained": "complained", "suppressed": "suppressed"}
@@ -213,8 +213,8 @@ def _is_secret(value: object) -> bool:
     if not isinstance(value, str) or not value.startswith("whsec_"):
         return False
     try:
-        return bool(base64.b64decode(value.removeprefix("whsec_") + "==", validate=True))
-    except binascii.Error:
+        return bool(signature.key(value))
+    except signature.BadSecret:
         return False
 
 
