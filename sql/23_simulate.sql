@@ -1,6 +1,169 @@
 -- A loop rehearsed over the app's own history: who would have been enrolled, what each step would have decided and when, and
 -- which mails would have gone out. Reads only. The app's tables, and an author's text, are read with the rights of whoever
 -- asks, in whose hands that text may be no snare: it has to be their own, or that of a role which could do as much anyway.
+-- And so has to be all that the text would run.
+
+-- The loops that the reader may act for, as they are now.
+CREATE VIEW activation.loop_definition WITH (security_barrier) AS
+SELECT l.name AS loop, v.version, v.definition, r.rolname AS owner, v.names, v.users, s.table_name, s.key_column
+  FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+  LEFT JOIN activation.source s USING (source_id)
+  LEFT JOIN pg_catalog.pg_roles r ON v.owner::pg_catalog.text IN (r.oid::pg_catalog.text, r.rolname::pg_catalog.text)
+ -- 10 is the superuser whom initdb made; loops whose owner is gone are of superusers.
+ WHERE pg_catalog.pg_has_role(coalesce(r.oid, 10), 'USAGE');
+COMMENT ON VIEW activation.loop_definition IS 'The current version of every loop whose owner the reader may act as. names: the path on which its names are looked up; table_name, key_column: what its trigger watches. simulate() reads it.';
+
+-- What would run with the caller's rights although it is of a role that has not got them, as soon as these tables are read or
+-- this text is parsed: a row for each, with the table that leads to it. The tables are held until the end of the transaction.
+--
+-- look: {"tables": oids, "query": a text, "words": the names in it, "columns": more names of columns that are read, "names":
+-- the path, "what": whose it is, to be raised at the first row}. Reading a table runs the row security policies on it;
+-- planning alone runs constant parts of its indexes, statistics, checks and partition keys, and of those of its children. A
+-- text may besides mean anything of such a name: views, functions, operators, casts, and types, whose literals run code
+-- while they are parsed. So nothing is parsed here: what is in the catalogs under a name of the text counts.
+CREATE FUNCTION activation._look(look jsonb) RETURNS TABLE (table_oid oid, object text, owner name)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    tables oid[] := ARRAY(SELECT x::oid FROM jsonb_array_elements_text(look -> 'tables') AS x);
+    query text := look ->> 'query';
+    words name[] := ARRAY(SELECT x::name FROM jsonb_array_elements_text(look -> 'words') AS x);
+    columns name[] := ARRAY(SELECT x::name FROM jsonb_array_elements_text(look -> 'columns') AS x) || words;
+    what text := look ->> 'what';
+    path name[];
+    schemas oid[] := '{}';
+    starts oid[];
+    reached oid[];
+    viewed boolean[];
+    held oid[] := '{}';
+    missing oid[];
+    tries integer := 0;
+    held_table oid;
+    shown text;
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        RAISE EXCEPTION 'this transaction is %', current_setting('transaction_isolation')
+            USING ERRCODE = '25000', DETAIL = 'What a table or a name leads to would be looked at as it was, and run as it is.',
+                  HINT = 'Ask in a transaction of its own: SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;';
+    END IF;
+    LOOP
+        IF query IS NOT NULL THEN
+            -- @plpgsql_check_options: security_warnings = off
+            PERFORM set_config('search_path', look ->> 'names', true);
+            path := pg_catalog.current_schemas(true);
+            PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+            schemas := ARRAY(SELECT n.oid FROM pg_namespace n WHERE n.nspname = ANY (path || words));
+        END IF;
+        -- From the tables to their children, partitions to the whole, and views to what they read. What initdb made is ours.
+        WITH RECURSIVE relation(start, oid, viewed) AS (
+            SELECT c.oid, c.oid, false FROM pg_class c
+             WHERE c.oid = ANY (tables) OR c.oid >= 16384 AND c.relname = ANY (words) AND c.relnamespace = ANY (schemas)
+            UNION
+            SELECT r.start, x.oid, r.viewed OR x.viewed
+              FROM relation r CROSS JOIN LATERAL (
+                   SELECT i.inhrelid, false FROM pg_inherits i WHERE i.inhparent = r.oid
+                   UNION ALL SELECT i.inhparent, false FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhrelid = r.oid AND c.relispartition
+                   UNION ALL SELECT d.refobjid, true FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                    WHERE w.ev_class = r.oid AND w.ev_type = '1' AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.oid) AS x(oid, viewed)
+             WHERE x.oid >= 16384
+        )
+        SELECT array_agg(r.start), array_agg(r.oid), array_agg(r.viewed) INTO starts, reached, viewed FROM relation r;
+        missing := ARRAY(SELECT DISTINCT c.oid FROM pg_class c
+                          WHERE c.oid = ANY (reached) AND c.oid <> ALL (held) AND c.relkind IN ('r', 'p') AND NOT pg_has_role(c.relowner, current_user, 'USAGE') ORDER BY 1);
+        EXIT WHEN missing = '{}';
+        tries := tries + 1;
+        IF tries > 10 THEN
+            RAISE EXCEPTION 'tables that are asked about go on changing' USING ERRCODE = '55006', HINT = 'Ask again.';
+        END IF;
+        FOREACH held_table IN ARRAY missing LOOP
+            -- Who may read a table may keep it from being altered or dropped; who may write to it, also from getting an index,
+            -- statistics or a child.
+            shown := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                       WHERE c.oid = held_table AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'));
+            IF shown IS NOT NULL THEN
+                EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', shown, CASE
+                    WHEN NOT pg_is_in_recovery() AND has_table_privilege(held_table, 'UPDATE, DELETE, TRUNCATE') THEN 'SHARE UPDATE EXCLUSIVE' ELSE 'ACCESS SHARE' END);
+                CONTINUE WHEN to_regclass(shown) IS DISTINCT FROM held_table::regclass;
+            END IF;
+            held := held || held_table;
+        END LOOP;
+    END LOOP;
+
+    FOR table_oid, object, owner IN
+        WITH RECURSIVE relation AS (
+            SELECT x.start, x.oid, x.viewed, c.relkind, c.relowner, c.reltype, c.relrowsecurity AND (x.viewed OR row_security_active(x.oid)) AS policed
+              FROM unnest(starts, reached, viewed) AS x(start, oid, viewed) JOIN pg_class c ON c.oid = x.oid
+        ), holder AS (
+            -- What has expressions of its own.
+            SELECT r.start, 'pg_rewrite'::regclass AS classid, w.oid AS objid FROM relation r JOIN pg_rewrite w ON w.ev_class = r.oid AND w.ev_type = '1'
+            UNION ALL SELECT r.start, 'pg_policy'::regclass, p.oid FROM relation r JOIN pg_policy p ON p.polrelid = r.oid WHERE r.policed
+            UNION ALL SELECT r.start, 'pg_class'::regclass, i.indexrelid FROM relation r JOIN pg_index i ON i.indrelid = r.oid
+            UNION ALL SELECT r.start, 'pg_statistic_ext'::regclass, e.oid FROM relation r JOIN pg_statistic_ext e ON e.stxrelid = r.oid
+            UNION ALL SELECT r.start, 'pg_constraint'::regclass, k.oid FROM relation r JOIN pg_constraint k ON k.conrelid = r.oid WHERE k.contype = 'c'
+            UNION ALL SELECT r.start, 'pg_class'::regclass, r.oid FROM relation r WHERE r.relkind = 'p'
+        ), bound AS (
+            SELECT h.start, h.classid AS by, d.refclassid AS classid, d.refobjid AS objid, d.refobjsubid
+              FROM holder h JOIN pg_depend d ON d.classid = h.classid AND d.objid = h.objid
+        ), type(start, oid, read) AS (
+            -- The types of what is read, with what they are made of; and of what may be read as part of a row.
+            SELECT x.start, x.oid, x.read
+              FROM (SELECT r.start, a.atttypid, a.attname = ANY (columns) FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid WHERE a.attnum > 0 AND NOT a.attisdropped
+                    UNION ALL SELECT b.start, a.atttypid, true FROM bound b JOIN pg_attribute a ON a.attrelid = b.objid AND a.attnum = b.refobjsubid
+                                      WHERE b.by = 'pg_rewrite'::regclass AND b.classid = 'pg_class'::regclass
+                    UNION ALL SELECT b.start, b.objid, true FROM bound b WHERE b.by IN ('pg_rewrite'::regclass, 'pg_policy'::regclass) AND b.classid = 'pg_type'::regclass
+                    UNION ALL SELECT r.start, r.reltype, false FROM relation r
+                    UNION ALL SELECT 0, t.oid, true FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+                               WHERE t.typname = ANY (words) AND t.typnamespace = ANY (schemas) AND coalesce(c.relkind, 'c') = 'c'
+                    UNION ALL SELECT 0, p.prorettype, false FROM pg_proc p WHERE p.proname = ANY (words) AND p.pronamespace = ANY (schemas)) AS x(start, oid, read)
+             WHERE query IS NOT NULL AND x.oid >= 16384
+            UNION
+            SELECT t.start, x.oid, t.read AND x.read
+              FROM type t JOIN pg_type p ON p.oid = t.oid CROSS JOIN LATERAL (
+                   VALUES (p.typelem, true), (p.typbasetype, true), (p.typarray, false)
+                   UNION ALL SELECT g.rngsubtype, true FROM pg_range g WHERE p.oid IN (g.rngtypid, g.rngmultitypid)
+                   UNION ALL SELECT a.atttypid, true FROM pg_attribute a WHERE a.attrelid = p.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS x(oid, read)
+             WHERE x.oid >= 16384
+        ), found AS (
+            SELECT r.start, 'pg_class'::regclass AS classid, r.oid AS objid, r.relowner AS owner FROM relation r WHERE r.relkind IN ('v', 'm', 'f')
+            UNION ALL SELECT r.start, 'pg_foreign_server'::regclass, f.oid, f.srvowner
+              FROM relation r JOIN pg_foreign_table t ON t.ftrelid = r.oid JOIN pg_foreign_server f ON f.oid = t.ftserver
+            UNION ALL SELECT r.start, 'pg_policy'::regclass, p.oid, r.relowner FROM relation r JOIN pg_policy p ON p.polrelid = r.oid WHERE r.policed
+            UNION ALL SELECT b.start, b.classid, b.objid, p.proowner FROM bound b JOIN pg_proc p ON b.classid = 'pg_proc'::regclass AND p.oid = b.objid
+            UNION ALL SELECT b.start, b.classid, b.objid, o.oprowner FROM bound b JOIN pg_operator o ON b.classid = 'pg_operator'::regclass AND o.oid = b.objid
+            UNION ALL SELECT b.start, b.classid, b.objid, c.collowner FROM bound b JOIN pg_collation c ON b.classid = 'pg_collation'::regclass AND c.oid = b.objid
+                       WHERE b.by IN ('pg_rewrite'::regclass, 'pg_policy'::regclass)
+            UNION ALL SELECT r.start, 'pg_collation'::regclass, c.oid, c.collowner FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = ANY (columns)
+                        JOIN pg_collation c ON c.oid = a.attcollation WHERE query IS NOT NULL
+            UNION ALL SELECT t.start, 'pg_type'::regclass, t.oid, p.typowner FROM type t JOIN pg_type p ON p.oid = t.oid WHERE t.read
+            UNION ALL SELECT 0, 'pg_proc'::regclass, p.oid, p.proowner FROM pg_proc p WHERE p.oid >= 16384 AND p.proname = ANY (words) AND p.pronamespace = ANY (schemas)
+            UNION ALL SELECT 0, 'pg_collation'::regclass, c.oid, c.collowner FROM pg_collation c WHERE c.oid >= 16384 AND c.collname = ANY (words) AND c.collnamespace = ANY (schemas)
+            -- Those that are written, and those that stand behind IN, LIKE, BETWEEN, IS DISTINCT FROM and the like.
+            UNION ALL SELECT 0, 'pg_operator'::regclass, o.oid, o.oprowner FROM pg_operator o
+                       WHERE o.oid >= 16384 AND o.oprnamespace = ANY (schemas)
+                         AND (strpos(query, o.oprname) > 0 OR o.oprname IN ('=', '<>', '<', '<=', '>', '>=', '~~', '!~~', '~~*', '!~~*', '~', '!~'))
+            -- A cast has no owner: its function has.
+            UNION ALL SELECT 0, 'pg_cast'::regclass, k.oid, p.proowner FROM pg_cast k JOIN pg_proc p ON p.oid = k.castfunc
+                       WHERE k.oid >= 16384 AND (k.castsource < 16384 OR k.castsource IN (SELECT t.oid FROM type t))
+                         AND (k.casttarget < 16384 OR k.casttarget IN (SELECT t.oid FROM type t))
+        )
+        -- A view or a policy rather than what it calls.
+        SELECT f.start, pg_describe_object(f.classid, f.objid, 0), pg_get_userbyid(f.owner)
+          FROM found f WHERE NOT pg_has_role(f.owner, current_user, 'USAGE')
+         GROUP BY f.start, f.classid, f.objid, f.owner
+         ORDER BY f.classid NOT IN ('pg_class'::regclass, 'pg_policy'::regclass), f.start, 2
+    LOOP
+        IF what IS NOT NULL THEN
+            RAISE EXCEPTION '%: % of % would run with the rights of %', what, object, quote_ident(owner), quote_ident(current_user)
+                USING ERRCODE = '42501', DETAIL = 'What is asked about reads it, or names something of that name.',
+                      HINT = format('Ask as that role: SET ROLE %I; …; RESET ROLE; or leave it out.', owner);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
 
 -- The column that tells when a row was inserted: by its default, else by its name. NULL where there is none.
 CREATE FUNCTION activation._time_column(table_name regclass) RETURNS name
@@ -56,18 +219,35 @@ BEGIN
 END
 $$;
 
--- The loop that is to be rehearsed, in one document: its name, definition, owner, names, and its trigger as what can be read:
--- {"table", "key", "made", "filter"}. problem: why nobody's enrollment can be replayed. Raises what define_loop() would.
-CREATE FUNCTION activation._simulate_plan(loop text, definition jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text) RETURNS jsonb
-LANGUAGE plpgsql STABLE SECURITY DEFINER
+-- What _look() has to see before these texts are parsed. Names in Unicode escapes would hide from it.
+CREATE FUNCTION activation._look_for(what text, texts text[], names text, tables regclass[], columns name[]) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    said jsonb := (SELECT coalesce(jsonb_agg(activation._query_names(t)), '[]') FROM unnest(texts) AS t WHERE t IS NOT NULL);
+BEGIN
+    IF jsonb_path_exists(said, '$[*] ? (@.escaped == true)') THEN
+        RAISE EXCEPTION '%: a name is written in Unicode escapes', what USING ERRCODE = '0A000', HINT = 'Write it out: "größe" instead of U&"gr\00F6\00DFe".';
+    END IF;
+    RETURN jsonb_build_object('what', what, 'query', array_to_string(texts, E'\n'), 'names', names, 'words', jsonb_path_query_array(said, '$[*].names[*]'),
+                              'tables', to_jsonb(array_remove(tables, NULL)::oid[]), 'columns', to_jsonb(array_remove(columns, NULL)));
+END
+$$;
+
+-- The loop that is to be rehearsed, in one document: its name, definition, names, and its trigger as what can be read: {"table",
+-- "user_key", "made", "filter"}; look: what _look() has to see before any of it is parsed. known: of a loop that there is, its
+-- tables, which may have other names by now: {"users", "table", "key"}. Raises what define_loop() would. It parses nothing of
+-- the text, and tells nothing that its caller did not put in or could not look up.
+CREATE FUNCTION activation._simulate_plan(loop text, definition jsonb, known jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 <<here>>
 DECLARE
     now timestamptz := activation._now();
-    caller name := activation._caller();
     what text := format('loop "%s"', coalesce(loop, '(rehearsed)'));
-    v activation.loop_version;
+    texts text[];
     answer jsonb;
     trigger jsonb;
     table_name regclass;
@@ -84,42 +264,24 @@ BEGIN
     ELSIF until > now + interval '1 minute' THEN
         RAISE EXCEPTION '%: until is in the future', what USING ERRCODE = '22023', DETAIL = format('It is %s.', until), HINT = 'A rehearsal is of what was: leave until out.';
     END IF;
-    IF definition IS NULL THEN
-        SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version) WHERE l.name = _simulate_plan.loop;
-        IF v.loop_id IS NULL THEN
-            RAISE EXCEPTION 'loop "%" does not exist', loop
-                USING ERRCODE = '42704', HINT = 'Rehearse a definition before there is a loop: simulate(definition => …, since => …).';
-        END IF;
-        IF NOT pg_has_role(v.owner, caller, 'USAGE') THEN
-            RAISE EXCEPTION '%: % may not rehearse it', what, quote_ident(caller)
-                USING ERRCODE = '42501', DETAIL = format('Its SQL is of %s, and would run with your rights.', quote_ident(v.owner)),
-                      HINT = format('SET ROLE %I; SELECT * FROM activation.simulate(%L, …); RESET ROLE;', v.owner, loop);
-        END IF;
-        definition := v.definition;
-        users := v.users;
-        names := v.names;
-        trigger := definition -> 'trigger';
-        IF trigger ->> 'type' = 'database' THEN
-            SELECT s.table_name, s.key_column INTO table_name, key_column FROM activation.source s WHERE s.source_id = v.source_id;
-        END IF;
-        SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = v.users;
-    ELSE
+    IF known IS NULL THEN
         answer := activation._normalise(coalesce(loop, '(rehearsed)'), definition);
         PERFORM activation._raise(answer -> 'error');
         definition := activation._durations(answer -> 'definition', what);
-        trigger := definition -> 'trigger';
-        IF trigger ->> 'type' = 'database' THEN
-            table_name := activation._find_table(trigger ->> 'table', names, what);
-        END IF;
-        users := activation._users_of(table_name, CASE WHEN definition ->> 'users' IS NOT NULL THEN activation._find_table(definition ->> 'users', names, what) END, what);
-        SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = here.users;
-        IF registered.users IS NULL THEN
-            registered := ROW(users, (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                                       WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1), 'email', NULL);
-        END IF;
-        IF table_name IS NOT NULL THEN
-            key_column := activation._user_key(table_name, trigger ->> 'user_key', registered, trigger ->> 'event', what);
-        END IF;
+    END IF;
+    trigger := definition -> 'trigger';
+    IF trigger ->> 'type' = 'database' THEN
+        table_name := coalesce((known ->> 'table')::oid::regclass, activation._find_table(trigger ->> 'table', names, what));
+    END IF;
+    users := coalesce((known ->> 'users')::oid::regclass,
+                      activation._users_of(table_name, CASE WHEN definition ->> 'users' IS NOT NULL THEN activation._find_table(definition ->> 'users', names, what) END, what));
+    SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = here.users;
+    IF registered.users IS NULL THEN
+        registered := ROW(users, (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                                   WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1), 'email', NULL);
+    END IF;
+    IF table_name IS NOT NULL THEN
+        key_column := coalesce((known ->> 'key')::name, activation._user_key(table_name, trigger ->> 'user_key', registered, trigger ->> 'event', what));
     END IF;
     IF trigger ->> 'type' = 'event' THEN
         table_name := 'activation.event'::regclass;
@@ -143,8 +305,10 @@ BEGIN
       FROM (SELECT '' AS name, definition #>> '{goal,query}' AS query
             UNION ALL SELECT x ->> 'name', x #>> '{condition,query}' FROM jsonb_array_elements(definition -> 'steps') AS x) c
      WHERE c.query IS NOT NULL;
+    texts := ARRAY(SELECT c ->> 'query' FROM jsonb_array_elements(conditions) AS c) || (trigger ->> 'filter');
     RETURN jsonb_build_object(
-        'loop', coalesce(loop, '(rehearsed)'), 'conditions', coalesce(conditions, '[]'), 'definition', definition, 'names', names, 'now', now, 'timezone', (activation._setting()).timezone,
+        'loop', coalesce(loop, '(rehearsed)'), 'look', activation._look_for(what, texts, names, ARRAY[table_name, users], ARRAY[key_column, made, registered.key_column, registered.timezone_column]),
+        'conditions', coalesce(conditions, '[]'), 'definition', definition, 'now', now, 'timezone', (activation._setting()).timezone,
         'rate', (SELECT coalesce(least((activation._setting()).rate, p.learnt_rate), p.learnt_rate, (activation._setting()).rate) FROM (SELECT 1) x LEFT JOIN activation.provider p ON true),
         'users', activation._table_name(users), 'key', quote_ident(registered.key_column), 'type', key_type,
         'zone', quote_ident(registered.timezone_column),
@@ -156,14 +320,16 @@ END
 $$;
 
 -- What a condition reads, by its plan: as of when it can be asked, or why not. {"sql": the query as of "moment".at for
--- "moment".key, "reads": [{"table", "column": the user's key, "made"}], "problem", "notes"}.
+-- "moment".key, "reads": [{"table", "column": the user's key, "made"}], "columns": those by name, "problem", "notes"}. Without a
+-- plan only the problem is told that would keep it from being planned at all.
 CREATE FUNCTION activation._simulate_query(query text, plan jsonb, shown text, key_type text, timestamps jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     said jsonb := activation._query_names(query);
-    found jsonb := activation._coverage(plan::text, ARRAY['(' || shown || ')', shown, 'current_setting(''activation.key''::text, true)']);
+    found jsonb;
+    columns name[] := '{}'::name[];
     reading record;
     made name;
     tables jsonb := '[]'::jsonb;
@@ -179,6 +345,10 @@ BEGIN
     IF own IS NOT NULL THEN
         RETURN jsonb_build_object('problem', format('it calls %s, which cannot be looked into', own));
     END IF;
+    IF plan IS NULL THEN
+        RETURN '{}';
+    END IF;
+    found := activation._coverage(plan::text, ARRAY['(' || shown || ')', shown, 'current_setting(''activation.key''::text, true)']);
     FOR reading IN
         SELECT DISTINCT coalesce(pg_partition_root(c.oid), c.oid)::regclass AS root, k.column_name
           FROM (SELECT x ->> 0 AS schema_name, x ->> 1 AS relation, x ->> 2 AS column_name FROM jsonb_array_elements(found -> 'covered') AS x
@@ -196,6 +366,7 @@ BEGIN
         ELSIF reading.column_name IS NULL THEN
             RETURN jsonb_build_object('problem', format('it reads %s in a way that does not tell whose row it is', activation._table_name(reading.root)));
         END IF;
+        columns := columns || reading.column_name::name || made;
         IF pg_stat_get_tuples_updated(reading.root) > 0 THEN
             notes := notes || format('rows of %s were updated %s times: what they hold is taken as it is now', activation._table_name(reading.root), pg_stat_get_tuples_updated(reading.root));
         END IF;
@@ -209,7 +380,7 @@ BEGIN
     ELSIF (SELECT count(DISTINCT t ->> 'name') < count(DISTINCT t ->> 'schema' || '.' || (t ->> 'name')) FROM jsonb_array_elements(tables) AS t) THEN
         RETURN jsonb_build_object('problem', 'it reads two tables of the same name');
     END IF;
-    RETURN jsonb_build_object('reads', reads, 'notes', to_jsonb(notes), 'sql', activation._as_of(
+    RETURN jsonb_build_object('reads', reads, 'columns', to_jsonb(columns), 'notes', to_jsonb(notes), 'sql', activation._as_of(
         query, (SELECT jsonb_agg(DISTINCT t) FROM jsonb_array_elements(tables) AS t), format('("moment".key::%s)', key_type), '"moment".at'));
 END
 $$;
@@ -231,14 +402,16 @@ DECLARE
 BEGIN
     FOR r IN SELECT DISTINCT x FROM jsonb_array_elements(plan -> 'reads') AS x LOOP
         moments := moments || format(
-            ' UNION ALL SELECT s.place, s.key, t.%s::timestamptz FROM span s JOIN %s AS t ON t.%s::text = s.key WHERE t.%1$s::timestamptz > s.begins AND t.%1$s::timestamptz <= s.ends',
+            ' UNION ALL SELECT s.place, s.key, t.%s::timestamptz FROM span s JOIN %s AS t ON t.%s::text COLLATE "C" = s.key WHERE t.%1$s::timestamptz > s.begins AND t.%1$s::timestamptz <= s.ends',
             r ->> 'made', r ->> 'table', r ->> 'column');
     END LOOP;
+    PERFORM activation._look(plan -> 'look');
     EXECUTE 'WITH span AS (SELECT u.place::integer, u.key, u.begins, least(u.ends, $4) AS ends FROM unnest($1, $2, $3) WITH ORDINALITY AS u(key, begins, ends, place)'
             ' WHERE u.begins <= $4), moment AS (SELECT s.place, s.key, s.begins AS at FROM span s' || moments || ')'
             ' SELECT array_agg(m.place), array_agg(m.at), array_agg(m.key) FROM moment m'
        INTO places, ats, moment_keys USING keys, begins, ends, until;
     IF places IS NOT NULL THEN
+        PERFORM activation._look(plan -> 'look');
         -- On the author's path, and nothing of ours in it that the path could change.
         -- @plpgsql_check_options: security_warnings = off
         PERFORM set_config('search_path', names, true);
@@ -261,9 +434,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    plan jsonb := activation._simulate_plan(_simulate.loop, _simulate.definition, since, until, timestamps, _simulate.names);
-    rehearsed jsonb := plan -> 'definition';
-    path text := plan ->> 'names';
+    stored record;
+    plan jsonb;
+    rehearsed jsonb;
+    path text := _simulate.names;
     conditions jsonb := '{}'::jsonb;
     remarks text[] := '{}'::text[];
     c record;
@@ -279,18 +453,44 @@ DECLARE
     starts timestamptz[];
     ends timestamptz[];
     trues timestamptz[];
-    goal_name text := CASE WHEN rehearsed -> 'goal' <> 'null' THEN '' ELSE (SELECT x.step ->> 'name' FROM jsonb_array_elements(rehearsed -> 'steps') WITH ORDINALITY AS x(step, n)
-                                                                               WHERE x.step -> 'condition' <> 'null' ORDER BY x.n LIMIT 1) END;
+    goal_name text;
 BEGIN
+    IF _simulate.definition IS NULL THEN
+        SELECT d.* INTO stored FROM activation.loop_definition d WHERE d.loop = _simulate.loop;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'loop "%" does not exist', _simulate.loop
+                USING ERRCODE = '42704', DETAIL = 'Or it belongs to a role that you may not act as.',
+                      HINT = 'Rehearse a definition before there is a loop: simulate(definition => …, since => …).';
+        ELSIF NOT coalesce(pg_has_role(stored.owner, current_user, 'USAGE'), false) THEN
+            RAISE EXCEPTION 'loop "%": % may not rehearse it', _simulate.loop, quote_ident(current_user)
+                USING ERRCODE = '42501', DETAIL = format('Its SQL is of %s, and would run with your rights.', coalesce(quote_ident(stored.owner), 'a role that is gone')),
+                      HINT = format('SET ROLE %I; SELECT * FROM activation.simulate(%L, …); RESET ROLE;', coalesce(stored.owner, '…'), _simulate.loop);
+        END IF;
+        path := stored.names;
+        plan := activation._simulate_plan(_simulate.loop, stored.definition, jsonb_build_object('users', stored.users::oid, 'table', stored.table_name::oid, 'key', stored.key_column),
+                                          since, until, timestamps, path);
+    ELSE
+        plan := activation._simulate_plan(_simulate.loop, _simulate.definition, NULL, since, until, timestamps, path);
+    END IF;
+    rehearsed := plan -> 'definition';
+    goal_name := CASE WHEN rehearsed -> 'goal' <> 'null' THEN '' ELSE (SELECT x.step ->> 'name' FROM jsonb_array_elements(rehearsed -> 'steps') WITH ORDINALITY AS x(step, n)
+                                                                        WHERE x.step -> 'condition' <> 'null' ORDER BY x.n LIMIT 1) END;
+    PERFORM activation._look(plan -> 'look');
     -- Which conditions can be replayed. A step whose cannot ends the rehearsal there.
     EXECUTE format('EXPLAIN (VERBOSE, FORMAT JSON) SELECT (pg_catalog.current_setting(''activation.key'', true)::%s)', plan ->> 'type') INTO shown;
     shown := shown::jsonb #>> '{0,Plan,Output,0}';
     FOR c IN SELECT x ->> 'name' AS name, x ->> 'query' AS query, x ->> 'explained' AS explained FROM jsonb_array_elements(plan -> 'conditions') AS x LOOP
-        -- @plpgsql_check_options: security_warnings = off
-        PERFORM set_config('search_path', path, true);
-        EXECUTE 'EXPLAIN (VERBOSE, FORMAT JSON) ' || c.explained INTO explained;
-        PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        asked := activation._simulate_query(c.query, explained::jsonb, shown, plan ->> 'type', timestamps);
+        -- Planning is running: what cannot be looked into is not planned.
+        asked := activation._simulate_query(c.query, NULL, shown, plan ->> 'type', timestamps);
+        IF asked ->> 'problem' IS NULL THEN
+            PERFORM activation._look(plan -> 'look');
+            -- @plpgsql_check_options: security_warnings = off
+            PERFORM set_config('search_path', path, true);
+            EXECUTE 'EXPLAIN (VERBOSE, FORMAT JSON) ' || c.explained INTO explained;
+            PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+            asked := activation._simulate_query(c.query, explained::jsonb, shown, plan ->> 'type', timestamps);
+            asked := asked || jsonb_build_object('look', jsonb_set(plan -> 'look', '{columns}', (plan #> '{look,columns}') || coalesce(asked -> 'columns', '[]')));
+        END IF;
         conditions := conditions || jsonb_build_object(c.name, asked);
         remarks := remarks || ARRAY(SELECT jsonb_array_elements_text(coalesce(asked -> 'notes', '[]')));
         IF asked ->> 'problem' IS NOT NULL THEN
@@ -304,10 +504,11 @@ BEGIN
         remarks := remarks || 'existing users are not enrolled in a rehearsal, only those who came since'::text;
     END IF;
 
+    PERFORM activation._look(plan -> 'look');
     -- @plpgsql_check_options: security_warnings = off
     PERFORM set_config('search_path', CASE WHEN (plan ->> 'own_filter')::boolean THEN 'pg_catalog, pg_temp' ELSE path END, true);
     EXECUTE format('SELECT pg_catalog.array_agg(x.key ORDER BY x.at, x.key), pg_catalog.array_agg(x.at ORDER BY x.at, x.key)'
-                   ' FROM (SELECT "new".%1$s::pg_catalog.text AS key, pg_catalog.min("new".%2$s::pg_catalog.timestamptz) AS at FROM %3$s AS "new"'
+                   ' FROM (SELECT "new".%1$s::pg_catalog.text COLLATE pg_catalog."C" AS key, pg_catalog.min("new".%2$s::pg_catalog.timestamptz) AS at FROM %3$s AS "new"'
                    ' WHERE "new".%1$s IS NOT NULL AND "new".%2$s::pg_catalog.timestamptz OPERATOR(pg_catalog.>=) $1 AND "new".%2$s::pg_catalog.timestamptz OPERATOR(pg_catalog.<) $2'
                    ' AND (%4$s) GROUP BY 1) AS x', plan ->> 'user_key', plan ->> 'made', plan ->> 'table', coalesce(plan ->> 'filter', 'true'))
        INTO keys, enrolled USING since, until;
@@ -321,7 +522,8 @@ BEGIN
                  ELSE ARRAY(SELECT activation._held_out(plan ->> 'loop', u.key, (rehearsed ->> 'holdout')::numeric) FROM unnest(keys) WITH ORDINALITY AS u(key, n) ORDER BY u.n) END;
     IF rehearsed -> 'send_window' <> 'null' THEN
         IF plan ->> 'zone' IS NOT NULL THEN
-            EXECUTE format('SELECT array_agg(t.%s::text ORDER BY u.n) FROM unnest($1) WITH ORDINALITY AS u(key, n) LEFT JOIN %s AS t ON t.%s::text = u.key',
+            PERFORM activation._look(plan -> 'look');
+            EXECUTE format('SELECT array_agg(t.%s::text ORDER BY u.n) FROM unnest($1) WITH ORDINALITY AS u(key, n) LEFT JOIN %s AS t ON t.%s::text COLLATE "C" = u.key',
                            plan ->> 'zone', plan ->> 'users', plan ->> 'key') INTO zones USING keys;
         END IF;
         zones := ARRAY(SELECT coalesce(z.name, plan ->> 'timezone') FROM unnest(keys, zones) WITH ORDINALITY AS u(key, zone, n) LEFT JOIN pg_timezone_names z ON z.name = u.zone ORDER BY u.n);

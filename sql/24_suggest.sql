@@ -1,16 +1,34 @@
 -- Which early action goes with staying, by the app's own tables. Reads only, and what it reads of the app's it reads with
--- the rights of whoever asks: _suggest_plan() looks at the catalogs alone, suggest() runs what that returns.
+-- the rights of whoever asks: _suggest_plan() looks at the catalogs alone, suggest() runs what that returns. Whoever owns
+-- these tables must not gain by it: only columns are read whose type is built in, or whose text is their type's own output,
+-- under built-in collations; a table that would run other code is left out.
 
--- What suggest() would read for its caller, from the catalogs: {"users", "key", "made", "days", "tables": [{"table",
--- "relname", "from": as t and its way to the user, "key": the user's column on that way, "made", "rows": an estimate,
--- "columns": [{"name", "quoted"}]}], "left_out": [why]}. Raises where there is nothing to go by.
+-- A column's value as text: by the cast of a built-in type, which is nobody's; an enum's by its output function, since it may
+-- have casts of its owner's. Domains are read as what they are over. NULL for other types.
+CREATE FUNCTION activation._as_text(type oid, expression text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE base AS (
+        SELECT t.* FROM pg_type t WHERE t.oid = type
+        UNION ALL SELECT t.* FROM base b JOIN pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd'
+    )
+    SELECT CASE WHEN b.typtype = 'e' THEN format('format(''%%s'', %s) COLLATE "C"', expression)
+                WHEN b.typtype = 'b' AND b.oid < 16384 THEN expression || '::text COLLATE "C"' END
+      FROM base b WHERE b.typtype <> 'd'
+$$;
+
+-- What suggest() would read, from the catalogs: {"users", "users_oid", "key", "made", "days", "tables": [{"table", "relname",
+-- "from": as t and its way to the user, "reads": the tables on it, "key": the user's column on that way, "key_text", "made",
+-- "rows": an estimate, "columns": [{"name", "quoted", "text"}]}], "left_out": [why]; look: what _look() has to see before the
+-- query retained is parsed}. Raises where there is nothing to go by. What the caller may read is seen by suggest().
 CREATE FUNCTION activation._suggest_plan(users regclass, within interval, retained jsonb, names text) RETURNS jsonb
-LANGUAGE plpgsql STABLE SECURITY DEFINER
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    caller name := activation._caller();
     key name;
+    key_text text;
     made name;
     days integer[];
     tables jsonb;
@@ -24,9 +42,11 @@ BEGIN
     END IF;
     SELECT x.users, x.key INTO users, key FROM jsonb_to_record(activation._suggest_users(users, names)) AS x(users regclass, key name);
     shown := activation._table_name(users);
-    IF NOT has_table_privilege(caller, users, 'SELECT') THEN
-        RAISE EXCEPTION '% may not read %', quote_ident(caller), shown
-            USING ERRCODE = '42501', HINT = format('GRANT SELECT ON %s TO %I;', shown, caller);
+    key_text := activation._as_text(activation._key_type(users, key), format('u.%I', key));
+    IF key_text IS NULL THEN
+        RAISE EXCEPTION 'the key of %, %, is of type %', shown, quote_ident(key), format_type(activation._key_type(users, key), NULL)
+            USING ERRCODE = '0A000', DETAIL = 'Only keys of built-in types, enums, and domains over them are read here.',
+                  HINT = format('SELECT activation.set_users(%L, key => ''…''); names another column that identifies a user.', shown);
     END IF;
     made := activation._time_column(users);
     IF made IS NULL THEN
@@ -43,7 +63,9 @@ BEGIN
 
     -- Foreign keys of one column that end at the user's key, directly or over one table between.
     WITH link AS (
-        SELECT c.conrelid AS from_table, f.attname AS from_column, c.confrelid AS to_table, t.attname AS to_column
+        SELECT c.conrelid AS from_table, f.attname AS from_column, c.confrelid AS to_table, t.attname AS to_column,
+               activation._as_text(f.atttypid, '') IS DISTINCT FROM '::text COLLATE "C"' AS odd_from, activation._as_text(t.atttypid, '') IS DISTINCT FROM '::text COLLATE "C"' AS odd_to,
+               f.atttypid AS from_type
           FROM pg_constraint c
           JOIN pg_attribute f ON f.attrelid = c.conrelid AND f.attnum = c.conkey[1]
           JOIN pg_attribute t ON t.attrelid = c.confrelid AND t.attnum = c.confkey[1]
@@ -52,47 +74,45 @@ BEGIN
     ), way AS (
         SELECT DISTINCT ON (w.table_oid) w.*
           FROM (SELECT l.from_table AS table_oid, 1 AS hops, format('%s AS t', activation._table_name(l.from_table)) AS "from", format('t.%I', l.from_column) AS key,
+                       activation._as_text(l.from_type, format('t.%I', l.from_column)) AS key_text, l.from_type,
                        ARRAY[l.from_table] AS read, l.from_column AS first_column
                   FROM link l WHERE l.to_table = users AND l.to_column = key AND l.from_table <> users
                 UNION ALL
                 SELECT l.from_table, 2, format('%s AS t JOIN %s AS m ON m.%I = t.%I', activation._table_name(l.from_table), activation._table_name(m.from_table),
-                                               l.to_column, l.from_column), format('m.%I', m.from_column), ARRAY[l.from_table, m.from_table], m.from_column
+                                               l.to_column, l.from_column), format('m.%I', m.from_column),
+                       -- Tables on the way are joined by an operator: it has to be a built-in one.
+                       CASE WHEN NOT l.odd_from AND NOT l.odd_to THEN activation._as_text(m.from_type, format('m.%I', m.from_column)) END,
+                       CASE WHEN l.odd_from OR l.odd_to THEN l.from_type ELSE m.from_type END, ARRAY[l.from_table, m.from_table], m.from_column
                   FROM link l JOIN link m ON m.from_table = l.to_table AND m.to_table = users AND m.to_column = key
                  WHERE l.from_table <> users AND m.from_table <> users AND l.from_table <> m.from_table) w
          ORDER BY w.table_oid, w.hops, w.first_column
     ), judged AS (
         SELECT w.*, activation._table_name(w.table_oid::regclass) AS name, c.relname, activation._time_column(w.table_oid::regclass) AS made,
-               greatest(c.reltuples, 0) AS rows, (SELECT bool_and(has_table_privilege(caller, x, 'SELECT')) FROM unnest(w.read) AS x) AS readable
+               greatest(c.reltuples, 0) AS rows
           FROM way w JOIN pg_class c ON c.oid = w.table_oid
     )
-    SELECT jsonb_agg(jsonb_build_object('table', j.name, 'relname', j.relname, 'from', j."from", 'key', j.key, 'made', j.made, 'rows', j.rows, 'columns', (
-               SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'quoted', quote_ident(a.attname)) ORDER BY a.attnum), '[]')
+    SELECT jsonb_agg(jsonb_build_object('table', j.name, 'relname', j.relname, 'from', j."from", 'reads', to_jsonb(j.read), 'key', j.key, 'key_text', j.key_text, 'made', j.made, 'rows', j.rows, 'columns', (
+               SELECT coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'quoted', quote_ident(a.attname), 'text', activation._as_text(a.atttypid, format('t.%I', a.attname))) ORDER BY a.attnum), '[]')
                  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-                 LEFT JOIN pg_stats s ON s.schemaname = (SELECT n.nspname FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid WHERE c.oid = j.table_oid)
-                                     AND s.tablename = j.relname AND s.attname = a.attname AND NOT s.inherited
                 WHERE a.attrelid = j.table_oid AND a.attnum > 0 AND NOT a.attisdropped
                   AND (t.typtype = 'e' OR t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype))
-                  -- As far as statistics are there; the others are counted, and left out when they turn out to hold many values.
-                  AND coalesce(s.n_distinct BETWEEN 2 AND 20, true)
                   AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = j.table_oid AND k.contype IN ('p', 'u', 'f') AND a.attnum = ANY (k.conkey))))
-               ORDER BY j.name) FILTER (WHERE j.made IS NOT NULL AND j.readable),
-           array_agg(format('%s: %s', j.name, CASE WHEN NOT j.readable THEN 'you may not read it' ELSE 'no column tells when a row came' END) ORDER BY j.name)
-               FILTER (WHERE j.made IS NULL OR NOT j.readable)
+               ORDER BY j.name) FILTER (WHERE j.made IS NOT NULL AND j.key_text IS NOT NULL),
+           array_agg(format('%s: %s', j.name, CASE WHEN j.made IS NULL THEN 'no column tells when a row came'
+                                                   ELSE format('it is joined by the type %s, which is not built in', format_type(j.from_type, NULL)) END) ORDER BY j.name)
+               FILTER (WHERE j.made IS NULL OR j.key_text IS NULL)
       INTO tables, left_out
       FROM judged j;
     IF tables IS NULL AND left_out IS NULL THEN
         RAISE EXCEPTION 'no table has a foreign key to %', shown
             USING ERRCODE = '55000', DETAIL = 'What people do is found by the tables that reference them.',
                   HINT = format('ALTER TABLE … ADD FOREIGN KEY (user_id) REFERENCES %s NOT VALID;', shown);
-    ELSIF tables IS NULL THEN
-        RAISE EXCEPTION 'none of the tables that reference % can be read along time', shown
-            USING ERRCODE = '55000', DETAIL = array_to_string(left_out, '; ') || '.',
-                  HINT = 'It takes a timestamp with now() as its default, or with a name such as created_at, and SELECT on the table.';
     END IF;
     days := ARRAY(SELECT DISTINCT d FROM unnest(ARRAY[1, 3, 7, floor(extract(epoch FROM within) / 86400)::integer]) AS d WHERE d * interval '1 day' <= within ORDER BY d);
-    RETURN jsonb_build_object('users', shown, 'key', quote_ident(key), 'made', quote_ident(made), 'days', to_jsonb(days), 'tables', tables,
+    RETURN jsonb_build_object('users', shown, 'users_oid', users::oid, 'key_text', key_text, 'made', quote_ident(made), 'days', to_jsonb(days), 'tables', coalesce(tables, '[]'),
                               'left_out', to_jsonb(coalesce(left_out, '{}'::text[])), 'people', (SELECT greatest(c.reltuples, 0) FROM pg_class c WHERE c.oid = users),
-                              'now', activation._now(), 'retained', CASE WHEN retained IS NOT NULL THEN activation._query_text(retained ->> 'query', activation._type_name(activation._key_type(users, key))) ->> 'keyed' END);
+                              'now', activation._now(), 'retained', CASE WHEN retained IS NOT NULL THEN activation._query_text(retained ->> 'query', activation._type_name(activation._key_type(users, key))) ->> 'keyed' END,
+                              'look', activation._look_for('retained', ARRAY[retained ->> 'query'], names, ARRAY[users], ARRAY[key]));
 END
 $$;
 
@@ -103,7 +123,7 @@ CREATE FUNCTION activation.suggest(retained jsonb DEFAULT NULL, within interval 
 RETURNS TABLE (rank integer, action text, table_name text, column_name text, value text, at_least integer, first_days interval, n bigint, did bigint,
                rate_with numeric, rate_without numeric, difference numeric, low numeric, high numeric, phi numeric, ppv numeric, q double precision,
                holds_later boolean, summary text, loop text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET work_mem = '64MB'
@@ -111,7 +131,13 @@ SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    plan jsonb := activation._suggest_plan(users, suggest.within, retained, names);
+    plan jsonb;
+    looked oid[];
+    reads oid[];
+    problems jsonb;
+    why text;
+    left_out text[] := '{}'::text[];
+    tables jsonb := '[]'::jsonb;
     of_sample text := '';
     keys text[];
     signed_up timestamptz[];
@@ -127,18 +153,57 @@ DECLARE
     rows jsonb;
     answer jsonb;
 BEGIN
+    -- Planned again once what is to be read is held and looked at, until that is all there is.
+    LOOP
+        plan := activation._suggest_plan(users, suggest.within, retained, names);
+        IF NOT has_table_privilege((plan ->> 'users_oid')::oid, 'SELECT') THEN
+            RAISE EXCEPTION '% may not read %', quote_ident(current_user), plan ->> 'users'
+                USING ERRCODE = '42501', HINT = format('GRANT SELECT ON %s TO %I;', plan ->> 'users', current_user);
+        END IF;
+        reads := (plan ->> 'users_oid')::oid || ARRAY(SELECT DISTINCT r::oid FROM jsonb_array_elements(plan -> 'tables') AS x, jsonb_array_elements_text(x -> 'reads') AS r ORDER BY 1);
+        EXIT WHEN reads <@ looked;
+        problems := (SELECT coalesce(jsonb_object_agg(l.table_oid, l.why), '{}')
+                       FROM (SELECT l.table_oid, min(format('%s of %s would run with your rights', l.object, quote_ident(l.owner))) AS why
+                               FROM activation._look(jsonb_build_object('tables', to_jsonb(reads))) l GROUP BY 1) l);
+        looked := reads;
+    END LOOP;
+    IF problems ? (plan ->> 'users_oid') THEN
+        RAISE EXCEPTION '%: %', plan ->> 'users', problems ->> (plan ->> 'users_oid')
+            USING ERRCODE = '42501', HINT = 'Ask as that role: SET ROLE …; SELECT * FROM activation.suggest(); RESET ROLE;';
+    END IF;
+    FOR t IN SELECT x FROM jsonb_array_elements(plan -> 'tables') AS x LOOP
+        why := (SELECT coalesce(min(CASE WHEN NOT has_table_privilege(r::oid, 'SELECT') THEN 'you may not read it' END), min(problems ->> r))
+                  FROM jsonb_array_elements_text(t -> 'reads') AS r);
+        IF why IS NOT NULL THEN
+            left_out := left_out || format('%s: %s', t ->> 'table', why);
+        ELSE
+            -- As far as statistics are there; the others are counted, and left out when they turn out to hold many values.
+            tables := tables || jsonb_set(t, '{columns}', (
+                SELECT coalesce(jsonb_agg(c.x ORDER BY c.n), '[]')
+                  FROM jsonb_array_elements(t -> 'columns') WITH ORDINALITY AS c(x, n)
+                 WHERE NOT EXISTS (SELECT FROM pg_stats s JOIN pg_class r ON r.oid = (t #>> '{reads,0}')::oid JOIN pg_namespace n ON n.oid = r.relnamespace
+                                    WHERE s.schemaname = n.nspname AND s.tablename = r.relname AND s.attname = c.x ->> 'name' AND NOT s.inherited AND s.n_distinct NOT BETWEEN 2 AND 20)));
+        END IF;
+    END LOOP;
+    left_out := left_out || ARRAY(SELECT jsonb_array_elements_text(plan -> 'left_out'));
+    IF tables = '[]' THEN
+        RAISE EXCEPTION 'none of the tables that reference % can be read along time', plan ->> 'users'
+            USING ERRCODE = '55000', DETAIL = array_to_string(left_out, '; ') || '.',
+                  HINT = 'It takes a timestamp with now() as its default, or with a name such as created_at, and SELECT on the table.';
+    END IF;
+    plan := jsonb_set(plan, '{tables}', tables);
     IF (plan ->> 'people')::double precision > sample THEN
-        of_sample := format(' AND hashtext(u.%s::text) & 1073741823 < %s', plan ->> 'key', floor(sample / (plan ->> 'people')::double precision * 1073741824));
+        of_sample := format(' AND hashtext(%s) & 1073741823 < %s', plan ->> 'key_text', floor(sample / (plan ->> 'people')::double precision * 1073741824));
         RAISE NOTICE 'a sample of % of about % users is read', sample, (plan ->> 'people')::double precision::bigint;
     END IF;
-    IF jsonb_array_length(plan -> 'left_out') > 0 THEN
-        RAISE NOTICE 'left out: %', (SELECT string_agg(x, '; ') FROM jsonb_array_elements_text(plan -> 'left_out') AS x);
+    IF left_out <> '{}' THEN
+        RAISE NOTICE 'left out: %', (SELECT string_agg(x, '; ' ORDER BY x) FROM unnest(left_out) AS x);
     END IF;
     -- Days are counted as 24 hours: adding those takes a tenth of the time that adding days of the calendar does.
     -- Those who signed up two weeks ago or earlier, in that order; the earlier half is where actions are found.
     EXECUTE format('SELECT array_agg(p.key ORDER BY p.made, p.key), array_agg(p.made ORDER BY p.made, p.key)'
-                   ' FROM (SELECT u.%1$s::text AS key, u.%2$s::timestamptz AS made FROM %3$s AS u WHERE u.%2$s::timestamptz <= $1 - interval ''14 days''%4$s) AS p',
-                   plan ->> 'key', plan ->> 'made', plan ->> 'users', of_sample)
+                   ' FROM (SELECT %1$s AS key, u.%2$s::timestamptz AS made FROM %3$s AS u WHERE u.%2$s::timestamptz <= $1 - interval ''14 days''%4$s) AS p',
+                   plan ->> 'key_text', plan ->> 'made', plan ->> 'users', of_sample)
        INTO keys, signed_up USING (plan ->> 'now')::timestamptz;
     half := cardinality(keys) / 2;
     IF coalesce(cardinality(keys), 0) < 200 THEN
@@ -146,6 +211,7 @@ BEGIN
             USING ERRCODE = '55000', DETAIL = 'It takes 200 to tell a marker from chance.', HINT = 'Ask again when there are more of them.';
     END IF;
     IF plan ->> 'retained' IS NOT NULL THEN
+        PERFORM activation._look(plan -> 'look');
         -- The caller's own text, with the caller's rights and on the caller's path, and nothing of ours in it that the path could change.
         -- @plpgsql_check_options: security_warnings = off
         PERFORM set_config('search_path', names, true);
@@ -157,9 +223,10 @@ BEGIN
     ELSE
         -- In how many tables somebody does anything in their second week.
         FOR t IN SELECT x FROM jsonb_array_elements(plan -> 'tables') AS x LOOP
-            EXECUTE format('SELECT array_agg(DISTINCT p.place::integer) FROM unnest($1, $2) WITH ORDINALITY AS p(key, made, place) JOIN %s ON %s::text = p.key'
+            PERFORM activation._look(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
+            EXECUTE format('SELECT array_agg(DISTINCT p.place::integer) FROM unnest($1, $2) WITH ORDINALITY AS p(key, made, place) JOIN %s ON %s = p.key'
                            ' WHERE t.%I::timestamptz >= p.made + interval ''168 hours'' AND t.%3$I::timestamptz < p.made + interval ''336 hours''',
-                           t ->> 'from', t ->> 'key', t ->> 'made')
+                           t ->> 'from', t ->> 'key_text', t ->> 'made')
                INTO places USING keys, signed_up;
             busy := busy || coalesce(places, '{}');
         END LOOP;
@@ -170,6 +237,7 @@ BEGIN
     place := -1;
     FOR t IN SELECT x FROM jsonb_array_elements(plan -> 'tables') AS x LOOP
         place := place + 1;
+        PERFORM activation._look(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
         -- What comes within seconds of the signup is made by it, not by the person.
         FOR c IN SELECT 'null'::jsonb UNION ALL SELECT x FROM jsonb_array_elements(t -> 'columns') AS x LOOP
             EXECUTE format('SELECT jsonb_agg(jsonb_build_object(''value'', v.value, ''rows'', v.rows)) FROM ('
@@ -180,11 +248,11 @@ BEGIN
                            ' count(*) FILTER (WHERE r.made >= p.made + interval ''168 hours'') AS own,'
                            ' sum(count(*) FILTER (WHERE r.made >= p.made + interval ''168 hours'')) OVER (PARTITION BY p.place) AS in_table'
                            ' FROM unnest($1, $2, $3) WITH ORDINALITY AS p(key, made, tables, place)'
-                           ' JOIN (SELECT %s::text AS key, t.%I::timestamptz AS made, %s AS value FROM %s) AS r ON r.key = p.key'
+                           ' JOIN (SELECT %s AS key, t.%I::timestamptz AS made, %s AS value FROM %s) AS r ON r.key = p.key'
                            ' WHERE r.made > p.made + interval ''10 seconds'' AND r.made < p.made + interval ''336 hours'''
                            ' GROUP BY p.place, p.made, p.tables, r.value) AS s GROUP BY 1, 2, 3, 4, 5) AS g'
                            ' WHERE g.value IS NOT NULL GROUP BY g.value LIMIT 21) AS v',
-                           windows, t ->> 'key', t ->> 'made', CASE WHEN c = 'null' THEN '''''' ELSE format('t.%s::text', c ->> 'quoted') END, t ->> 'from')
+                           windows, t ->> 'key_text', t ->> 'made', CASE WHEN c = 'null' THEN '''''' ELSE c ->> 'text' END, t ->> 'from')
                INTO rows USING keys, signed_up, active, half, plan ->> 'retained' IS NOT NULL;
             IF c = 'null' OR jsonb_array_length(rows) BETWEEN 2 AND 20 THEN
                 counted := counted || (SELECT coalesce(jsonb_agg(jsonb_build_object('table', place, 'column', c ->> 'name', 'quoted', c ->> 'quoted',

@@ -114,7 +114,14 @@ def webhook_problem(
 def query_names(sql: str) -> str:
     from activation import simulation
 
-    return json.dumps({"clock": simulation.depends_on_clock(sql), "called": simulation.called(sql)})
+    return json.dumps(
+        {
+            "clock": simulation.depends_on_clock(sql),
+            "called": simulation.called(sql),
+            "names": simulation.names(sql),
+            "escaped": simulation.has_escaped_names(sql),
+        }
+    )
 
 
 def as_of(sql: str, tables: str, key: str, at: str) -> str:

@@ -6,6 +6,7 @@ then.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,6 +46,18 @@ def called(sql: str) -> list[str]:
     return sorted(
         {folded(word.text) for word, following in pairwise(words) if word.kind == "name" and following.text == "("}
     )
+
+
+def names(sql: str) -> list[str]:
+    """Every name and keyword, as the server folds it in any encoding: what it may mean is looked up under these."""
+    written = [word.text for word in significant(sql) if word.kind == "name"]
+    in_ascii = (text if text.startswith('"') else re.sub("[A-Z]+", lambda found: found[0].lower(), text) for text in written)
+    return sorted({folded(text) for text in written} | {text for text in in_ascii if not text.startswith('"')})
+
+
+def has_escaped_names(sql: str) -> bool:
+    """Whether a name is written in Unicode escapes."""
+    return any(word.kind == "name" and word.text[:3].lower() == 'u&"' for word in significant(sql))
 
 
 def depends_on_clock(sql: str) -> str | None:
