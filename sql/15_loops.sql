@@ -394,31 +394,33 @@ $$;
 -- Loops as their readers may see them: who could change one sees what it says, and who may see everybody's journeys. The
 -- functions in a view run as whoever reads it, so nobody can say that they are somebody else.
 CREATE VIEW activation.loop_definition WITH (security_barrier) AS
-SELECT l.name AS loop, v.version, v.owner, r.visible, CASE WHEN r.visible THEN v.definition END AS definition,
-       CASE WHEN r.visible THEN v.names END AS names, v.users
+SELECT l.name AS loop, v.version, o.rolname AS owner, r.visible, CASE WHEN r.visible THEN v.definition END AS definition,
+       CASE WHEN r.visible THEN v.names END AS names, v.users, s.table_name, s.key_column
   FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
-  CROSS JOIN LATERAL (SELECT pg_has_role(v.owner, 'MEMBER') AND v.installation = (SELECT i.id FROM activation.installation i)
-                          OR has_table_privilege('activation.journey', 'SELECT') AS visible OFFSET 0) r;
-COMMENT ON VIEW activation.loop_definition IS 'The current version of each loop; what it says only for whoever could change it, and for those who may see activation.journey.';
+  LEFT JOIN activation.source s USING (source_id)
+  LEFT JOIN pg_roles o ON o.oid = v.owner AND v.installation = (SELECT i.id FROM activation.installation i)
+  -- 10 is the superuser whom initdb made; loops whose owner is gone are of superusers.
+  CROSS JOIN LATERAL (SELECT pg_has_role(coalesce(o.oid, 10), 'MEMBER') OR has_table_privilege('activation.journey', 'SELECT') AS visible OFFSET 0) r;
+COMMENT ON VIEW activation.loop_definition IS 'The current version of each loop; what it says only for whoever could change it, and for those who may see activation.journey. names: the path on which its names are looked up; table_name, key_column: what its trigger watches.';
 
 CREATE FUNCTION activation.export_loop(name text) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found record;
+    seen record;
 BEGIN
-    SELECT d.visible, d.owner, d.definition INTO found FROM activation.loop_definition d WHERE d.loop = export_loop.name;
-    IF found.owner IS NULL THEN
+    SELECT d.visible, d.owner, d.definition INTO seen FROM activation.loop_definition d WHERE d.loop = export_loop.name;
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'loop "%" does not exist', name
             USING ERRCODE = '42704',
                   HINT = coalesce('There are ' || (SELECT string_agg(format('"%s"', d.loop), ', ' ORDER BY d.loop) FROM activation.loop_definition d) || '.',
                                   'None is defined yet: activation.define_loop(…).');
-    ELSIF NOT found.visible THEN
-        RAISE EXCEPTION 'loop "%" belongs to %', name, coalesce((SELECT quote_ident(r.rolname) FROM pg_roles r WHERE r.oid = found.owner), 'a role that is gone')
+    ELSIF NOT seen.visible THEN
+        RAISE EXCEPTION 'loop "%" belongs to %', name, coalesce(quote_ident(seen.owner), 'a role that is gone')
             USING ERRCODE = '42501', HINT = 'A loop is shown to members of that role, and to whoever may read activation.journey.';
     END IF;
-    RETURN found.definition;
+    RETURN seen.definition;
 END
 $$;
 COMMENT ON FUNCTION activation.export_loop(text) IS

@@ -3,16 +3,6 @@
 -- asks, in whose hands that text may be no snare: it has to be their own, or that of a role which could do as much anyway.
 -- And so has to be all that the text would run.
 
--- The loops that the reader may act for, as they are now.
-CREATE VIEW activation.loop_definition WITH (security_barrier) AS
-SELECT l.name AS loop, v.version, v.definition, r.rolname AS owner, v.names, v.users, s.table_name, s.key_column
-  FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
-  LEFT JOIN activation.source s USING (source_id)
-  LEFT JOIN pg_catalog.pg_roles r ON v.owner::pg_catalog.text IN (r.oid::pg_catalog.text, r.rolname::pg_catalog.text)
- -- 10 is the superuser whom initdb made; loops whose owner is gone are of superusers.
- WHERE pg_catalog.pg_has_role(coalesce(r.oid, 10), 'USAGE');
-COMMENT ON VIEW activation.loop_definition IS 'The current version of every loop whose owner the reader may act as. names: the path on which its names are looked up; table_name, key_column: what its trigger watches. simulate() reads it.';
-
 -- What would run with the caller's rights although it is of a role that has not got them, as soon as these tables are read or
 -- this text is parsed: a row for each, with the table that leads to it. The tables are held until the end of the transaction.
 --
@@ -456,7 +446,7 @@ DECLARE
     goal_name text;
 BEGIN
     IF _simulate.definition IS NULL THEN
-        SELECT d.* INTO stored FROM activation.loop_definition d WHERE d.loop = _simulate.loop;
+        SELECT d.* INTO stored FROM activation.loop_definition d WHERE d.loop = _simulate.loop AND d.visible;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'loop "%" does not exist', _simulate.loop
                 USING ERRCODE = '42704', DETAIL = 'Or it belongs to a role that you may not act as.',
