@@ -56,7 +56,9 @@ def _idle(cluster: Cluster, seconds: float) -> float:
     """Per cent of a core that both workers use with nothing to do."""
 
     def used() -> float:
-        return sum(cpu_seconds(row[0]) for row in cluster.sql("SELECT pid FROM activation.worker"))
+        return sum(
+            cpu_seconds(row[0]) for row in cluster.sql("SELECT pid FROM activation.worker WHERE pid IS NOT NULL")
+        )
 
     # Who had work looks more often for five seconds.
     busy = "SELECT FROM activation.worker WHERE worked_at > now() - interval '7 seconds'"

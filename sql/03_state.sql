@@ -340,11 +340,11 @@ COMMENT ON TABLE activation.pace IS 'How many emails each loop sent in each five
 -- Locks are rows, taken by SELECT … FOR UPDATE: an advisory lock can be taken by anybody who may connect, and be kept. A row
 -- that is locked is no new version of it, so that transactions of any isolation level may wait for it.
 CREATE TABLE activation.user_part (part integer PRIMARY KEY);
-COMMENT ON TABLE activation.user_part IS 'One row for each part of the users, which is locked by who moves people of that part; not dumped.';
+COMMENT ON TABLE activation.user_part IS 'One row for each part of the users, locked by who moves people of that part; not dumped.';
 INSERT INTO activation.user_part SELECT unnest(activation._all_parts());
 
 CREATE TABLE activation.mutex (name text PRIMARY KEY);
-COMMENT ON TABLE activation.mutex IS 'One row for each thing that is done by one transaction at a time, which locks it; not dumped.';
+COMMENT ON TABLE activation.mutex IS 'One row for each thing that one transaction does at a time, which locks it; not dumped.';
 INSERT INTO activation.mutex VALUES ('cap'), ('capture'), ('define'), ('housekeeping'), ('mode'), ('overview'), ('wake');
 
 -- Waits for a lock, and holds it until the transaction ends.
@@ -352,10 +352,12 @@ CREATE FUNCTION activation._lock(name text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    taken text;
 BEGIN
-    SELECT l.name INTO STRICT taken FROM activation.mutex l WHERE l.name = _lock.name FOR UPDATE;
+    PERFORM FROM activation.mutex l WHERE l.name = _lock.name FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'activation.mutex has no row %', quote_literal(name)
+            USING ERRCODE = '55000', HINT = format('INSERT INTO activation.mutex VALUES (%L);', name);
+    END IF;
 END
 $$;
 
@@ -392,7 +394,9 @@ DO $$
 DECLARE
     place text;
 BEGIN
-    FOR place IN SELECT format('activation.%s_%s', k.kind, n.slot) FROM unnest('{detector,deliverer}'::text[]) AS k(kind), generate_series(1, 8) AS n(slot) LOOP
+    FOR place IN
+        SELECT format('activation.%s_%s', k.kind, n.slot) FROM unnest('{detector,deliverer}'::text[]) AS k(kind), generate_series(1, 8) AS n(slot)
+    LOOP
         EXECUTE format('CREATE UNLOGGED SEQUENCE %s MINVALUE 0 START 0', place);
         EXECUTE format('COMMENT ON SEQUENCE %s IS ''In which loop''''s code this worker is, and since when; not dumped.''', place);
     END LOOP;

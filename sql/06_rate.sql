@@ -60,7 +60,8 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE activation.token t
-       SET free_at = clock_timestamp() + lease, holder_pid = pg_backend_pid(), holder_start = activation._backend_start(pg_backend_pid())
+       SET free_at = clock_timestamp() + lease, holder_pid = pg_backend_pid(),
+           holder_start = activation._backend_start(pg_backend_pid())
      WHERE t.n = ANY (tokens)
 $$;
 

@@ -25,7 +25,8 @@ BEGIN
         RAISE EXCEPTION 'there is no % %', _take_slot.kind, coalesce(_take_slot.slot::text, 'NULL')
             USING ERRCODE = '22023', HINT = 'The slots of a kind of worker are 1 to 8.';
     END IF;
-    INSERT INTO activation.worker (kind, slot, started_at, beat_at) VALUES (_take_slot.kind, _take_slot.slot, clock_timestamp(), clock_timestamp())
+    INSERT INTO activation.worker (kind, slot, started_at, beat_at)
+    VALUES (_take_slot.kind, _take_slot.slot, clock_timestamp(), clock_timestamp())
     ON CONFLICT DO NOTHING;
     SELECT w.* INTO held FROM activation.worker w WHERE w.kind = _take_slot.kind AND w.slot = _take_slot.slot FOR UPDATE;
     -- Its holder may have connected while this one waited for the row.
@@ -36,7 +37,8 @@ BEGIN
     -- Before others can know whose it is: what was said last was said by another.
     PERFORM setval(activation._said_in(_take_slot.kind, _take_slot.slot), 0);
     UPDATE activation.worker w
-       SET pid = pg_backend_pid(), backend_start = activation._backend_start(pg_backend_pid()), started_at = clock_timestamp(), struck = NULL
+       SET pid = pg_backend_pid(), backend_start = activation._backend_start(pg_backend_pid()),
+           started_at = clock_timestamp(), struck = NULL
      WHERE w.kind = _take_slot.kind AND w.slot = _take_slot.slot;
     RETURN FOUND;
 EXCEPTION WHEN lock_not_available THEN
@@ -68,20 +70,22 @@ BEGIN
     -- Where a cancel came between an author's code and this word, it is said now.
     PERFORM activation._evaluating(NULL);
     UPDATE activation.worker w
-       SET beat_at = clock_timestamp(), note = _beat.note, worked_at = CASE WHEN worked THEN clock_timestamp() ELSE w.worked_at END
+       SET beat_at = clock_timestamp(), note = _beat.note,
+           worked_at = CASE WHEN worked THEN clock_timestamp() ELSE w.worked_at END
      WHERE w.kind = _beat.kind AND w.slot = _beat.slot AND w.pid = pg_backend_pid()
     RETURNING w.started_at INTO born;
     RETURN born IS NOT NULL AND NOT EXISTS (SELECT FROM activation.schedule s WHERE s.stopped_at > born);
 END
 $$;
 
--- Who works now: in which loop's code, since when, and the last sign of life, which is to have begun with such code, too.
+-- Who works now: in which loop's code, since when, and the last sign of life; to have begun with such code is one, too.
 CREATE FUNCTION activation._workers()
 RETURNS TABLE (kind text, slot integer, pid integer, seen_at timestamptz, said bigint, loop_id integer, since timestamptz)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, to_timestamp(x.said >> 31)), x.said, (x.said & 2147483647)::integer, to_timestamp(x.said >> 31)
+    SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, to_timestamp(x.said >> 31)),
+           x.said, (x.said & 2147483647)::integer, to_timestamp(x.said >> 31)
       FROM activation.worker w
       CROSS JOIN LATERAL (SELECT nullif(pg_sequence_last_value(activation._said_in(w.kind, w.slot)), 0) AS said OFFSET 0) x
      WHERE w.pid IS NOT NULL AND activation._is_alive(w.pid, w.backend_start)
@@ -104,9 +108,9 @@ $$;
 
 -- Ends what other workers run for longer than condition_timeout, and who gives no sign of life for half a minute longer,
 -- whatever they run: first by cancelling it, which their own loops survive, and after ten seconds more by terminating
--- them. Returns one row for each that it dealt with, and how: cancelled, terminated, or struck. A worker that is terminated cannot write
--- down the strike itself; it is written first, and is to be committed before the next call terminates it: whoever takes
--- over does not begin with the same loop.
+-- them. Returns one row for each that it dealt with, and how: cancelled, terminated, or struck. A worker that is terminated
+-- cannot write down the strike itself. It is written first, and is to be committed before the next call terminates the
+-- worker, so that whoever takes over does not begin with the same loop.
 CREATE FUNCTION activation._end_overdue() RETURNS TABLE (loop_id integer, seconds double precision, deed text)
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -117,11 +121,13 @@ DECLARE
     overdue record;
 BEGIN
     FOR overdue IN
-        SELECT x.kind, x.slot, x.pid, x.loop_id, x.said, a.age, a.age >= a.allowed + 10 AS stubborn, w.struck IS DISTINCT FROM x.said AND x.said IS NOT NULL AS to_blame
+        SELECT x.kind, x.slot, x.pid, x.loop_id, x.said, a.age, a.age >= a.allowed + 10 AS stubborn,
+               x.said IS NOT NULL AND w.struck IS DISTINCT FROM x.said AS to_blame
           FROM activation._workers() x
           JOIN activation.worker w ON w.kind = x.kind AND w.slot = x.slot AND w.pid = x.pid
-          CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - coalesce(x.since, x.seen_at))::double precision AS age,
-                                     CASE WHEN x.since IS NULL THEN allowed + 30 ELSE allowed END AS allowed) a
+          CROSS JOIN LATERAL (
+               SELECT extract(epoch FROM clock_timestamp() - coalesce(x.since, x.seen_at))::double precision AS age,
+                      CASE WHEN x.since IS NULL THEN allowed + 30 ELSE allowed END AS allowed) a
          WHERE x.kind IN ('detector', 'deliverer') AND x.pid <> pg_backend_pid() AND a.age >= a.allowed
          -- One at a time deals with it, and meanwhile nobody takes its slot.
            FOR UPDATE OF w SKIP LOCKED

@@ -86,7 +86,8 @@ BEGIN
                CASE WHEN k.kind <> 'puller' AND a.silent THEN 'failing'
                     WHEN k.kind <> 'puller' AND a.pid IS NOT NULL THEN 'ok'
                     -- It ends when there is nothing more to read, and begins anew every minute.
-                    WHEN k.kind = 'puller' AND scheduled.pull AND coalesce(a.seen_at, w.beat_at) > clock_timestamp() - interval '150 seconds' THEN CASE WHEN w.note IS NULL THEN 'ok' WHEN s.mode = 'capture' THEN 'waiting' ELSE 'failing' END
+                    WHEN k.kind = 'puller' AND scheduled.pull AND coalesce(a.seen_at, w.beat_at) > clock_timestamp() - interval '150 seconds'
+                    THEN CASE WHEN w.note IS NULL THEN 'ok' WHEN s.mode = 'capture' THEN 'waiting' ELSE 'failing' END
                     WHEN n.slot > coalesce(CASE k.kind WHEN 'detector' THEN scheduled.detectors WHEN 'deliverer' THEN scheduled.deliverers ELSE scheduled.pull::integer END, 0) THEN 'stopped'
                     WHEN a.pid IS NOT NULL THEN 'failing' ELSE 'waiting' END,
                concat_ws('; ', CASE WHEN w.beat_at IS NULL THEN 'has not run yet; pg_cron starts it within a minute'
@@ -102,8 +103,8 @@ BEGIN
                UNION SELECT x.slot FROM activation.worker x WHERE x.kind = k.kind) n
           LEFT JOIN activation.worker w ON w.kind = k.kind AND w.slot = n.slot
           LEFT JOIN LATERAL (
-               SELECT x.*, x.seen_at < clock_timestamp() - CASE WHEN x.since IS NULL THEN interval '15 seconds'
-                                                                ELSE greatest(s.condition_timeout, interval '15 seconds') END AS silent
+               -- In a loop's code it may be silent for as long as that may take.
+               SELECT x.*, x.seen_at < clock_timestamp() - greatest(CASE WHEN x.since IS NOT NULL THEN s.condition_timeout END, '15 seconds') AS silent
                  FROM activation._workers() x WHERE x.kind = k.kind AND x.slot = n.slot) a ON true
          ORDER BY k.kind DESC, n.slot
     LOOP

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from activation import tokens
 from harness import Connection, Database
-from loops import define, journey, tick
+from loops import define, journey, loop_status, tick
 
 #: Says who runs it, and takes what it can get.
 EVIL = """
@@ -741,3 +742,77 @@ def test_what_a_total_escape_wins(db: Database, mallory: Connection) -> None:
         " ('loop', 'loop_version', 'step', 'source', 'watch', 'users_table', 'setting', 'secret', 'identity', 'template')"
     )
     assert mine == []
+
+
+def test_locks_that_anybody_can_take(db: Database) -> None:
+    """Who may connect may hold any advisory lock; nothing of activation's waits for one."""
+    db.sql("""
+        DROP ROLE IF EXISTS stranger; CREATE ROLE stranger LOGIN;
+        CREATE TABLE public.users (id bigint PRIMARY KEY, email text);
+        CREATE TABLE public.actions (user_id bigint);
+        SELECT activation.configure(public_url => 'https://acme.dev/activation');
+    """)
+    owner, stranger = db.connect(), db.connect("stranger")
+    try:
+        define(owner, "SELECT FROM public.actions WHERE user_id = $1", table="public.users")
+        stranger.execute("""
+            SELECT pg_advisory_lock(hashtext('activation part'), n), pg_advisory_lock(hashtext('activation brake'), n),
+                   pg_advisory_lock(hashtext('activation detector'), n), pg_advisory_lock(hashtext('activation deliverer'), n),
+                   pg_advisory_lock(hashtext('activation puller'), n), pg_advisory_lock(hashtext('activation tick'), n),
+                   pg_advisory_lock(hashtext('activation'), n), pg_advisory_lock(n)
+              FROM generate_series(0, 63) AS n
+        """)
+        stranger.execute("""
+            SELECT pg_advisory_lock(hashtext('activation'), hashtext(t)), pg_advisory_lock(hashtext(t))
+              FROM unnest('{activation,cap,capture,define,housekeeping,mode,overview,wake,part,brake}'::text[]) AS t
+        """)
+        owner.execute("SET lock_timeout = '1s'; SET statement_timeout = '4s'")
+        owner.execute("INSERT INTO public.users SELECT n, 'a@example.com' FROM generate_series(1, 4) AS n")
+        owner.execute("INSERT INTO public.actions VALUES (1), (2)")
+        owner.execute("CALL activation.detect()")
+        assert journey(db) == {"1": "completed", "2": "completed", "3": "waiting", "4": "waiting"}
+        owner.execute("CALL activation.deliver()")
+        assert {status for (status,) in db.sql("SELECT status FROM activation.message_log")} == {"captured"}
+        owner.execute("CALL activation.tick()")
+        assert owner.execute("SELECT activation.cancel('3', 'first')").fetchone() == (True,)
+        token = tokens.make(
+            db.value("SELECT activation._signing_key()"),
+            db.value("SELECT enrollment_id FROM activation.journey WHERE user_id = '4'"),
+        )
+        owner.execute("SELECT activation.unsubscribe(%s)", [token])
+        assert journey(db)["3"] == journey(db)["4"] == "exited"
+        assert owner.execute("SELECT activation.erase('1')").fetchone() == (True,)
+        define(owner, "SELECT FROM public.actions WHERE user_id = $1", "second", table="public.users")
+        owner.execute("SELECT activation.set_template('hello', subject => 'Hello', body_text => 'Hello')")
+        owner.execute("SELECT activation.unbind('public.users'), activation.bind()")
+        owner.execute("SELECT activation.set_mode('capture'), activation.overview(), activation._housekeep()")
+    finally:
+        stranger.close()
+        owner.close()
+        db.sql("DROP ROLE stranger")
+
+
+def test_locks_of_ours(db: Database, mallory: Connection) -> None:
+    """To take one takes rights that she has not."""
+    for statement in (
+        "SELECT FROM activation.user_part FOR UPDATE",
+        "SELECT FROM activation.mutex FOR KEY SHARE",
+        "DO 'BEGIN LOCK activation.worker IN ACCESS SHARE MODE; END'",
+        "SELECT activation._lock('define')",
+        "SELECT activation._take_slot('detector', 1)",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            mallory.execute(statement.encode())
+
+
+@pytest.mark.parametrize("call", ["setval('activation.detector_1', 0)", "nextval('activation.detector_1')"])
+def test_what_workers_say(db: Database, mallory: Connection, call: str) -> None:
+    """In whose code a worker is stands where an author cannot write."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="sequence detector_1"):
+        mallory.execute(f"SELECT {call}")
+    mallory.execute(f"CREATE FUNCTION says(bigint) RETURNS bigint LANGUAGE plpgsql AS $$BEGIN RETURN {call}; END$$")
+    define(mallory, "SELECT FROM users WHERE id = $1 AND says(id) IS NULL")
+    sign_up(mallory)
+    assert evaluated(db) == []
+    assert "permission denied for sequence" in loop_status(db)[1]
+    assert db.value("SELECT last_value FROM activation.detector_1") == 0

@@ -134,3 +134,21 @@ def test_capture_needs_no_brake(db: Database, live: Connection) -> None:
     sign_up(live, *range(1, 6))
     tick(db)
     assert counts(db) == {"captured": 5} and loop_status(db)[0] == "ok"
+
+
+def test_a_claim_that_hangs(db: Database, live: Connection) -> None:
+    """So near to its limit a loop's mail is claimed by one deliverer at a time; others send other loops' mail meanwhile,
+    and the loop can be paused."""
+    promise(db, live, 1)
+    with db.connect(autocommit=False) as hung:
+        assert hung.execute("SELECT loop_id FROM activation._claim_messages(100, '{}', '{}', '{}')").fetchall() == [
+            (1,)
+        ]
+        define(live, "SELECT FROM users WHERE id = $1", "second")
+        sign_up(live, 2, acts=False)
+        live.execute("SET lock_timeout = '2s'")
+        live.execute("CALL activation.tick()")
+        assert statuses(db) == {"1": "queued", "2": "sent"}
+        live.execute("SELECT activation.pause_loop('first'), activation.resume_loop('first')")
+    tick(db)
+    assert counts(db) == {"sent": 2}

@@ -8,14 +8,16 @@ pg_hba.conf does; pg_cron's own default is to connect to localhost.
 from __future__ import annotations
 
 import getpass
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from activation.sandbox import Sandbox
-from harness import Cluster, Database, wait_until
+from harness import Cluster, Connection, Database, wait_until
 
 HBA = """
 local all all peer map=tests
@@ -251,6 +253,77 @@ def test_a_run_that_begins_while_it_is_stopped(db: Database) -> None:
     db.sql("SELECT activation.stop()")
 
 
+def take_slot(connection: Connection, slot: int = 1) -> bool:
+    return connection.execute("SELECT activation._take_slot('detector', %s)", [slot]).fetchone() == (True,)
+
+
+def test_many_want_a_slot_at_once(db: Database) -> None:
+    """One gets it, however many begin at the same moment, and when that one is gone the next."""
+    sessions = [db.connect() for _ in range(6)]
+    while sessions:
+        barrier = threading.Barrier(len(sessions))
+
+        def take(session: Connection, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return take_slot(session)
+
+        with ThreadPoolExecutor(len(sessions)) as pool:
+            got = list(pool.map(take, sessions))
+        assert sum(got) == 1
+        winner = sessions.pop(got.index(True))
+        pid = winner.info.backend_pid
+        winner.close()
+        wait_until(lambda: not db.sql("SELECT FROM pg_stat_activity WHERE pid = %s", pid))  # noqa: B023
+
+
+def test_a_holder_who_came_later(db: Database) -> None:
+    """A transaction remembers who was connected when it first asked."""
+    with db.connect(autocommit=False) as early:
+        early.execute("SELECT activation._is_alive(1, now())")
+        with db.connect() as late:
+            assert take_slot(late)
+            assert not take_slot(early)
+
+
+def test_a_slot_is_given_back(db: Database) -> None:
+    """By a session that lives on: after a run, after a run that was cancelled; and it may have its own again."""
+    with db.connect() as first, db.connect() as second:
+        first.execute("SET statement_timeout = '3s'")
+        first.execute("CALL activation.detect(1)")
+        assert take_slot(second) and take_slot(second)
+        assert not take_slot(first)
+        second.execute("SELECT activation._leave_slot('detector', 1)")
+        first.execute("RESET statement_timeout")
+
+        def cancel() -> None:
+            running = "SELECT pid FROM activation.worker WHERE pid = %s AND beat_at > started_at"
+            wait_until(lambda: db.sql(running, first.info.backend_pid))
+            first.cancel()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            first.execute("CALL activation.detect(1)")
+        canceller.join()
+        assert first.execute("SHOW search_path").fetchone() == ('"$user", public',)
+        assert take_slot(second)
+
+
+@pytest.mark.parametrize("call", ["detect(0)", "detect(9)", "deliver(9)", "deliver(NULL)"])
+def test_slots_that_do_not_exist(db: Database, call: str) -> None:
+    with db.connect() as connection:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="there is no de") as caught:
+            connection.execute(f"CALL activation.{call}")
+        assert "1 to 8" in str(caught.value.diag.message_hint)
+        assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+def test_tick_is_no_worker_of_those_shown(db: Database) -> None:
+    db.sql("CALL activation.tick()")
+    assert workers(db) == {}
+    assert not db.sql("SELECT FROM activation.status WHERE component LIKE 'tick%%'")
+
+
 def test_without_pg_cron(db: Database) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="pg_cron") as caught:
         db.sql("SELECT activation.start()")
@@ -281,4 +354,4 @@ def test_a_session_is_left_as_it_was(db: Database) -> None:
         connection.execute("CALL activation.tick()")
         assert connection.execute("SHOW search_path").fetchone() == ("pg_temp, public",)
         assert connection.execute("SHOW default_transaction_isolation").fetchone() == ("serializable",)
-        assert connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM activation.worker WHERE pid IS NOT NULL").fetchone() == (0,)

@@ -176,6 +176,139 @@ def test_waiting_for_a_lock_is_no_strike(db: Database, live: Connection, workers
     assert loop_status(db, "projects")[0] == "ok" and workers.ended == []
 
 
+@pytest.mark.parametrize("label", ["psql", "activation loop 1 since 0"])
+def test_what_it_calls_itself(db: Database, live: Connection, workers: Workers, label: str) -> None:
+    """A loop's code that hides behind a name, or behind another loop: it is found all the same, and nobody else is."""
+    live.execute(f"""
+        CREATE FUNCTION hides(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM set_config('application_name', '{label}', false), pg_sleep(3600);
+            RETURN true;
+        END$$;
+    """)
+    assert db.value("SELECT loop_id FROM activation.loop WHERE name = 'first'") == 1
+    define(live, "SELECT FROM users WHERE id = $1 AND hides(id)", "endless")
+    sign_up(live, 1)
+    wait_until(lambda: struck(db), 15)
+    assert struck(db) == {"endless"} and "ran too long" in loop_status(db, "endless")[1]
+    wait_until(lambda: statuses(db) == {"1": "sent"}, 15)
+    assert workers.ended == []
+
+
+def struck(db: Database) -> set[str]:
+    """The loops that have a strike."""
+    return {name for (name,) in db.sql("SELECT name FROM activation.strike JOIN activation.loop USING (loop_id)")}
+
+
+@pytest.fixture
+def held(db: Database) -> Iterator[Connection]:
+    """A session that works in a slot, and does whatever the test has it do."""
+    connection = db.connect()
+    assert connection.execute("SELECT activation._take_slot('detector', 2)").fetchone() == (True,)
+    yield connection
+    connection.close()
+
+
+def silent_for(db: Database, ages: str) -> None:
+    """Has the worker's last sign of life be so long ago."""
+    db.sql("UPDATE activation.worker SET started_at = now() - %s::interval, beat_at = now() - %s::interval", ages, ages)
+
+
+def says(db: Database, loop: str, seconds: int) -> None:
+    """Has the worker be in a loop's code for so long."""
+    db.sql(
+        "SELECT setval('activation.detector_2', (extract(epoch FROM now())::bigint - %s) << 31 | loop_id)"
+        " FROM activation.loop WHERE name = %s",
+        seconds,
+        loop,
+    )
+
+
+def end_overdue(db: Database) -> list[str]:
+    return [deed for (deed,) in db.sql("SELECT deed FROM activation._end_overdue()")]
+
+
+def slot_two(db: Database) -> tuple[str, str]:
+    ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'detector 2'")
+    return state, detail
+
+
+def test_a_worker_that_is_silent(db: Database, live: Connection, held: Connection) -> None:
+    """Whatever it does, and though it says nothing of it: it is cancelled, then terminated, and no loop is to blame."""
+    assert slot_two(db)[0] == "ok" and end_overdue(db) == []
+    silent_for(db, "20 seconds")
+    assert slot_two(db)[0] == "failing" and "no sign of life for" in slot_two(db)[1]
+    # A second for the condition and half a minute more.
+    assert end_overdue(db) == []
+    silent_for(db, "35 seconds")
+    sleeping = threading.Event()
+    ended: list[psycopg.Error] = []
+
+    def sleep() -> None:
+        sleeping.set()
+        try:
+            held.execute("SELECT pg_sleep(3600)")
+        except psycopg.Error as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    wait_until(lambda: db.sql("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    assert end_overdue(db) == ["cancelled"]
+    thread.join(10)
+    assert [type(error) for error in ended] == [psycopg.errors.QueryCanceled]
+    silent_for(db, "45 seconds")
+    assert end_overdue(db) == ["terminated"]
+    with pytest.raises(psycopg.OperationalError):
+        held.execute("SELECT 1")
+    assert end_overdue(db) == [] and struck(db) == set()
+
+
+def test_the_strike_comes_before_the_end(db: Database, live: Connection, held: Connection) -> None:
+    """Whoever takes over is to know that the loop is struck, so the worker is terminated when that is committed. One
+    strike is enough, also where several look."""
+    says(db, "first", 5)
+    assert "runs code of loop first for" in slot_two(db)[1]
+    assert end_overdue(db) == ["cancelled"]
+    says(db, "first", 15)
+    assert end_overdue(db) == ["struck"]
+    assert held.execute("SELECT 1").fetchone() == (1,)
+    assert end_overdue(db) == ["terminated"]
+    assert db.sql("SELECT kind, strikes FROM activation.strike") == [("detect", 1)]
+
+
+def test_the_strike_that_it_holds_up_itself(db: Database, live: Connection, held: Connection) -> None:
+    """Then it is terminated first."""
+    db.sql("INSERT INTO activation.strike SELECT loop_id, 'detect', 1, now(), 'x', now() FROM activation.loop")
+    held.execute("BEGIN; SELECT FROM activation.strike FOR UPDATE")
+    says(db, "first", 15)
+    assert end_overdue(db) == ["terminated"]
+    assert db.value("SELECT strikes FROM activation.strike") == 2
+
+
+def test_one_at_a_time_ends_it(db: Database, live: Connection, held: Connection) -> None:
+    """Meanwhile others leave it alone, and nobody takes its slot."""
+    says(db, "first", 15)
+    with db.connect(autocommit=False) as other:
+        assert other.execute("SELECT deed FROM activation._end_overdue()").fetchall() == [("struck",)]
+        assert end_overdue(db) == []
+        with db.connect() as third:
+            third.execute("SET lock_timeout = '100ms'")
+            assert third.execute("SELECT activation._take_slot('detector', 2)").fetchone() == (False,)
+
+
+def test_what_raises_is_not_said_any_more(db: Database, live: Connection) -> None:
+    """What is said of a loop's code is not undone with its transaction."""
+    define(live, "SELECT FROM users WHERE id = $1 AND 1 / (id - 1) > 0", "raises")
+    with db.connect() as worker:
+        # A statement_timeout ends a run a little before.
+        worker.execute("SET statement_timeout = '4s'")
+        sign_up(live, 1)
+        worker.execute("CALL activation.detect(2)")
+    assert struck(db) == set() and "division by zero" in loop_status(db, "raises")[1]
+    assert db.value("SELECT last_value FROM activation.detector_2") == 0
+
+
 def test_only_workers_are_cancelled(db: Database, live: Connection, workers: Workers) -> None:
     """A session that calls itself like one is left alone."""
     with db.connect() as other:
