@@ -80,7 +80,8 @@ DECLARE
 BEGIN
     SELECT x.webhook_id, x.type, x.at, x.received_at, x.payload, m.message_id, m.state, m.recipient INTO w
       FROM activation.webhook_event x JOIN activation.message m USING (message_id)
-     WHERE x.webhook_id = wanted AND NOT x.applied AND m.state <> 'sending' FOR UPDATE OF x;
+     -- Found by its id, not among all that are open, however few the statistics say those are.
+     WHERE x.webhook_id = wanted AND x.applied IS DISTINCT FROM true AND m.state <> 'sending' FOR UPDATE OF x;
     IF w.webhook_id IS NULL THEN
         RETURN false;
     END IF;
