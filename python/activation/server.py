@@ -63,7 +63,7 @@ def query_strings(sql: str, parameters: int) -> str:
             "strings": len(strings),
         }
 
-    return _answer(compute)
+    return _answer("it", compute)
 
 
 def query_text(sql: str, key_type: str | None, string_types: list[str] | None = None) -> str:
@@ -210,7 +210,7 @@ def is_reference(text: str) -> bool:
 def mailbox(what: str, text: str) -> str:
     from activation import mailbox
 
-    return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)})
+    return _answer(what, lambda: {"mailbox": mailbox.mailbox(what, text)})
 
 
 def key_problem(reference: str | None, stored: str | None) -> str | None:
