@@ -490,7 +490,7 @@ def test_a_body_that_means_harm(db: Database, app: Connection, what: str) -> Non
     assert db.value("SELECT coalesce(max(length(payload::text)), 0) < 1000 FROM activation.webhook_event")
 
 
-#: 140 bytes in jsonb each, and 131,072 as a text.
+#: A few bytes in jsonb each, and 131,072 as a text.
 HUGE = "[" + ", ".join(["1e131071"] * 2000) + "]"
 
 
