@@ -145,9 +145,14 @@ def test_events_that_make_no_sense(db: Database, app: Connection, sandbox: Sandb
     sandbox.tell("email.opened", email_id="nul \0", to=["x@acme.dev"])
     sandbox.tell("email.brand_new", email_id="?", to={"no": "list"})
     sandbox.tell("inbox.thing", email_id="?")
+    sandbox.tell("email.nul\0", email_id="?")
+    sandbox.tell("email.opened", email_id="half a character \ud800")
+    sandbox.tell("email.opened", email_id="?", more=float("inf"))
+    sandbox.tell("email.opened", email_id="?", more=float("nan"))
     db.sql(PULL)
     assert states(db) == {"ada": "delivered"}
-    assert db.value("SELECT count(*) FROM activation.webhook_event") == 4, "what is not about mail is not asked for"
+    assert db.value("SELECT count(*) FROM activation.webhook_event") == 7, "what is not about mail is not asked for"
+    assert db.value("SELECT count(*) FROM activation.webhook_event WHERE payload = %s", '{"type": "email.opened"}') == 4
 
 
 def test_who_was_erased_stays_forgotten(db: Database, app: Connection, sandbox: Sandbox) -> None:
