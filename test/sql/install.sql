@@ -76,7 +76,7 @@ SELECT is_empty(
 
 SELECT set_eq(
     $$SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'v'$$,
-    ARRAY['_span', 'cohort', 'funnel', 'journey', 'lift', 'mail_numbers', 'message_log', 'status', 'time_to_activate'],
+    ARRAY['_span', 'cohort', 'funnel', 'journey', 'lift', 'loop_definition', 'mail_numbers', 'message_log', 'status', 'time_to_activate'],
     'the views are these');
 
 CREATE TEMP VIEW member AS
