@@ -24,19 +24,19 @@ DECLARE
     columns name[] := ARRAY(SELECT x::name FROM jsonb_array_elements_text(look -> 'columns') AS x) || words;
     what text := look ->> 'what';
     path name[];
-    schemas oid[] := '{}';
+    schemas oid[] := '{}'::oid[];
     starts oid[];
     reached oid[];
     viewed boolean[];
-    held oid[] := '{}';
+    held oid[] := '{}'::oid[];
     missing oid[];
     tries integer := 0;
     held_table oid;
     shown text;
 BEGIN
     IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-        RAISE EXCEPTION 'this transaction is %', current_setting('transaction_isolation')
-            USING ERRCODE = '25000', DETAIL = 'What a table or a name leads to would be looked at as it was, and run as it is.',
+        RAISE EXCEPTION 'the app''s tables are not read in a transaction that is %', current_setting('transaction_isolation')
+            USING ERRCODE = '55000', DETAIL = 'What a table or a name leads to would be looked at as it was, and run as it is.',
                   HINT = 'Ask in a transaction of its own: SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;';
     END IF;
     LOOP
@@ -336,7 +336,7 @@ BEGIN
         RETURN jsonb_build_object('problem', format('it calls %s, which cannot be looked into', own));
     END IF;
     IF plan IS NULL THEN
-        RETURN '{}';
+        RETURN '{}'::jsonb;
     END IF;
     found := activation._coverage(plan::text, ARRAY['(' || shown || ')', shown, 'current_setting(''activation.key''::text, true)']);
     FOR reading IN
@@ -635,7 +635,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.simulate(text, jsonb, timestamptz, timestamptz, jsonb, text) IS
-'Rehearses a loop, or a definition, over what the app''s tables say happened between since and until; writes nothing. Rows by part: enrolled; mail (by step, branch and what would have become of it, how long after enrollment in the median, and to how many who had reached the goal by then); activated (rate, median and ninth tenth by Kaplan and Meier); emails (days, the busiest one, requests at the provider''s rate); person (the first ten with their timelines); note (what cannot be replayed, and why). A condition is asked as of each moment at which a row of the user''s came, with the rows that had come by then: timestamps names columns that tell, {"public.projects": "made_on"}, where they are not found. Deleted and updated rows, caps, and other loops are not known to it. Reads with the caller''s rights; raises 42704, 42501, 22023, 55000, 0A000.';
+'Rehearses a loop, or a definition, over what the app''s tables say happened between since and until; writes nothing. Rows by part: enrolled; mail (by step, branch and what would have become of it, how long after enrollment in the median, and to how many who had reached the goal by then); activated (rate, median and ninth tenth by Kaplan and Meier); emails (days, the busiest one, requests at the provider''s rate); person (the first ten with their timelines); note (what cannot be replayed, and why). A condition is asked as of each moment at which a row of the user''s came, with the rows that had come by then: timestamps names columns that tell, {"public.projects": "made_on"}, where they are not found. Deleted and updated rows, caps, and other loops are not known to it. Reads with the caller''s rights, and refuses what would run code of a role that has not got them (42501); raises 42704, 22023, 55000, 0A000.';
 
 CREATE FUNCTION activation.milestone(condition jsonb, since timestamptz DEFAULT '-infinity', users regclass DEFAULT NULL, timestamps jsonb DEFAULT NULL,
                                      names text DEFAULT current_setting('search_path'))
@@ -670,4 +670,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.milestone(jsonb, timestamptz, regclass, jsonb, text) IS
-'When each user reached a milestone, a condition as activation.query() makes it, from their signup to now, whether or not any loop has ever watched it: by the insertion times of the rows that it reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads only, with the caller''s rights; raises 55000 where the tables do not tell.';
+'When each user reached a milestone, a condition as activation.query() makes it, from their signup to now, whether or not any loop has ever watched it: by the insertion times of the rows that it reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads only, with the caller''s rights, and refuses what would run code of a role that has not got them (42501); raises 55000 where the tables do not tell.';

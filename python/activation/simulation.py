@@ -51,7 +51,9 @@ def called(sql: str) -> list[str]:
 def names(sql: str) -> list[str]:
     """Every name and keyword, as the server folds it in any encoding: what it may mean is looked up under these."""
     written = [word.text for word in significant(sql) if word.kind == "name"]
-    in_ascii = (text if text.startswith('"') else re.sub("[A-Z]+", lambda found: found[0].lower(), text) for text in written)
+    in_ascii = (
+        text if text.startswith('"') else re.sub("[A-Z]+", lambda found: found[0].lower(), text) for text in written
+    )
     return sorted({folded(text) for text in written} | {text for text in in_ascii if not text.startswith('"')})
 
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from harness import Connection, Database
+from harness import Cluster, Connection, Database, wait_until
+from test_failover import standby_of
 
 #: Says who runs it, and takes what it can get.
 EVIL = """
@@ -49,6 +51,24 @@ INDEX = "CREATE INDEX ON projects ((evil_number(1)))"
 STATISTICS = "CREATE STATISTICS guess ON (evil_number(1)), owner_id FROM projects"
 CHILD = "CREATE TABLE child (CHECK (evil_number(1) = 1)) INHERITS (projects)"
 CHILD_S_INDEX = "CREATE TABLE child () INHERITS (projects); CREATE INDEX ON child ((evil_number(1)))"
+PREDICATE = "CREATE INDEX ON projects (owner_id) WHERE evil_number(1) = 1"
+PARTITION_KEY = """
+    CREATE TABLE parted (user_id bigint REFERENCES public.users, created_at timestamptz NOT NULL DEFAULT now()) PARTITION BY HASH ((user_id + evil_number(1)));
+    CREATE TABLE part PARTITION OF parted FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+"""
+COLLATION = """
+    CREATE COLLATION odd (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+    ALTER TABLE projects ADD kind text COLLATE odd;
+    UPDATE projects SET kind = CASE WHEN mood = 'good' THEN 'A' ELSE 'a' END;
+"""
+KEY = """
+    CREATE DOMAIN key AS bigint CHECK (VALUE > 0);
+    CREATE TABLE keyed (user_id key REFERENCES public.users, created_at timestamptz NOT NULL DEFAULT now());
+    CREATE FUNCTION evil_key(key) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$
+    BEGIN PERFORM mal.evil(); RETURN 'x'; END $$;
+    CREATE CAST (key AS text) WITH FUNCTION evil_key(key) AS IMPLICIT;
+    INSERT INTO keyed SELECT id, created_at + interval '1 hour' FROM public.users WHERE id % 2 = 0;
+"""
 VIEW = "CREATE VIEW looks AS SELECT p.*, evil() FROM projects p WHERE evil()"
 OPERATOR = """
     CREATE FUNCTION same(bigint, numeric) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -92,12 +112,12 @@ BUILT_IN_POLICY = """
     GRANT EXECUTE ON FUNCTION mal.evil TO PUBLIC;
 """
 
+PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 #: What docs/operations.md grants to an analyst.
-ANALYST = """
+ANALYST = f"""
     DROP ROLE IF EXISTS analyst; CREATE ROLE analyst;
-    GRANT USAGE ON SCHEMA activation TO analyst;
-    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA activation TO analyst;
-    GRANT SELECT ON users TO analyst;
+    {PAGE[PAGE.index("-- an analyst") : PAGE.index("```", PAGE.index("-- an analyst"))]}
+    GRANT SELECT ON users, sessions TO analyst;
 """
 
 
@@ -132,7 +152,9 @@ def heard(db: Database, question: str, role: str = "postgres") -> list[str]:
             session.execute(question.encode())
         except psycopg.Error as error:
             diagnosis = error.diag
-            said.append(f"{diagnosis.sqlstate} {diagnosis.message_primary} {diagnosis.message_detail} {diagnosis.message_hint}")
+            said.append(
+                f"{diagnosis.sqlstate} {diagnosis.message_primary} {diagnosis.message_detail} {diagnosis.message_hint}"
+            )
     assert not [line for line in said if "runs as" in line]
     return said
 
@@ -153,10 +175,14 @@ def condition(query: str, kind: str, names: str = "public") -> str:
         (CAST, None),
         (INDEX, "function mal.evil_number(integer) of mallory"),
         (STATISTICS, "function mal.evil_number(integer) of mallory"),
+        (PREDICATE, "mal.projects: function mal.evil_number(integer) of mallory"),
+        (PARTITION_KEY, "mal.parted: function mal.evil_number(integer) of mallory"),
+        (COLLATION, None),
+        (KEY, None),
         (CHILD, "function mal.evil_number(integer) of mallory"),
         (CHILD_S_INDEX, "function mal.evil_number(integer) of mallory"),
     ],
-    ids=["cast", "index", "statistics", "child", "child's index"],
+    ids=["cast", "index", "statistics", "predicate", "partition key", "collation", "key", "child", "child's index"],
 )
 def test_suggest(db: Database, mallory: Connection, trap: str, left_out: str | None) -> None:
     """Kinds of rows are read by their types' own output; a table that would run code is left out."""
@@ -164,6 +190,41 @@ def test_suggest(db: Database, mallory: Connection, trap: str, left_out: str | N
     said = heard(db, "SELECT * FROM activation.suggest()")
     assert not is_superuser(db)
     assert not left_out or any(left_out in line for line in said), said
+
+
+def test_nobody_s_names_are_hidden(db: Database, mallory: Connection) -> None:
+    """Quoted, folded, cut and escaped names are what the server takes them for."""
+    long = "x" * 63
+    mallory.execute(
+        f'CREATE VIEW "Looks" AS SELECT *, evil() FROM projects WHERE evil(); CREATE VIEW {long} AS TABLE "Looks"; CREATE VIEW "Ä" AS TABLE "Looks"'.encode()
+    )
+    for name, says in (
+        ('"Looks"', "Looks"),
+        (f"{long}yz", "Looks"),
+        ("Ä", "Looks"),
+        ('U&"L\\006Foks"', "Unicode escapes"),
+    ):
+        (said,) = heard(db, condition(f"SELECT 1 FROM mal.{name} WHERE owner_id = $1", "milestone"))
+        assert says in said and said[:5] in ("42501", "0A000"), said
+    mallory.execute("CREATE COLLATION odd (provider = icu, locale = 'und')")
+    (said,) = heard(db, condition("SELECT 1 FROM users WHERE id = $1 AND email COLLATE mal.odd = 'x'", "milestone"))
+    assert "collation mal.odd" in said, said
+
+
+def test_on_a_real_standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other roles' tables can be held no better than by reading them."""
+    with Cluster() as primary:
+        primary.sql("CREATE ROLE mallory; CREATE SCHEMA mal AUTHORIZATION mallory")
+        primary.sql(USERS)
+        primary.sql("SET ROLE mallory; SET search_path = mal;" + EVIL + PROJECTS + "RESET ROLE; RESET search_path")
+        with standby_of(primary, tmp_path / "data", monkeypatch) as standby:
+            question = condition("SELECT 1 FROM mal.projects WHERE owner_id = $1", "milestone")
+            assert len(standby.sql(question)) == 300
+            standby.sql("SELECT * FROM activation.suggest()")
+            primary.sql("SET ROLE mallory; SET search_path = mal;" + VIEW)
+            wait_until(lambda: standby.value("SELECT to_regclass('mal.looks') IS NOT NULL"))
+            (said,) = heard(standby, question.replace("projects", "looks"))
+            assert "view mal.looks of mallory" in said
 
 
 def test_suggest_key(db: Database, mallory: Connection) -> None:
@@ -214,7 +275,9 @@ def test_condition(
 def test_a_view_of_the_caller_s_over_hers(db: Database, mallory: Connection) -> None:
     """What a view binds is looked into, through views on views."""
     mallory.execute(CAST.encode())
-    db.sql("CREATE VIEW one AS SELECT owner_id, mood::text AS mood FROM mal.projects; CREATE VIEW two AS SELECT * FROM one")
+    db.sql(
+        "CREATE VIEW one AS SELECT owner_id, mood::text AS mood FROM mal.projects; CREATE VIEW two AS SELECT * FROM one"
+    )
     (said,) = heard(db, condition("SELECT 1 FROM two WHERE owner_id = $1", "simulate"))
     assert "mal.evil_cast" in said or "mal.mood" in said, said
 
@@ -240,7 +303,7 @@ def test_row_security(db: Database, mallory: Connection, policy: str) -> None:
     db.sql(ANALYST)
     try:
         said = heard(db, "SELECT * FROM activation.suggest()", "analyst")
-        assert any("mal.projects: policy looks" in line or "none of the tables" in line for line in said), said
+        assert any("mal.projects: " in line and "of mallory would run" in line for line in said), said
         (refused,) = heard(db, condition("SELECT 1 FROM mal.projects WHERE owner_id = $1", "milestone"), "analyst")
         assert refused.startswith("42501") and "policy looks on table mal.projects" in refused, refused
         assert heard(db, condition("SELECT 1 FROM mal.projects WHERE owner_id = $1", "milestone")) == []
@@ -252,7 +315,9 @@ def test_what_is_refused_may_be_asked_as_its_owner(db: Database, mallory: Connec
     """And what would run nothing of hers may be asked by anybody."""
     assert heard(db, condition("SELECT 1 FROM mal.projects WHERE owner_id = $1 AND made_by = 'me'", "simulate")) == []
     mallory.execute(CAST.encode())
-    db.sql("GRANT USAGE ON SCHEMA activation TO mallory; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA activation TO mallory")
+    db.sql(
+        "GRANT USAGE ON SCHEMA activation TO mallory; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA activation TO mallory"
+    )
     query = condition("SELECT 1 FROM mal.projects WHERE owner_id = $1 AND mood::text = 'x'", "milestone")
     with db.connect() as session:
         session.execute("SET ROLE mallory")
@@ -262,7 +327,7 @@ def test_what_is_refused_may_be_asked_as_its_owner(db: Database, mallory: Connec
 def test_a_table_swapped_in_between(db: Database, mallory: Connection) -> None:
     """What was looked at is held until it is read: nothing can be made of it in between."""
     with db.connect() as session:
-        session.execute("BEGIN")
+        session.execute("BEGIN READ ONLY")
         session.execute(condition("SELECT 1 FROM mal.projects WHERE owner_id = $1", "milestone").encode())
         mallory.execute("SET lock_timeout = '50ms'")
         for change in (
@@ -285,7 +350,7 @@ def test_an_old_snapshot(db: Database, mallory: Connection) -> None:
         session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         session.execute("SELECT 1")
         mallory.execute(INDEX.encode())
-        with pytest.raises(psycopg.errors.InvalidTransactionState, match="repeatable read"):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="repeatable read"):
             session.execute("SELECT * FROM activation.suggest()")
     assert not is_superuser(db)
 
@@ -293,10 +358,13 @@ def test_an_old_snapshot(db: Database, mallory: Connection) -> None:
 def test_nobody_sees_a_loop_of_others(db: Database, mallory: Connection) -> None:
     """A loop's definition is shown to those who may act as its owner."""
     db.sql(ANALYST)
-    db.sql("SELECT activation.define_loop('ours', trigger => activation.on_insert('users'), condition => activation.query('SELECT 1 FROM users WHERE id = $1 AND email = ''secret'''), action => activation.email('milestone'))")
-    db.sql("GRANT SELECT ON activation.loop_definition TO analyst")
+    db.sql(
+        "SELECT activation.define_loop('ours', trigger => activation.on_insert('users'), condition => activation.query('SELECT 1 FROM users WHERE id = $1 AND email = ''secret'''), action => activation.email('milestone'))"
+    )
     try:
-        assert db.value("SELECT count(*) FROM activation.loop_definition WHERE loop = 'ours' AND owner = 'postgres'") == 1
+        assert (
+            db.value("SELECT count(*) FROM activation.loop_definition WHERE loop = 'ours' AND owner = 'postgres'") == 1
+        )
         with db.connect() as session:
             session.execute("SET ROLE analyst")
             assert session.execute("SELECT count(*) FROM activation.loop_definition").fetchone() == (0,)

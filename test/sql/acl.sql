@@ -7,6 +7,7 @@ CREATE ROLE owner;
 CREATE ROLE author IN ROLE owner;
 CREATE ROLE operator;
 CREATE ROLE viewer;
+CREATE ROLE analyst;
 CREATE ROLE stranger;
 
 -- The grants of docs/operations.md.
@@ -22,6 +23,12 @@ GRANT EXECUTE ON FUNCTION activation.why, activation.power, activation._status, 
   activation._wilson, activation._percent TO viewer;
 GRANT SELECT ON activation.status, activation.message_log, activation.journey, activation.funnel, activation.cohort,
   activation.time_to_activate, activation.lift, activation.mail_numbers TO viewer;
+
+GRANT USAGE ON SCHEMA activation TO analyst;
+GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation.on_insert, activation.email, activation._suggest_plan, activation._suggest_rank, activation._look TO analyst;
+GRANT EXECUTE ON FUNCTION activation.simulate, activation.milestone, activation._suggest_users, activation._simulate, activation._simulate_plan, activation._simulate_query,
+  activation._first_true, activation._held_out, activation._window_opens TO analyst;
+GRANT SELECT ON activation.loop_definition TO analyst;
 
 CREATE TABLE users (id bigint PRIMARY KEY, email text, plan text);
 CREATE TABLE actions (user_id bigint, what text);
@@ -120,6 +127,22 @@ SELECT is(pg_temp.code(c, r), '42501', format('not %s: %s', r, c))
 SELECT pg_temp.refused($$SELECT activation.pause_loop('hers')$$, '42501', '{"loop \"hers\"",author}', 'operator', 'an operator pauses the loops of roles whose member it is', 'operator');
 GRANT author TO operator;
 SELECT is(pg_temp.code($$SELECT activation.pause_loop('hers')$$, 'operator'), '00000', 'indeed');
+
+-- An analyst, who is nobody's member: no loop is shown to them, and no right of ours is lacking.
+
+SELECT is(ARRAY(SELECT format('%s of %s', loop, owner) COLLATE "C" FROM activation.loop_definition ORDER BY 1), ARRAY['hers of author', 'not hers of postgres'], 'a superuser sees the definitions of all loops');
+SET LOCAL ROLE analyst;
+SELECT is_empty('SELECT FROM activation.loop_definition', 'an analyst those of roles whose member they are: none');
+RESET ROLE;
+GRANT author TO analyst;
+SET LOCAL ROLE analyst;
+SELECT results_eq('SELECT loop::text FROM activation.loop_definition', ARRAY['hers'], 'or some');
+RESET ROLE;
+REVOKE author FROM analyst;
+SELECT is(pg_temp.code('SELECT * FROM activation.simulate(''hers'')', 'analyst'), '42704', 'a loop that is not shown cannot be rehearsed');
+GRANT SELECT ON users TO analyst;
+SELECT is(pg_temp.code(c, 'analyst'), '55000', 'an analyst may ask, and is told what is missing: ' || c)
+  FROM unnest(ARRAY['SELECT * FROM activation.suggest()', 'SELECT * FROM activation.milestone(activation.query(''SELECT FROM actions WHERE user_id = $1''))']) AS c;
 
 -- A loop whose owner lost its rights stops; the app goes on.
 
