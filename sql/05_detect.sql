@@ -786,9 +786,13 @@ $$;
 
 -- Where a worker says in which loop's code it is; NULL for a kind that runs none.
 CREATE FUNCTION activation._said_in(kind text, slot integer) RETURNS regclass
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT to_regclass(format('activation.%I', kind || '_' || slot)) $$;
+AS $$
+BEGIN
+    RETURN to_regclass('activation.' || kind || '_' || slot);
+END
+$$;
 
 -- Says to the other workers which loop's code this one runs from now on; NULL: none any more. It is not undone with the
 -- transaction, so whoever catches an author's error says NULL, too. A session that is no worker says nothing.
