@@ -367,7 +367,7 @@ def test_nobody_sees_a_loop_of_others(db: Database, mallory: Connection) -> None
         )
         with db.connect() as session:
             session.execute("SET ROLE analyst")
-            assert session.execute("SELECT count(*) FROM activation.loop_definition").fetchone() == (0,)
+            assert session.execute("SELECT count(definition) FROM activation.loop_definition").fetchone() == (0,)
             with pytest.raises(psycopg.errors.UndefinedObject, match='loop "ours" does not exist'):
                 session.execute("SELECT * FROM activation.simulate('ours')")
     finally:
