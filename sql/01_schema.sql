@@ -27,7 +27,8 @@
 --   views   (21-24) what people look at; numbers, and what would have been.
 --   schedule (25)  start and stop: the jobs of pg_cron. The only part that says `cron.`.
 --   around it (26-28) loops from other files, doctor, the dashboard's document.
---   privileges (29) nothing is PUBLIC's.
+--   calls (29)     the verbs that must know their caller, and what each does.
+--   privileges (30) nothing is PUBLIC's; what the engine's role may do.
 --
 -- One order of calls, downwards: a part uses only the parts above it.
 --
