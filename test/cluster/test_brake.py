@@ -137,7 +137,7 @@ def test_capture_needs_no_brake(db: Database, live: Connection) -> None:
 
 
 def test_a_claim_that_hangs(db: Database, live: Connection) -> None:
-    """So near to its limit a loop's mail is claimed by one deliverer at a time; others send other loops' mail meanwhile,
+    """So near to its limit a loop's mail is claimed by one deliverer at a time. Others send other loops' mail meanwhile,
     and the loop can be paused."""
     promise(db, live, 1)
     with db.connect(autocommit=False) as hung:
