@@ -138,8 +138,8 @@ class Detector:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """What runs an author's code, in a subtransaction. Where it raised, it is said that it is over: no rollback says
-        so."""
+        """What runs an author's code, in a subtransaction. Where it raised, this says that it is over: no rollback
+        does."""
         try:
             with self._db.subtransaction():
                 yield
