@@ -151,8 +151,8 @@ class Detector:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """What runs an author's code, in a subtransaction. Where that raised, it is said that it runs no longer: no rollback
-        says so."""
+        """What runs an author's code, in a subtransaction. Where it raised, this says that it is over: no rollback
+        does."""
         try:
             with self._db.subtransaction():
                 yield

@@ -756,11 +756,9 @@ def test_locks_that_anybody_can_take(db: Database) -> None:
     try:
         define(owner, "SELECT FROM public.actions WHERE user_id = $1", table="public.users")
         stranger.execute("""
-            SELECT pg_advisory_lock(hashtext('activation part'), n), pg_advisory_lock(hashtext('activation brake'), n),
-                   pg_advisory_lock(hashtext('activation detector'), n), pg_advisory_lock(hashtext('activation deliverer'), n),
-                   pg_advisory_lock(hashtext('activation puller'), n), pg_advisory_lock(hashtext('activation tick'), n),
-                   pg_advisory_lock(hashtext('activation'), n), pg_advisory_lock(n)
-              FROM generate_series(0, 63) AS n
+            SELECT pg_advisory_lock(hashtext('activation ' || what), n), pg_advisory_lock(hashtext('activation'), n),
+                   pg_advisory_lock(n)
+              FROM generate_series(0, 63) AS n, unnest('{part,brake,detector,deliverer,puller,tick}'::text[]) AS what
         """)
         stranger.execute("""
             SELECT pg_advisory_lock(hashtext('activation'), hashtext(t)), pg_advisory_lock(hashtext(t))

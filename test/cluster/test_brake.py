@@ -137,8 +137,8 @@ def test_capture_needs_no_brake(db: Database, live: Connection) -> None:
 
 
 def test_a_claim_that_hangs(db: Database, live: Connection) -> None:
-    """So near to its limit a loop's mail is claimed by one deliverer at a time; others send other loops' mail meanwhile,
-    and the loop can be paused."""
+    """Near its limit a loop's mail is claimed by one deliverer at a time. Meanwhile others send other loops' mail,
+    and it can be paused."""
     promise(db, live, 1)
     with db.connect(autocommit=False) as hung:
         assert hung.execute("SELECT loop_id FROM activation._claim_messages(100, '{}', '{}', '{}')").fetchall() == [
