@@ -53,6 +53,8 @@ _ACTION: Document = {
     "resend_template": None,
 }
 _RECOVERY: Document = {"retries": 3, "backoff": "exponential", "initial": "30 seconds", "max": "1 hour"}
+#: Steps of a loop.
+MOST_STEPS = 1_000
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -79,11 +81,9 @@ class _Checker:
         names = list(keys)
         for key in document:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-                hint = f'Did you mean "{near[0]}"? ' if near else ""
                 self.refuse(
                     f'unknown key "{key}" in {where}',
-                    hint=f"{hint}Known keys are {', '.join(names)}.",
+                    hint=f"{near(key, names)}Known keys are {', '.join(names)}.",
                 )
 
     def text(self, value: object, where: str) -> str:
@@ -94,9 +94,9 @@ class _Checker:
     def one_of(self, value: object, choices: Iterable[str], where: str) -> str:
         names = list(choices)
         if value not in names:
-            near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-            hint = f'Did you mean "{near[0]}"? ' if near else ""
-            self.refuse(f"unknown {where} {_shown(value)}", hint=f"{hint}It is one of {', '.join(names)}.")
+            self.refuse(
+                f"unknown {where} {_shown(value)}", hint=f"{near(value, names)}It is one of {', '.join(names)}."
+            )
         return str(value)
 
     def whole(self, value: object, where: str, low: int, high: int) -> int:
@@ -127,10 +127,11 @@ def normalise(name: str | None, document: object) -> Document:
         check.refuse("has no trigger", hint="Say what starts it: trigger => activation.on_insert('users').")
     result["trigger"] = fragment(str(name), "trigger", trigger)
     result["steps"] = [_step(check, step, number) for number, step in enumerate(steps, 1)]
-    names = [step["name"] for step in result["steps"]]
-    for step_name in names:
-        if names.count(step_name) > 1:
-            check.refuse(f'has two steps named "{step_name}"', hint="Give every step a name of its own.")
+    names: set[str] = set()
+    for step in result["steps"]:
+        if step["name"] in names:
+            check.refuse(f'has two steps named "{step["name"]}"', hint="Give every step a name of its own.")
+        names.add(step["name"])
     if "goal" in names:
         check.refuse('has a step named "goal"', hint="That is what its goal is called; choose another name.")
     result["recovery"] = fragment(str(name), "recovery", given.get("recovery") or {})
@@ -192,6 +193,8 @@ def _steps(check: _Checker, given: Document) -> list[Document]:
         )
     if not isinstance(steps, list) or not steps:
         check.refuse("has no steps", hint="Give at least one: steps => ARRAY[activation.step(…)].")
+    if len(steps) > MOST_STEPS:
+        check.refuse(f"has {len(steps)} steps", hint=f"Give at most {MOST_STEPS}, or make several loops of them.")
     return [check.mapping(step, f"steps[{number}]") for number, step in enumerate(steps)]
 
 
@@ -288,8 +291,8 @@ def _window(check: _Checker, given: Document) -> Document:
 def _weekdays(check: _Checker, days: str) -> list[str]:
     """The days of `Mon-Fri, Sun` in the order of the week; a range may go over the week's end."""
     found: set[int] = set()
-    for part in re.split(r"\s*,\s*", days.strip()):
-        first, *last = (_weekday(check, name, days) for name in re.split(r"\s*-\s*", part, maxsplit=1))
+    for part in days.split(","):
+        first, *last = (_weekday(check, name, days) for name in part.split("-", maxsplit=1))
         length = (last[0] - first) % 7 if last else 0
         found.update((first + offset) % 7 for offset in range(length + 1))
     return [day for number, day in enumerate(_DAYS) if number in found]
@@ -409,6 +412,12 @@ def _check_enroll(check: _Checker, result: Document) -> None:
             hint="Existing users are those whose rows are in the trigger's table. For others, use "
             "activation.on_schedule(cron, query), or activation.enroll(user_id, loop).",
         )
+
+
+def near(value: object, names: Iterable[str]) -> str:
+    """The beginning of a hint: which of the names may have been meant."""
+    found = difflib.get_close_matches(value, names, n=1, cutoff=0.5) if isinstance(value, str) else []
+    return f'Did you mean "{found[0]}"? ' if found else ""
 
 
 def snake(key: str) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 class Refusal(Exception):
     """A person's input that cannot be accepted. Shown by SQL as an error with these parts.
 
-    message: a sentence that names the user's object. detail, hint: more, and what to do. code: an SQLSTATE.
+    message: a sentence that names the user's object. detail, hint: more, and what to do. code: an SQLSTATE. What is
+    quoted in them may be of any length, so they end where nobody reads on.
     """
 
     def __init__(self, message: str, *, hint: str = "", detail: str = "", code: str = "22023") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.detail = detail
+        self.message = shortened(message, 500)
+        self.hint = shortened(hint, 1000)
+        self.detail = shortened(detail, 2000)
         self.code = code
 
     def as_dict(self) -> dict[str, str]:

@@ -5,17 +5,21 @@ Which of them the database can tell of, and by which column, is found out in SQL
 
 from __future__ import annotations
 
-import difflib
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from activation import definition
 from activation.errors import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from yaml.events import Event
     from yaml.nodes import Node
 
-#: Characters of a journey. PyYAML takes a second for a tenth of a million.
+#: Characters of a journey, and how deep it may be nested.
 LONGEST = 200_000
+DEEPEST = 50
 
 _JOURNEY = ("product", "layers", "stages", "connectors")
 _STAGE = ("id", "order", "name", "subtitle", "milestones", "kpis")
@@ -42,14 +46,15 @@ class _Reader:
         self._seen.add(id(node))
         result: dict[str, Node] = {}
         for key, value in node.value:
-            if key.value not in keys:
-                near = difflib.get_close_matches(str(key.value), keys, n=1, cutoff=0.5)
+            # A key may be anything, even aliases of aliases that no memory could hold as a text.
+            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            if name not in keys:
                 self.refuse(
-                    f'unknown key "{key.value}" in {where}',
+                    f'unknown key "{name}" in {where}',
                     line=key.start_mark.line + 1,
-                    hint=(f'Did you mean "{near[0]}"? ' if near else "") + f"Known keys are {', '.join(keys)}.",
+                    hint=f"{definition.near(name, keys)}Known keys are {', '.join(keys)}.",
                 )
-            result[key.value] = value
+            result[name] = value
         return result
 
     def items(self, given: dict[str, Node], key: str, where: str, line: int) -> list[Node]:
@@ -66,7 +71,7 @@ class _Reader:
         node = given.get(key)
         if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
             return None
-        if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+        if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or "\0" in node.value:
             self.refuse(
                 f"{key} is not a text", line=node.start_mark.line + 1, hint=f"Give {key} as a text, or leave it out."
             )
@@ -80,9 +85,12 @@ class _Reader:
 
     def order(self, given: dict[str, Node], position: int) -> float:
         try:
-            return float(self.text(given, "order") or position)
+            number = float(self.text(given, "order") or position)
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             self.refuse("order is not a number", line=given["order"].start_mark.line + 1, hint="Give a whole number.")
+        return number
 
 
 def read(name: str | None, text: str) -> dict[str, Any]:
@@ -99,37 +107,61 @@ def read(name: str | None, text: str) -> dict[str, Any]:
         reader.refuse(
             "the journey is too long", hint=f"Give the text of a journey.yaml, of {LONGEST} characters at most."
         )
+    # The one in C takes a hundredth of the time.
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        # The loader in C would overflow its stack where this one raises.
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # Composing takes a stack, or an alias of itself, for what it is; its events are one after the other.
+        if _depth(yaml.parse(text, Loader=loader)) > DEEPEST:
+            reader.refuse("the journey is nested too deeply", hint="Give the text of a journey.yaml.")
+        root = yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
+        # At the end of a text it may name the line behind it.
+        line = min(error.problem_mark.line, text.count("\n")) + 1 if error.problem_mark else None
         reader.refuse(f"the journey is not YAML: {error.problem}", line=line, hint="Correct it there.", code="42601")
     except yaml.YAMLError as error:
         reader.refuse(f"the journey is not YAML: {error}", hint="Give the text of a journey.yaml.", code="42601")
-    except RecursionError:
-        reader.refuse("the journey is nested too deeply", hint="Give the text of a journey.yaml.")
+    except (ValueError, OverflowError) as error:
+        # The loader in Python, of an escape that is no character.
+        reader.refuse(f"the journey is not YAML: {error}", hint="Give the text of a journey.yaml.", code="42601")
     if root is None:
         reader.refuse("the journey is empty", hint="Give the text of a journey.yaml.")
 
     journey = reader.mapping(root, "the journey", _JOURNEY)
     found: list[tuple[float, float, dict[str, Any]]] = []
+    refs: set[str] = set()
     for position, node in enumerate(reader.items(journey, "stages", "the journey", 1), 1):
         stage = reader.mapping(node, "the stage", _STAGE)
         line = node.start_mark.line + 1
         stage_id = reader.required(stage, "id", "the stage", line)
         for place, item in enumerate(reader.items(stage, "milestones", f'stage "{stage_id}"', line), 1):
             milestone = _milestone(reader, stage_id, item)
-            if any(other["ref"] == milestone["ref"] for _, _, other in found):
+            if milestone["ref"] in refs:
                 reader.refuse(
                     f'two milestones are "{milestone["ref"]}"',
                     line=milestone["line"],
                     hint="Give each an id of its own.",
                 )
+            refs.add(milestone["ref"])
             order = milestone.pop("order")
             found.append((reader.order(stage, position), place if order is None else order, milestone))
     found.sort(key=lambda entry: entry[:2])
-    return {"product": _product(journey), "milestones": [milestone for _, _, milestone in found]}
+    return {"product": _product(reader, journey), "milestones": [milestone for _, _, milestone in found]}
+
+
+def _depth(events: Iterable[Event]) -> int:
+    """How deep they go, or that it is deeper than a journey may."""
+    import yaml
+
+    depth = deepest = 0
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        deepest = max(deepest, depth)
+        if deepest > DEEPEST:
+            break
+    return deepest
 
 
 def _milestone(reader: _Reader, stage_id: str, node: Node) -> dict[str, Any]:
@@ -152,9 +184,12 @@ def _milestone(reader: _Reader, stage_id: str, node: Node) -> dict[str, Any]:
     }
 
 
-def _product(journey: dict[str, Node]) -> str | None:
-    """The product's name, if it is told."""
-    for key, value in journey["product"].value if "product" in journey else []:
-        if key.value == "name" and isinstance(value.value, str):
-            return str(value.value)
+def _product(reader: _Reader, journey: dict[str, Node]) -> str | None:
+    """The product's name, if it is told; what else there is of the product may be anything."""
+    import yaml
+
+    product = journey.get("product")
+    for key, value in product.value if isinstance(product, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode) and key.value == "name" and isinstance(value, yaml.ScalarNode):
+            return reader.text({"name": value}, "name")
     return None

@@ -18,19 +18,37 @@ from activation.errors import KeyUnavailable, Refusal
 run = bridge.run
 
 
-def _answer(compute: Callable[[], dict[str, Any]]) -> str:
+def _answer(what: str, compute: Callable[[], dict[str, Any]]) -> str:
+    """What it computes, or the refusal. what: the user's object."""
     try:
         return json.dumps(compute())
     except Refusal as refusal:
         return json.dumps({"error": refusal.as_dict()})
+    except RecursionError:
+        # The server takes jsonb some thousand levels deep.
+        deep = Refusal(f"{what}: is nested too deeply", hint="Nothing in it needs more than ten levels.")
+        return json.dumps({"error": deep.as_dict()})
+
+
+def _read(what: str, document: str) -> Any:
+    """A jsonb. Its numbers may be of more digits than Python takes."""
+    try:
+        return json.loads(document)
+    except ValueError:
+        raise Refusal(
+            f"{what}: holds a number that is too long", hint="No number in it needs over 20 digits."
+        ) from None
 
 
 def normalise(name: str | None, document: str) -> str:
-    return _answer(lambda: {"definition": definition.normalise(name, json.loads(document))})
+    what = f'loop "{name}"'
+    return _answer(what, lambda: {"definition": definition.normalise(name, _read(what, document))})
 
 
 def fragment(kind: str, document: str) -> str:
-    return _answer(lambda: {"definition": definition.fragment("(being defined)", kind, json.loads(document))})
+    loop = "(being defined)"
+    what = f'loop "{loop}"'
+    return _answer(what, lambda: {"definition": definition.fragment(loop, kind, _read(what, document))})
 
 
 def query_text(sql: str, key_type: str) -> str:
@@ -110,13 +128,13 @@ def suggest_rank(plan: str, counted: str, totals: str) -> str:
 def skene_config(name: str | None, config: str, users: str) -> str:
     from activation import skene
 
-    return _answer(lambda: skene.read(name, config, json.loads(users)))
+    return _answer(f'loop "{name}"', lambda: skene.read(name, config, json.loads(users)))
 
 
 def journey(name: str | None, text: str) -> str:
     from activation import journey
 
-    return _answer(lambda: journey.read(name, text))
+    return _answer(f'loop "{name}"', lambda: journey.read(name, text))
 
 
 def check_template(
@@ -129,10 +147,10 @@ def check_template(
         if columns is None:
             render.check_syntax(source, what)
         else:
-            render.check(source, json.loads(personalization or "{}"), columns, what)
+            render.check(source, _read(what, personalization or "{}"), columns, what)
         return {}
 
-    return _answer(compute)
+    return _answer(what, compute)
 
 
 def built_in_template(name: str) -> str | None:

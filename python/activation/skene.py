@@ -6,7 +6,9 @@ grammar is tree-sitter's for TypeScript; only values that a JSON document could 
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from activation import definition, sqltext
@@ -15,12 +17,17 @@ from activation.errors import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tree_sitter import Node
+    from tree_sitter import Node, Tree
 
     from activation.definition import Document
 
-#: Characters of a config. What people write has some thousand.
-LONGEST = 1_000_000
+#: Characters of a config, and of all texts that come out of it. What people write has some thousand.
+LONGEST = 50_000
+#: Characters of a line: the parser may look to its end from each of its characters.
+LONGEST_LINE = 2_000
+#: Seconds for the parser. What is TypeScript takes milliseconds; guessing what a broken text was meant to be, hours.
+PATIENCE = 0.2
+_PIECE = 200
 #: Values of a config, those counted again that a constant stands for: doubled often enough, they would never end.
 MOST = 50_000
 
@@ -50,6 +57,7 @@ class Config:
         self.name = name
         self.document: Document = {}
         self.entries: list[tuple[tuple[str, ...], Any, int]] = []
+        self._line_of: dict[tuple[str, ...], int] = {}
         self.unreadable: list[tuple[int, str]] = []
         if len(text) > LONGEST:
             self.refuse(
@@ -58,9 +66,23 @@ class Config:
         text = text.removeprefix("\ufeff").replace("\r\n", "\n")
         self._lines = text.split("\n")
         self._start = 1
-        self._left = MOST
+        for number, line in enumerate(self._lines, 1):
+            if len(line) > LONGEST_LINE:
+                self.refuse(
+                    "the config has a line that is too long",
+                    line=number,
+                    hint=f"Break it: a line has {LONGEST_LINE} characters at most. A text in ` may have several lines.",
+                )
+        self._left, self._room = MOST, LONGEST
         self._resolving: list[str] = []
-        root = _parse(text)
+        tree = _parse(text)
+        if tree is None:
+            self.refuse(
+                "the config is not TypeScript",
+                hint="Look at quotes, commas and brackets; a text with an apostrophe takes double ones.",
+                code="42601",
+            )
+        root = tree.root_node
         self._constants = dict(_constants(root))
         try:
             if root.has_error:
@@ -85,22 +107,23 @@ class Config:
         return f"Line {line}: {self._lines[line - 1].strip()[:120]}"
 
     def line_of(self, *path: str) -> int:
-        return next((line for found, _, line in self.entries if found == path), self._start)
+        return self._line_of.get(path, self._start)
 
     def named_in(self, message: str) -> str:
         """The lines of what a refusal names: a value before a key, else that of the whole."""
         problem = message.removeprefix(f'loop "{self.name}": ')
         place = re.search(r"steps\[(\d+)\]", problem)
+        words = set(re.findall(r"\w+", problem))
         best: dict[int, list[int]] = {}
         for path, value, line in self.entries:
             if place and path[:2] != ("steps", place[1]):
                 continue
-            key = re.escape(path[-1]) + "|" + re.escape(definition.snake(path[-1]))
+            keys = {path[-1], definition.snake(path[-1])}
             if isinstance(value, str) and f'"{value}"' in problem:
                 best.setdefault(3, []).append(line)
-            elif re.search(f'"({key})"', problem):
+            elif any(f'"{key}"' in problem for key in keys):
                 best.setdefault(2, []).append(line)
-            elif re.search(rf"(?<!\w)({key})(?!\w)", problem):
+            elif keys & words:
                 best.setdefault(1, []).append(line)
         lines = best[max(best)] if best else [self._start]
         return "\n".join(self.shown(line) for line in sorted(set(lines))[:3])
@@ -173,8 +196,14 @@ class Config:
 
     def _evaluated(self, node: Node, path: tuple[str, ...]) -> Any:
         self._left -= 1
-        if self._left < 0:
-            self.refuse("the config is too large", line=_line(node), hint=f"A loop has far fewer than {MOST} values.")
+        if node.type in ("string", "template_string"):
+            self._room -= node.end_byte - node.start_byte
+        if self._left < 0 or self._room < 0:
+            self.refuse(
+                "the config is too large",
+                line=_line(node),
+                hint=f"A loop has far fewer than {MOST} values, and {LONGEST} bytes of text.",
+            )
         match node.type:
             case "object":
                 return self._object(node, path)
@@ -239,6 +268,7 @@ class Config:
             # A constant's own keys belong to the document only where the whole of it is used.
             if path[:1] != ("",):
                 self.entries.append(((*path, key), result[key], _line(item)))
+                self._line_of.setdefault((*path, key), _line(item))
         return result
 
     def _template_part(self, node: Node, path: tuple[str, ...]) -> str:
@@ -342,13 +372,27 @@ def audience(query: str, table: str, key: str) -> str:
     return body
 
 
-def _parse(text: str) -> Node:
+def _parse(text: str) -> Tree | None:
+    """The text as a tree; None where that takes too long."""
     # 25 ms, which nobody else pays.
     import tree_sitter
     import tree_sitter_typescript
 
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_typescript.language_typescript()))
-    return parser.parse(text.encode()).root_node
+    whole, end, seen, late = text.encode(), time.thread_time() + PATIENCE, 0, False
+
+    def piece(at: int, _: object) -> bytes:
+        # It cannot be interrupted. But it is soon done when the text ends where it has come to; what it has seen must
+        # stay as it was, or it crashes.
+        nonlocal late, seen
+        late = late or time.thread_time() > end
+        if not late:
+            seen = max(seen, at + _PIECE)
+        return whole[at : min(at + _PIECE, seen)]
+
+    tree = parser.parse(piece)
+    end = math.inf
+    return None if late else tree
 
 
 def _constants(root: Node) -> Iterator[tuple[str, Node]]:
@@ -398,13 +442,16 @@ def _content(node: Node) -> list[Node]:
 def _number(text: str) -> int | float:
     plain = text.replace("_", "")
     try:
-        return int(plain, 0)
+        number: int | float = int(plain, 0)
     except ValueError:
-        pass
-    try:
-        return float(plain)
-    except ValueError:
-        raise _Unreadable from None
+        try:
+            number = float(plain)
+        except ValueError:
+            raise _Unreadable from None
+    # Of more than 308 digits: no number to JavaScript, nor in JSON.
+    if not abs(number) < 10**308:
+        raise _Unreadable
+    return number
 
 
 def _decoded(node: Node) -> str:

@@ -275,9 +275,24 @@ def test_foreign_kinds_in_what_does_not_parse() -> None:
         ("export default defineConfig({});", "22023", "exports no loop", "Line 1"),
         ("", "22023", "exports no loop", ""),
         ("{}", "22023", "exports no loop", ""),
-        ("x" * 1_000_001, "22023", "too long", ""),
-        ("export default defineLoop(" + "[" * 5000 + "]" * 5000 + ");", "22023", "nested too deeply", ""),
-        ("export default defineLoop(" + "[" * 900_000, "42601", "not TypeScript", "Line 1"),
+        ("x\n" * 25_001, "22023", "too long", ""),
+        ("\n" + "x" * 2_001, "22023", "a line that is too long", "Line 2: xxx"),
+        ("export default defineLoop(" + "[\n" * 5000 + "]\n" * 5000 + ");", "22023", "nested too deeply", ""),
+        ("export default defineLoop(" + "[\n" * 20_000, "42601", "not TypeScript", "Line"),
+        # These took minutes: the parser guesses, and looks to a line's end from each place.
+        ("export default defineLoop(" + "+*\n" * 15_000, "42601", "not TypeScript", ""),
+        ("export default defineLoop(" + ("/[" * 900 + "\n") * 20, "42601", "not TypeScript", ""),
+        # Half a minute: each key was looked for in the message by an expression of its own.
+        (a_loop(more=",".join(f"k{n}: 1\n" for n in range(3_000))), "22023", 'unknown key "k0"', "Line 6: k0"),
+        # 600 MB.
+        (
+            f"const A = '{'x' * 1900}';\n" + a_loop(opinion="opinion: [" + "A,\n" * 15_000 + "]"),
+            "22023",
+            "too large",
+            "",
+        ),
+        (a_loop(opinion="opinion: 1e999"), "0A000", "`1e999` is not a constant", "Line 6"),
+        (a_loop(opinion="opinion: `${0x" + "f" * 1900 + "}`"), "0A000", "is not a constant", "Line 6"),
         (
             "const a0 = 'x';\n"
             + "".join(f"const a{n + 1} = a{n} + a{n};\n" for n in range(40))
@@ -382,9 +397,25 @@ def test_journey() -> None:
         ("a: &a {x: 1}\nb: *c", "42601", "not YAML", "Line 2"),
         ("stages:\n- &s {id: a, milestones: [{id: b, name: c}]}\n- *s", "0A000", "the stage is an alias", "Line 2"),
         ("stages: !!python/object:os.system {}", "22023", "has no stages", ""),
-        ("[" * 5000, "22023", "nested too deeply", ""),
+        ("[" * 100 + "]" * 100, "22023", "nested too deeply", ""),
+        ("[" * 5000, "42601", "not YAML", "Line 1"),
         ("a\x07b", "42601", "not YAML", ""),
         ("x" * 200_001, "22023", "too long", ""),
+        ("- " * 5000, "22023", "nested too deeply", ""),
+        ("&a [*a]", "22023", "not an object", ""),
+        ('a: "\\UFFFFFFFF"', "42601", "not YAML", "Line 1"),
+        ('stages: [{id: "a\\0b", milestones: [{id: b, name: c}]}]', "22023", "id is not a text", "Line 1"),
+        ("stages: [{id: a, order: .nan, milestones: [{id: b, name: c}]}]", "22023", "order is not a number", "Line 1"),
+        ("stages: [{id: a, order: 1e999, milestones: [{id: b, name: c}]}]", "22023", "order is not a number", "Line 1"),
+        # As a text, this key would be larger than any memory.
+        (
+            "? [&a [x], "
+            + ", ".join(f"&{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]" for n in range(20))
+            + "]\n: x",
+            "22023",
+            'unknown key "?" in the journey',
+            "Line 1",
+        ),
     ],
 )
 def test_journey_refusals(text: str, code: str, message: str, line: str) -> None:
@@ -393,3 +424,15 @@ def test_journey_refusals(text: str, code: str, message: str, line: str) -> None
     refusal = caught.value
     assert refusal.hint
     assert (refusal.code, message in refusal.message, line in refusal.detail) == (code, True, True), refusal.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [("Acme", None), ("[a, b]", None), ("{name: [a]}", None), ("{[a]: b, name: Acme}", "Acme"), ("", None)],
+)
+def test_products(product: str, name: str | None) -> None:
+    """What else there is of a product may be anything."""
+    assert (
+        journey.read("ours", f"product: {product}\nstages: [{{id: a, milestones: [{{id: b, name: c}}]}}]")["product"]
+        == name
+    )

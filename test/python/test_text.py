@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from activation import definition, keys, render, sqltext, watch
+from activation import definition, keys, render, server, sqltext, watch
 from activation.errors import KeyUnavailable, Refusal, RenderError
 
 
@@ -172,3 +173,53 @@ def test_camel_case_and_defaults() -> None:
     assert definition.normalise("l", made) == made
     with pytest.raises(Refusal, match='unknown key "tempalte"'):
         definition.normalise("l", {"trigger": {"table": "t", "event": "insert"}, "action": {"tempalte": "x"}})
+
+
+@pytest.mark.parametrize(
+    "expression", ["0 0 9 * * Mon", "9 * * *", "0 0 31 2 *", "1-0 * * * *", "\u0661 * * * *", "9" * 5000 + " * * * *"]
+)
+def test_no_cron_expressions(expression: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        definition.check_cron("x", expression)
+    assert "is not a cron expression" in caught.value.message or caught.value.message.endswith("…")
+
+
+def _loop(**parts: object) -> dict[str, object]:
+    return {"trigger": {"table": "users", "event": "insert"}, "action": {"template": "x"}, **parts}
+
+
+def test_documents_that_python_cannot_read() -> None:
+    """The server takes jsonb of more levels and digits."""
+    for value, problem in (("[" * 3000 + "]" * 3000, "nested too deeply"), ("9" * 5000, "a number that is too long")):
+        document = json.dumps(_loop(opinion="X")).replace('"X"', value)
+        for answer in (
+            server.normalise("first", document),
+            server.fragment("goal", document),
+            server.check_template('loop "first"', "x", "x", None, document, ["id"]),
+        ):
+            error = json.loads(answer)["error"]
+            assert problem in error["message"] and error["code"] == "22023" and 'loop "' in error["message"]
+
+
+def test_long_values_are_not_repeated() -> None:
+    for document in (_loop(type="x" * 10**6), _loop(**{"k" * 10**6: 1}), _loop(type=["x"] * 10**5)):
+        error = json.loads(server.normalise("first", json.dumps(document)))["error"]
+        assert error["message"].startswith('loop "first": unknown ') and sum(map(len, error.values())) < 5_000
+
+
+def test_many_steps() -> None:
+    steps = [{"name": f"s{n}", "action": {"template": "x"}} for n in range(1_001)]
+    document = {"trigger": {"table": "users", "event": "insert"}, "steps": steps}
+    with pytest.raises(Refusal, match="has 1001 steps"):
+        definition.normalise("first", document)
+    steps.pop()
+    assert len(definition.normalise("first", document)["steps"]) == 1_000
+    steps[-1]["name"] = "s1"
+    with pytest.raises(Refusal, match='two steps named "s1"'):
+        definition.normalise("first", document)
+
+
+def test_long_days() -> None:
+    """They took a square of their length: half a minute for these."""
+    window = {"days": "Mon" + " " * 200_000 + "- Fri , Sun", "opens": "9:00", "closes": "17:00"}
+    assert definition.normalise("first", _loop(send_window=window))["send_window"]["days"] == "Mon,Tue,Wed,Thu,Fri,Sun"
