@@ -6,10 +6,11 @@
 # make test          T=path runs a part of the tests
 # make demo          LIVE=you@your.domain with RESEND_API_KEY set also sends one real mail
 # make lint, bench
+# make fuzz          SEED=n MINUTES=m; the same seed makes the same inputs
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
 #
-# test, lint, demo, bench and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+# test, lint, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
 
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
@@ -94,6 +95,9 @@ bench-seeds:
 bench-history:
 	@scripts/with-env python bench/history.py $(ARGS)
 
+fuzz:
+	@scripts/with-env python test/fuzz/fuzz.py --seed '$(or $(SEED),1)' --minutes '$(or $(MINUTES),1)' $(ARGS)
+
 # A run of several seeds is the report.
 chaos:
 	@scripts/with-env python test/chaos/run.py --seeds '$(or $(SEEDS),$(SEED),1)' --minutes '$(or $(MINUTES),1)' $(ARGS) \
@@ -105,4 +109,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-seeds bench-history chaos clean-environment
+.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
