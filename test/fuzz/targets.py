@@ -653,7 +653,8 @@ SELECT loop_id, version, n, 'completed', now(), now(), 0 FROM activation.loop, g
 INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at,
     next_attempt_at, request_id, recipient, finished_at)
 SELECT format('00000000-0000-0000-0000-00000000000%s', user_id)::uuid, enrollment_id, loop_id, version, user_id, 1,
-    'action', CASE user_id WHEN '1' THEN 'unknown' ELSE 'sent' END, now(), now(), gen_random_uuid(), 'u1@acme.dev', now()
+    'action', CASE user_id WHEN '1' THEN 'unknown' ELSE 'sent' END, now(), now(),
+    gen_random_uuid(), 'u1@acme.dev', now()
   FROM activation.enrollment;
 """
 
