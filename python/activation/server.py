@@ -18,7 +18,7 @@ from activation.errors import KeyUnavailable, Refusal
 run = bridge.run
 
 
-def _answer(what: str, compute: Callable[[], dict[str, Any]]) -> str:
+def _answer(compute: Callable[[], dict[str, Any]], what: str = "the text") -> str:
     """What it computes, or the refusal. what: the user's object."""
     try:
         return json.dumps(compute())
@@ -42,13 +42,13 @@ def _read(what: str, document: str) -> Any:
 
 def normalise(name: str | None, document: str) -> str:
     what = f'loop "{name}"'
-    return _answer(what, lambda: {"definition": definition.normalise(name, _read(what, document))})
+    return _answer(lambda: {"definition": definition.normalise(name, _read(what, document))}, what)
 
 
 def fragment(kind: str, document: str) -> str:
     loop = "(being defined)"
     what = f'loop "{loop}"'
-    return _answer(what, lambda: {"definition": definition.fragment(loop, kind, _read(what, document))})
+    return _answer(lambda: {"definition": definition.fragment(loop, kind, _read(what, document))}, what)
 
 
 def query_strings(sql: str, parameters: int) -> str:
@@ -63,7 +63,7 @@ def query_strings(sql: str, parameters: int) -> str:
             "strings": len(strings),
         }
 
-    return _answer("it", compute)
+    return _answer(compute, "it")
 
 
 def query_text(sql: str, key_type: str | None, string_types: list[str] | None = None) -> str:
@@ -157,13 +157,13 @@ def suggest_rank(plan: str, counted: str, totals: str) -> str:
 def skene_config(name: str | None, config: str, users: str) -> str:
     from activation import skene
 
-    return _answer(f'loop "{name}"', lambda: skene.read(name, config, json.loads(users)))
+    return _answer(lambda: skene.read(name, config, json.loads(users)), f'loop "{name}"')
 
 
 def journey(name: str | None, text: str) -> str:
     from activation import journey
 
-    return _answer(f'loop "{name}"', lambda: journey.read(name, text))
+    return _answer(lambda: journey.read(name, text), f'loop "{name}"')
 
 
 def check_template(
@@ -179,7 +179,7 @@ def check_template(
             render.check(source, _read(what, personalization or "{}"), columns, what)
         return {}
 
-    return _answer(what, compute)
+    return _answer(compute, what)
 
 
 def built_in_template(name: str) -> str | None:
@@ -210,7 +210,7 @@ def is_reference(text: str) -> bool:
 def mailbox(what: str, text: str) -> str:
     from activation import mailbox
 
-    return _answer(what, lambda: {"mailbox": mailbox.mailbox(what, text)})
+    return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)}, what)
 
 
 def key_problem(reference: str | None, stored: str | None) -> str | None:

@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -133,11 +133,11 @@ def one(seed: int, target: Target, number: int, report: Report) -> None:
 
 
 def _work(
-    job: int, jobs: int, seed: int, minutes: float, names: list[str], dsn: str, reached: Any, answer: Any
+    job: int, jobs: int, seed: int, minutes: float, most: Mapping[str, int], dsn: str, reached: Any, answer: Any
 ) -> None:
     """One process: its part of every target's inputs."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    chosen = [kind() for kind in targets.TARGETS if kind.name in names]
+    chosen = [kind() for kind in targets.TARGETS if kind.name in most]
     whole = sum(target.weight for target in chosen)
     for place, target in enumerate(chosen):
         report = Report()
@@ -145,29 +145,29 @@ def _work(
             target.connect(dsn)
         start = time.monotonic()
         end = start + minutes * 60 * target.weight / whole
-        number = job
-        while time.monotonic() < end:
+        for number in range(job, most[target.name], jobs):
+            if time.monotonic() > end:
+                break
             reached[0], reached[1] = place, number
             one(seed, target, number, report)
-            number += jobs
         report.seconds = time.monotonic() - start
         answer.send((target.name, report))
     answer.close()
 
 
-def run(seed: int, minutes: float, jobs: int, names: list[str], dsn: str) -> dict[str, Report]:
-    """All targets, in so many processes for so many minutes."""
-    reports = {name: Report() for name in names}
+def run(seed: int, minutes: float, jobs: int, most: Mapping[str, int], dsn: str) -> dict[str, Report]:
+    """Targets, and so many inputs of each at most, in so many processes for so many minutes at most."""
+    reports = {name: Report() for name in most}
+    order = [kind.name for kind in targets.TARGETS if kind.name in most]
     context = multiprocessing.get_context("fork")
     running = []
     for job in range(jobs):
         ours, theirs = context.Pipe(duplex=False)
         reached = context.Array("q", 2, lock=False)
-        process = context.Process(target=_work, args=(job, jobs, seed, minutes, names, dsn, reached, theirs))
+        process = context.Process(target=_work, args=(job, jobs, seed, minutes, most, dsn, reached, theirs))
         process.start()
         theirs.close()
         running.append((process, ours, reached))
-    order = [kind.name for kind in targets.TARGETS if kind.name in names]
     for process, ours, reached in running:
         with contextlib.suppress(EOFError):
             while True:
@@ -226,7 +226,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="activation-fuzz-"))
     with database(any(kind.in_database for kind in targets.TARGETS if kind.name in names)) as dsn:
         if asked.only is None:
-            reports = run(asked.seed, asked.minutes, asked.jobs, names, dsn)
+            reports = run(asked.seed, asked.minutes, asked.jobs, dict.fromkeys(names, sys.maxsize), dsn)
         else:
             reports = {}
             for kind in (kind for kind in targets.TARGETS if kind.name in names):
