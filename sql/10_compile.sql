@@ -143,7 +143,7 @@ BEGIN
     PERFORM activation._raise_compile(loop, what, prepared -> 'error');
     answer := activation._prepared(owner, names, prepared, key_type);
     PERFORM activation._raise_compile(loop, what, answer -> 'error');
-    SELECT t.oid INTO literal FROM jsonb_array_elements_text(answer -> 'types') AS t(oid) WHERE activation._checks_when_read(t.oid::oid) LIMIT 1;
+    SELECT t.oid::oid INTO literal FROM jsonb_array_elements_text(answer -> 'types') AS t(oid) WHERE activation._checks_when_read(t.oid::oid) LIMIT 1;
     IF literal IS NOT NULL THEN
         RAISE EXCEPTION 'loop "%": the % holds a literal of type %', loop, what, literal::regtype
             USING ERRCODE = '0A000',

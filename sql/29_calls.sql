@@ -17,33 +17,33 @@ BEGIN
     PERFORM activation._sync_owners();
     CASE NEW.verb
         WHEN 'define_loop' THEN
-            NEW.answer := activation._define(caller, name, jsonb_set(a -> 'definition', '{users}',
-                coalesce(to_jsonb(activation._table_name((a #>> '{definition,users}')::oid)), 'null')), a ->> 'owner', a ->> 'names');
+            NEW.answer := to_jsonb(activation._define(caller, name, jsonb_set(a -> 'definition', '{users}',
+                coalesce(to_jsonb(activation._table_name((a #>> '{definition,users}')::oid)), 'null')), a ->> 'owner', a ->> 'names'));
         WHEN 'import_loop' THEN
             IF coalesce(a -> 'definition', 'null') = 'null' THEN
                 RAISE EXCEPTION 'loop "%": the definition is NULL', name
                     USING ERRCODE = '22004', HINT = 'Give a JSON document, such as export_loop() returns.';
             END IF;
-            NEW.answer := activation._define(caller, name, a -> 'definition', a ->> 'owner', a ->> 'names');
+            NEW.answer := to_jsonb(activation._define(caller, name, a -> 'definition', a ->> 'owner', a ->> 'names'));
         WHEN 'import_skene' THEN
-            NEW.answer := activation._define(caller, name, activation._skene(name, a ->> 'config'), a ->> 'owner', a ->> 'names');
+            NEW.answer := to_jsonb(activation._define(caller, name, activation._skene(name, a ->> 'config'), a ->> 'owner', a ->> 'names'));
         WHEN 'import_journey' THEN
-            NEW.answer := activation._define(caller, name, activation._journey(
+            NEW.answer := to_jsonb(activation._define(caller, name, activation._journey(
                 name, a ->> 'journey', (a ->> 'users')::oid::regclass,
                 CASE WHEN a -> 'milestones' <> 'null' THEN ARRAY(SELECT jsonb_array_elements_text(a -> 'milestones')) END,
-                (a ->> 'timeout')::interval, a ->> 'names'), a ->> 'owner', a ->> 'names');
+                (a ->> 'timeout')::interval, a ->> 'names'), a ->> 'owner', a ->> 'names'));
         WHEN 'set_users' THEN
             PERFORM activation._set_users(caller, (a ->> 'users')::oid::regclass, a ->> 'key', a ->> 'email', a ->> 'timezone');
         WHEN 'set_template' THEN
-            NEW.answer := activation._set_template(name, a ->> 'subject', a ->> 'html', a ->> 'body_text');
+            NEW.answer := to_jsonb(activation._set_template(name, a ->> 'subject', a ->> 'html', a ->> 'body_text'));
         WHEN 'bind' THEN
-            NEW.answer := activation._bind((a ->> 'or_fail')::boolean);
+            NEW.answer := to_jsonb(activation._bind((a ->> 'or_fail')::boolean));
         WHEN 'unbind' THEN
             PERFORM activation._unbind(caller, (a ->> 'table_name')::oid::regclass);
         WHEN 'diff_loop' THEN
             NEW.answer := (SELECT jsonb_agg(d) FROM activation._diff_loop(caller, name, a -> 'definition', a ->> 'names') d);
         WHEN 'migrate_loop' THEN
-            NEW.answer := activation._migrate_loop(caller, name);
+            NEW.answer := to_jsonb(activation._migrate_loop(caller, name));
         WHEN 'pause_loop' THEN
             PERFORM activation._pause_loop(caller, name, (a ->> 'cancel')::boolean);
         WHEN 'resume_loop' THEN

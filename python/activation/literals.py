@@ -151,7 +151,11 @@ def _is_built_in(words: list[Token], i: int, last: int) -> bool:
         if _symbol(words, before - 1, "."):
             raise Refusal("N'…' follows a dot", hint="Write the type as a cast.", code="0A000")
         return True
-    if _word(words, before) == "ZONE" and _word(words, before - 1) == "TIME" and _word(words, before - 2) in ("WITH", "WITHOUT"):
+    if (
+        _word(words, before) == "ZONE"
+        and _word(words, before - 1) == "TIME"
+        and _word(words, before - 2) in ("WITH", "WITHOUT")
+    ):
         before -= 3
     if _symbol(words, before, ")"):
         depth = 0
@@ -162,7 +166,9 @@ def _is_built_in(words: list[Token], i: int, last: int) -> bool:
                 break
         if not _names_built_in(words, before):
             raise Refusal(
-                f"string {words[i].text[:40]} follows a bracket", hint="Write its type as a cast: '…'::app.type(3).", code="0A000"
+                f"string {words[i].text[:40]} follows a bracket",
+                hint="Write its type as a cast: '…'::app.type(3).",
+                code="0A000",
             )
     if _names_built_in(words, before):
         return True

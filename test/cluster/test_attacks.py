@@ -521,7 +521,9 @@ def test_no_literal_is_read(db: Database, mallory: Connection, expression: str) 
 def test_the_hidden_schema_of_a_path(db: Database, mallory: Connection) -> None:
     """What she may not use by its schema she does not reach by her path, either."""
     db.sql("CREATE SCHEMA hidden; CREATE FUNCTION hidden.tells() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
-    mallory.execute("CREATE FUNCTION tells() RETURNS boolean LANGUAGE sql AS 'SELECT true'; SET search_path = hidden, mal")
+    mallory.execute(
+        "CREATE FUNCTION tells() RETURNS boolean LANGUAGE sql AS 'SELECT true'; SET search_path = hidden, mal"
+    )
     define(mallory, "SELECT FROM users WHERE id = $1 AND tells()")
     assert "hidden" not in db.value(
         "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace AND proname LIKE '%: condition%'"
@@ -539,13 +541,16 @@ def test_a_renamed_owner_keeps_its_loops(db: Database, mallory: Connection) -> N
         assert evaluated(db) == []
         assert journey(db) == {"1": "completed"}
         # Who took the name has nothing of it.
-        db.sql("GRANT USAGE ON SCHEMA activation TO mallory; GRANT EXECUTE ON FUNCTION activation.import_loop, activation.export_loop TO mallory")
+        db.sql(
+            "GRANT USAGE ON SCHEMA activation TO mallory; GRANT EXECUTE ON FUNCTION activation.import_loop, activation.export_loop TO mallory"
+        )
         with db.connect("mallory") as other:
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to marjory'):
                 other.execute("SELECT activation.export_loop('first')")
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to marjory'):
                 other.execute(
-                    "SELECT activation.import_loop('first', %s::jsonb)", [db.value("SELECT activation.export_loop('first')::text")]
+                    "SELECT activation.import_loop('first', %s::jsonb)",
+                    [db.value("SELECT activation.export_loop('first')::text")],
                 )
     finally:
         db.sql("DROP OWNED BY mallory CASCADE; DROP ROLE mallory; ALTER ROLE marjory RENAME TO mallory")
@@ -553,16 +558,22 @@ def test_a_renamed_owner_keeps_its_loops(db: Database, mallory: Connection) -> N
 
 
 def test_a_dropped_owners_loops_are_superusers(db: Database, mallory: Connection) -> None:
-    db.sql("CREATE ROLE gone; GRANT gone TO mallory; GRANT USAGE, CREATE ON SCHEMA mal TO gone; ALTER TABLE mal.users OWNER TO gone")
+    db.sql(
+        "CREATE ROLE gone; GRANT gone TO mallory; GRANT USAGE, CREATE ON SCHEMA mal TO gone; ALTER TABLE mal.users OWNER TO gone"
+    )
     db.sql("GRANT EXECUTE ON FUNCTION activation.export_loop TO mallory")
     define(mallory, "SELECT FROM users WHERE id = $1", owner="gone")
-    db.sql("ALTER TABLE mal.users OWNER TO mallory; DROP OWNED BY gone; DROP ROLE gone; CREATE ROLE gone; GRANT gone TO mallory")
+    db.sql(
+        "ALTER TABLE mal.users OWNER TO mallory; DROP OWNED BY gone; DROP ROLE gone; CREATE ROLE gone; GRANT gone TO mallory"
+    )
     try:
         for call in (
             "SELECT activation.export_loop('first')",
             "SELECT activation.define_loop('first', trigger => activation.on_insert('mal.users'), action => activation.email('milestone'))",
         ):
-            with pytest.raises(psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to a role that is gone'):
+            with pytest.raises(
+                psycopg.errors.InsufficientPrivilege, match='loop "first" belongs to a role that is gone'
+            ):
                 mallory.execute(call)
         db.sql(
             "SELECT activation.define_loop('first', trigger => activation.on_insert('mal.users'), action => activation.email('milestone'))"

@@ -151,7 +151,9 @@ def of_a_quiet_time(db: Database) -> None:
     with db.connect() as app:
         crowd(app)
         app.execute("UPDATE activation.enrollment SET state = 'completed', activated_at = now(), deadline = NULL")
-        app.execute("UPDATE activation.message SET state = 'sent', request_id = coalesce(request_id, message_id), finished_at = NULL")
+        app.execute(
+            "UPDATE activation.message SET state = 'sent', request_id = coalesce(request_id, message_id), finished_at = NULL"
+        )
         app.execute("UPDATE activation.request SET state = 'done'; UPDATE activation.webhook_event SET applied = true")
         db.sql("VACUUM ANALYZE")
         app.execute("TRUNCATE users, " + ", ".join(f"activation.{table}" for table in [*GROWING, "unsuppression"]))
@@ -169,7 +171,9 @@ def meter(quiet: Cluster, request: pytest.FixtureRequest) -> Iterator[Meter]:
     db = quiet.create_database()
     with db.connect() as app:
         app.execute(APP)
-        app.execute("SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev', retention => '1 hour', sync_suppressions => true)")
+        app.execute(
+            "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev', retention => '1 hour', sync_suppressions => true)"
+        )
         define(app, timeout="1 hour", otherwise=True)
         tick(db)
         request.param(db)
@@ -230,7 +234,10 @@ CALLS: dict[str, tuple[str, int]] = {
     "_finish": (f"_finish(MAILS, array_fill('captured'::text, ARRAY[{BATCH}]), KEYS, KEYS, KEYS)", BATCH),
     "_housekeep": ("_housekeep()", 6 * 1000),
     "_import_suppressions": ("_import_suppressions(KEYS, KEYS)", BATCH),
-    "_keep_event": ("""_keep_event('new', '{"type": "suppression.added", "data": {"email": "z@acme.dev"}}', now(), now())""", 1),
+    "_keep_event": (
+        """_keep_event('new', '{"type": "suppression.added", "data": {"email": "z@acme.dev"}}', now(), now())""",
+        1,
+    ),
     "_leave": ("_leave(IDS, 'no')", BATCH),
     "_locked": ("_locked(DECIDED)", BATCH),
     "_mails_of": ("_mails_of('77')", 1),
@@ -239,10 +246,16 @@ CALLS: dict[str, tuple[str, int]] = {
     "_queues": (f"_queues(now(), {NO_MARKS})", 1),
     "_record": ("_record(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
     "_remark": ("_remark(1, '77', 'odd', now())", 1),
-    "_remark_left_out": ("_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())", BATCH),
+    "_remark_left_out": (
+        "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
+        BATCH,
+    ),
     "_resolve": ("_resolve(ONE_MAIL, 'sent', 'me')", 1),
     "_set_signal_aside": ("_set_signal_aside((SELECT ctid FROM activation.signal LIMIT 1), 'no')", 1),
-    "_store": ("_store(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')", BATCH),
+    "_store": (
+        "_store(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')",
+        BATCH,
+    ),
     "_subscribe": ("_subscribe('users', '77', '', false, 'me')", 1),
     "_take_signals": (f"_take_signals(PARTS, {BATCH})", BATCH),
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
