@@ -1,8 +1,8 @@
 """The strings of an author's SQL, which the server would read while it parses.
 
 Reading is execution: the text of an array, a row or a range of domains is checked by the domains' own functions. So the
-server is first shown the text with a parameter in place of each string, and says of what type each is; then each string is
-written with its type, and one of a type that is not built in is read as text and converted when the query runs.
+server is first shown the text with a parameter in place of each string, and says of what type each is; then each string
+is written with its type, and one of a type that is not built in is read as text and converted when the query runs.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from activation.errors import Refusal
 from activation.sqltext import Token, problem, significant
 
 #: Keywords of built-in types that cannot be names of other types. What is read as such a type runs nobody's code.
-_BUILT_IN = frozenset(
-    "BIGINT BIT BOOLEAN CHAR CHARACTER DEC DECIMAL FLOAT INT INTEGER INTERVAL NCHAR NUMERIC PRECISION REAL SMALLINT TIME"
-    " TIMESTAMP VARCHAR".split()
-)
+_BUILT_IN = frozenset((
+    "BIGINT", "BIT", "BOOLEAN", "CHAR", "CHARACTER", "DEC", "DECIMAL", "FLOAT", "INT", "INTEGER", "INTERVAL",
+    "NCHAR", "NUMERIC", "PRECISION", "REAL", "SMALLINT", "TIME", "TIMESTAMP", "VARCHAR",
+))  # fmt: skip
 
-#: Words after which an expression may begin. After any other word a string is of the type that the word names: date '…'.
-_BEFORE_EXPRESSIONS = frozenset(
-    "ALL AND ANY ARRAY AS ASYMMETRIC BETWEEN BOTH BY CASE DISTINCT ELSE ESCAPE EXCEPT FETCH FIRST FOLLOWING FOR FROM GROUPS"
-    " HAVING ILIKE IN INTERSECT IS LEADING LIKE LIMIT NEXT NOT OFFSET ON OR OVERLAPS PASSING PLACING RANGE RETURNING ROW ROWS"
-    " SELECT SIMILAR SOME SYMMETRIC THEN TO TRAILING UNION USING VALUE VALUES VARIADIC WHEN WHERE ZONE".split()
-)
+#: Words after which an expression may begin. After any other word a string is of the type that it names: date '…'.
+_BEFORE_EXPRESSIONS = frozenset((
+    "ALL", "AND", "ANY", "ARRAY", "AS", "ASYMMETRIC", "BETWEEN", "BOTH", "BY", "CASE", "DISTINCT", "ELSE", "ESCAPE",
+    "EXCEPT", "FETCH", "FIRST", "FOLLOWING", "FOR", "FROM", "GROUPS", "HAVING", "ILIKE", "IN", "INTERSECT", "IS",
+    "LEADING", "LIKE", "LIMIT", "NEXT", "NOT", "OFFSET", "ON", "OR", "OVERLAPS", "PASSING", "PLACING", "RANGE",
+    "RETURNING", "ROW", "ROWS", "SELECT", "SIMILAR", "SOME", "SYMMETRIC", "THEN", "TO", "TRAILING", "UNION", "USING",
+    "VALUE", "VALUES", "VARIADIC", "WHEN", "WHERE", "ZONE",
+))  # fmt: skip
 
 #: Commands that return no rows, or that the server does not prepare.
-_OTHER_COMMANDS = frozenset(
-    "ALTER ANALYZE BEGIN CALL COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE DISCARD DO DROP EXECUTE EXPLAIN GRANT"
-    " LISTEN LOCK NOTIFY PREPARE REFRESH RESET REVOKE ROLLBACK SET SHOW TRUNCATE VACUUM".split()
-)
+_OTHER_COMMANDS = frozenset((
+    "ALTER", "ANALYZE", "BEGIN", "CALL", "COMMENT", "COMMIT", "COPY", "CREATE", "DEALLOCATE", "DECLARE", "DISCARD",
+    "DO", "DROP", "EXECUTE", "EXPLAIN", "GRANT", "LISTEN", "LOCK", "NOTIFY", "PREPARE", "REFRESH", "RESET", "REVOKE",
+    "ROLLBACK", "SET", "SHOW", "TRUNCATE", "VACUUM",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Literal:
 
 
 def literals(sql: str, parameters: int) -> list[Literal]:
-    """The strings that the server would read as it sees fit, in their order; those that can only be of a built-in type are
-    left out. parameters: how many `$n` the text may name. Raises Refusal for what is not one statement of that kind."""
+    """The strings that the server would read as it sees fit, in their order; those that can only be of a built-in type
+    are left out. parameters: how many `$n` the text may name. Raises Refusal for what is not one statement of that kind."""
     if wrong := problem(sql):
         raise Refusal(f"syntax error: {wrong}", code="42601")
     words = significant(sql)
@@ -81,8 +84,8 @@ def literals(sql: str, parameters: int) -> list[Literal]:
 
 
 def with_parameters(sql: str, strings: list[Literal], first: int) -> str:
-    """The text with parameters from this number on in place of the strings; as far as they are not longer, all else stands
-    where it stood."""
+    """The text with parameters from this number on in place of the strings; as far as they are not longer, all else
+    stands where it stood."""
     return _replaced(
         sql,
         strings,
@@ -143,8 +146,8 @@ def _names_built_in(words: list[Token], i: int) -> bool:
 
 
 def _is_built_in(words: list[Token], i: int, last: int) -> bool:
-    """Whether the string from i to last can only be read as a built-in type: INTERVAL '…', TIMESTAMP(3) WITH TIME ZONE '…',
-    '…'::interval day, CAST('…' AS numeric(3)), EXTRACT('…' FROM …)."""
+    """Whether the string from i to last can only be read as a built-in type: INTERVAL '…',
+    TIMESTAMP(3) WITH TIME ZONE '…', '…'::interval day, CAST('…' AS numeric(3)), EXTRACT('…' FROM …)."""
     before = i - 1
     if _word(words, before) == "N" and words[before].end == words[i].start:
         # The server takes this N for the word NCHAR.

@@ -110,7 +110,8 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
             # which another one is to cancel; nor does an author's query wait for the app's migrations.
             _set(db, "lock_timeout", LOCK_TIMEOUT)
         _become_engine(db)
-        # Whoever calls a worker may hold advisory locks; where there are none, what is there after an author's code is its.
+        # Whoever calls a worker may hold advisory locks; where there are none, what is there after an author's code is
+        # its own.
         holds = "SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()"
         if not db.execute(f"SELECT EXISTS ({holds}) AS some")[0]["some"]:
             _set(db, "activation.no_locks", "on")
