@@ -176,8 +176,7 @@ def without_tags(html: str, until: float = float("inf")) -> str:
 # -- links ----------------------------------------
 
 #: In the text of a template: what Liquid writes there, the same if it may hold quotes, and where a block begins, goes
-#: on
-#: and ends.
+#: on and ends.
 OUTPUT, QUOTING, OPEN, NEXT, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
 MARKS = re.compile(f"[{OUTPUT}-{CLOSE}]")
 
