@@ -131,6 +131,11 @@ def weigh(*values: object) -> int:
     return items
 
 
+def _light(value: object) -> bool:
+    """Whether a value is plainly small."""
+    return (isinstance(value, str) and len(value) < 10_000) or value is None or value.__class__ is float
+
+
 def _grows_to(size: int) -> None:
     if size > CHARACTERS:
         raise TooMuch(f"a text of more than {CHARACTERS:,} characters")
@@ -220,7 +225,8 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def limited(value: object, *arguments: object, context: Context, **named: object) -> object:
         context.look()
-        weigh(value, *arguments, *named.values())
+        if named or not all(map(_light, (value, *arguments))):
+            weigh(value, *arguments, *named.values())
         if before:
             before(value, *arguments, **named)
         if takes_context:
@@ -228,7 +234,8 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if takes_environment:
             named["environment"] = context.env
         result = function(value, *arguments, **named)
-        weigh(result)
+        if not _light(result):
+            weigh(result)
         return result
 
     return with_context(limited)

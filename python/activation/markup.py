@@ -11,14 +11,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import unescape
 from time import monotonic
+from typing import NamedTuple
 
 from activation.errors import RenderError
 
-_TEXT = re.compile(r"(?:[^<]|<(?![a-zA-Z/!?]))+")
-_NAME = re.compile(r"</?([a-zA-Z][^ \t\n\r\f/>]*)")
-_BETWEEN = re.compile(r"[ \t\n\r\f/]*")
-_ATTRIBUTE = re.compile(r"([^ \t\n\r\f/>][^ \t\n\r\f/>=]*)([ \t\n\r\f]*=[ \t\n\r\f]*)?")
-_UNQUOTED = re.compile(r"[^ \t\n\r\f>]*")
+# There is one way only in which these match, so that they fail at once where they do not.
+_VALUE = r"""(?:"[^"]*"|'[^']*'|(?!["'])[^ \t\n\r\f>]*(?=[ \t\n\r\f>]|$))"""
+_ATTRIBUTE = re.compile(
+    r"([^ \t\n\r\f/>][^ \t\n\r\f/>=]*)(?=[ \t\n\r\f/>=]|$)"
+    rf"(?:[ \t\n\r\f]*=[ \t\n\r\f]*({_VALUE})|(?![ \t\n\r\f]*=))"
+)
+_ANY_ATTRIBUTE = _ATTRIBUTE.pattern.replace("([^", "(?:[^", 1).replace("((?:", "(?:(?:", 1)
+_TAG = re.compile(rf"<(/?)([a-zA-Z][^ \t\n\r\f/>]*)(?=[ \t\n\r\f/>])(?:[ \t\n\r\f/]|{_ANY_ATTRIBUTE})*>")
+_BEGINS_TAG = re.compile("</?[a-zA-Z]")
+_TEXT = re.compile(r"(?:[^<]+|<(?![a-zA-Z/!?]))+")
+_WHITE = re.compile(r"\s+")
 _COMMENT_END = re.compile(r"--!?>")
 #: What is between their tags is text, whatever it looks like.
 _RAW = frozenset(("script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes"))
@@ -32,8 +39,7 @@ _ADDRESSES = frozenset(
 _ALLOWED = re.compile(r"(?:https?|mailto):", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """name: in lower case. begin, end: where it stands. value, value_begin: as written. quoted: whether in quotes."""
 
     name: str
@@ -44,79 +50,58 @@ class Attribute:
     quoted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """kind: text, start or end (of an element), raw (what is in a raw element) or comment. name: of the element."""
 
     kind: str
     begin: int
     end: int
     name: str = ""
-    attributes: tuple[Attribute, ...] = ()
 
 
 def tokens(html: str, *, conditional: bool = False, until: float = float("inf")) -> Iterator[Token]:
     """The parts of an html text, in order. conditional: read what is in Outlook's conditional comments, too.
 
-    Raises RenderError for a tag that is none, and after that moment of the monotonic clock.
+    Raises RenderError after that moment of the monotonic clock.
     """
     at = 0
     while at < len(html):
         if monotonic() > until:
             raise RenderError("html: takes too long to read")
+        begin = at
         if match := _TEXT.match(html, at):
-            yield Token("text", at, match.end())
             at = match.end()
-        elif match := _NAME.match(html, at):
-            name = match[1].lower()
-            found = _attributes(html, match.end())
-            if found is None:
-                return
-            end, attributes = found
-            closing = html[at + 1] == "/"
-            yield Token("end" if closing else "start", at, end, name, attributes)
-            at = end
-            if name in _RAW and not closing:
+            yield Token("text", begin, at)
+        elif match := _TAG.match(html, at):
+            at = match.end()
+            name = match[2].lower()
+            yield Token("end" if match[1] else "start", begin, at, name)
+            if name in _RAW and not match[1]:
                 close = _RAW_END[name].search(html, at)
-                end = close.start() if close else len(html)
-                yield Token("raw", at, end, name)
-                at = end
+                begin, at = at, close.start() if close else len(html)
+                yield Token("raw", begin, at, name)
+        elif _BEGINS_TAG.match(html, at):
+            return
         else:
-            end = _comment_end(html, at, conditional)
-            yield Token("comment", at, end)
-            at = end
+            at = _comment_end(html, at, conditional)
+            yield Token("comment", begin, at)
 
 
-def _attributes(html: str, at: int) -> tuple[int, tuple[Attribute, ...]] | None:
-    """A tag's attributes and where it ends; None if it does not."""
+def attributes(html: str, token: Token) -> list[Attribute]:
+    """Those of a tag. Raises RenderError for one that is none."""
     found: list[Attribute] = []
-    while True:
-        at = _between(html, at)
-        if at >= len(html):
-            return None
-        if html[at] == ">":
-            return at + 1, tuple(found)
-        match = _ATTRIBUTE.match(html, at)
-        if match is None:  # pragma: no cover
-            return None
-        begin, at = at, match.end()
-        value_begin, end, quoted = at, at, False
-        if match[2] is not None and html[at : at + 1] in ('"', "'"):
-            value_begin, quoted = at + 1, True
-            end = html.find(html[at], value_begin)
-            if end < 0:
-                return None
-            at = end + 1
-        elif match[2] is not None and (unquoted := _UNQUOTED.match(html, at)):
-            end = at = unquoted.end()
-        found.append(Attribute(match[1].lower(), begin, at, html[value_begin:end], value_begin, quoted))
+    if token.kind not in ("start", "end"):
+        return found
+    after_name = token.begin + len(token.name) + (1 if token.kind == "start" else 2)
+    for match in _ATTRIBUTE.finditer(html, after_name, token.end - 1):
+        value, begin = match[2] or "", match.start(2)
+        quoted = value[:1] in ('"', "'") and len(value) > 1
+        if quoted:
+            value, begin = value[1:-1], begin + 1
+        found.append(Attribute(match[1].lower(), match.start(), match.end(), value, begin, quoted))
         if len(found) > 1_000:
             raise RenderError("html: holds a tag with more than 1,000 attributes")
-
-
-def _between(html: str, at: int) -> int:
-    match = _BETWEEN.match(html, at)
-    return match.end() if match else at
+    return found
 
 
 def _comment_end(html: str, at: int, conditional: bool) -> int:
@@ -154,14 +139,14 @@ def text_of(html: str, until: float = float("inf")) -> str:
         name, opens = token.name, token.kind == "start"
         if token.kind == "text" or (token.kind == "raw" and name == "textarea"):
             if in_head <= 0:
-                parts.append(re.sub(r"\s+", " ", _decoded(html[token.begin : token.end])))
+                parts.append(_WHITE.sub(" ", _decoded(html[token.begin : token.end])))
         elif opens or token.kind == "end":
             if name == "head":
                 in_head += 1 if opens else -1
             if name in _BLOCKS:
                 parts.append("\n- " if opens and name == "li" else "\n")
             if name == "a" and opens:
-                links.append(next((_decoded(a.value) for a in token.attributes if a.name == "href"), None))
+                links.append(next((_decoded(a.value) for a in attributes(html, token) if a.name == "href"), None))
             elif name == "a" and links and (href := links.pop()):
                 parts.append(f" ({href})")
     lines = [line.strip() for line in "".join(parts).splitlines()]
@@ -211,13 +196,14 @@ def links_of(template: str, until: float) -> Links:
             # Where it ends may depend on what is written.
             proven = proven and _balanced(inside) and not ("<" in inside and MARKS.search(inside))
         elif token.kind != "text":
-            values = [a.value for a in token.attributes if a.quoted and MARKS.search(a.value)]
+            found = attributes(template, token)
+            values = [a.value for a in found if a.quoted and MARKS.search(a.value)]
             marks = MARKS.findall(inside)
             # A mark anywhere else in a tag can become anything.
             proven = proven and QUOTING not in marks
             proven = proven and len(marks) == len(MARKS.findall("".join(values)))
             proven = proven and all(map(_balanced, values))
-            for attribute in token.attributes:
+            for attribute in found:
                 if attribute.name in _ADDRESSES:
                     before, *dynamic = MARKS.split(attribute.value, maxsplit=1)
                     if not dynamic:
@@ -253,7 +239,7 @@ def without_odd_links(html: str, links: Links, until: float = float("inf")) -> s
         kept: list[str] = []
         at = 0
         for token in tokens(html, conditional=conditional, until=until):
-            for attribute in token.attributes:
+            for attribute in attributes(html, token):
                 if attribute.name in _ADDRESSES and not _allowed(attribute.value, links):
                     kept.append(html[at : attribute.begin].rstrip(" \t\n\r\f"))
                     at = attribute.end

@@ -171,7 +171,7 @@ def test_addresses_from_data(template: str) -> None:
         found = [
             a.value
             for t in markup.tokens(written, conditional=True)
-            for a in t.attributes
+            for a in markup.attributes(written, t)
             if a.name in markup._ADDRESSES
         ]
         # What is escaped as a value is no entity any more.
