@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """One person's data stops nobody else: what cannot be processed is found, set aside with its reason, and the rest goes on
 in the same run."""
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Whatever types an app's tables have, and whatever stands in them: each signup goes through, each person ends with a mail or
 with a reason, and a plain person beside them gets theirs in the same run."""
 
@@ -56,7 +57,7 @@ def ended(db: Database, loop: str) -> dict[str, tuple[str, str | None]]:
 
 def assert_all_ended(found: dict[str, tuple[str, str | None]]) -> None:
     for user, (state, error) in found.items():
-        assert state == "captured" or state == "failed" and error, f"{user[:50]}: {state}, {error}"
+        assert state == "captured" or (state == "failed" and error), f"{user[:50]}: {state}, {error}"
 
 
 def test_columns_of_every_type(db: Database) -> None:
