@@ -153,7 +153,7 @@ NAMES = ["first", "first", "first", "first", None, "", " ", "é" * 40, "a\tb", '
 
 class ImportLoop(Target):
     name = "import_loop"
-    weight = 2
+    weight = 3
 
     def make(self, rng: Random) -> Input:
         queries = ["SELECT 1 FROM actions WHERE user_id = $1", "NEW.plan = 'free'", "{{ user.name }}"]
@@ -272,7 +272,7 @@ class ImportSkene(Target):
 
 class ImportJourney(Target):
     name = "import_journey"
-    weight = 4
+    weight = 5
 
     def make(self, rng: Random) -> Input:
         return ["first", hostile.mutated(rng, rng.choice(JOURNEYS), JOURNEYS).replace("\0", "")]
@@ -328,7 +328,6 @@ class Webhook(Target):
     """The signature alone."""
 
     name = "receive_webhook"
-    weight = 0.5
 
     def make(self, rng: Random) -> Input:
         body, webhook_id, timestamp = _event(rng), "msg_1", str(NOW + rng.choice((0, 0, 299, -299, 301)))
@@ -352,7 +351,7 @@ class Webhook(Target):
             return problem[:3]
         wanted = (reference or "").split()
         known = [SECRET] * ("secret:one" in wanted) + [json.loads(stored)["two"]] * ("secret:two" in wanted)
-        good = [_signed(secret, webhook_id, timestamp, body) for secret in known if len(secret) > 20]
+        good = [_signed(secret, webhook_id, timestamp, body) for secret in known if secret in (SECRET, OTHER)]
         if not set(good) & set(signatures.split(" ")) or abs(int(timestamp) - NOW) > 300:
             raise Escape("a signature was believed that nobody made")
         return "believed"
@@ -362,7 +361,6 @@ class Tokens(Target):
     """Those of the links by which people leave."""
 
     name = "tokens"
-    weight = 0.3
 
     def make(self, rng: Random) -> Input:
         key = rng.choice(("k" * 32, "é", ""))
@@ -606,7 +604,7 @@ class Templates(Target):
     """What set_template and define_loop check, then a mail for a row of anything."""
 
     name = "set_template"
-    weight = 5
+    weight = 4
 
     def make(self, rng: Random) -> Input:
         return _mails(rng)
@@ -663,6 +661,7 @@ class InDatabase(Target):
     """A public function, undone after each call."""
 
     in_database = True
+    weight = 0.4
     call: ClassVar[str]
     #: The parameters that are jsonb: what the server does not take as such never reaches us.
     documents: ClassVar[Sequence[int]] = ()
@@ -707,7 +706,7 @@ class SqlImportLoop(InDatabase):
     name = "import_loop in SQL"
     call = "SELECT activation.import_loop(%s, %s::jsonb)"
     documents = (1,)
-    weight = 2
+    weight = 0.8
 
     def make(self, rng: Random) -> Input:
         name, document = ImportLoop().make(rng)
