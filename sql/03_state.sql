@@ -389,7 +389,7 @@ CREATE TABLE activation.worker (
 COMMENT ON TABLE activation.worker IS 'Who works in which slot, and their heartbeats; not dumped.';
 
 -- In which loop's code a worker is, and since when: one sequence a slot, since others see at once what is set in a sequence,
--- and an author's code can neither set it nor undo it. 0: in none.
+-- and an author's code can neither set it nor undo it. See _evaluating().
 DO $$
 DECLARE
     place text;

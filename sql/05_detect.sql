@@ -796,7 +796,7 @@ $$;
 
 -- Says to the other workers which loop's code this one runs from now on; NULL: none any more. It is not undone with the
 -- transaction, so whoever catches an author's error says NULL, too. A session that is no worker says nothing.
--- What is said: the time in whole seconds, and in the lower 31 bits the loop.
+-- What is said: the time in whole seconds, and in the lower 31 bits the loop, or 0. That it is over is a sign of life, too.
 CREATE FUNCTION activation._evaluating(loop_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -804,7 +804,7 @@ AS $$
 BEGIN
     -- The newest: who died under the same pid may have left a lease behind.
     PERFORM setval(activation._said_in(w.kind, w.slot),
-                   CASE WHEN loop_id IS NULL THEN 0 ELSE ceil(extract(epoch FROM clock_timestamp()))::bigint << 31 | loop_id END)
+                   ceil(extract(epoch FROM clock_timestamp()))::bigint << 31 | coalesce(loop_id, 0))
        FROM activation.worker w WHERE w.pid = pg_backend_pid() ORDER BY w.backend_start DESC LIMIT 1;
 END
 $$;

@@ -78,16 +78,16 @@ BEGIN
 END
 $$;
 
--- Who works now: in which loop's code, since when, and the last sign of life; to have begun with such code is one, too.
+-- Who works now, the last sign of life, and in which loop's code since when, if in any.
 CREATE FUNCTION activation._workers()
 RETURNS TABLE (kind text, slot integer, pid integer, seen_at timestamptz, said bigint, loop_id integer, since timestamptz)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, to_timestamp(x.said >> 31)),
-           x.said, (x.said & 2147483647)::integer, to_timestamp(x.said >> 31)
+    SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, s.at), x.said, s.loop_id, CASE WHEN s.loop_id IS NOT NULL THEN s.at END
       FROM activation.worker w
       CROSS JOIN LATERAL (SELECT nullif(pg_sequence_last_value(activation._said_in(w.kind, w.slot)), 0) AS said OFFSET 0) x
+      CROSS JOIN LATERAL (SELECT to_timestamp(x.said >> 31) AS at, nullif((x.said & 2147483647)::integer, 0) AS loop_id) s
      WHERE w.pid IS NOT NULL AND activation._is_alive(w.pid, w.backend_start)
 $$;
 
@@ -122,7 +122,7 @@ DECLARE
 BEGIN
     FOR overdue IN
         SELECT x.kind, x.slot, x.pid, x.loop_id, x.said, a.age, a.age >= a.allowed + 10 AS stubborn,
-               x.said IS NOT NULL AND w.struck IS DISTINCT FROM x.said AS to_blame
+               x.loop_id IS NOT NULL AND w.struck IS DISTINCT FROM x.said AS to_blame
           FROM activation._workers() x
           JOIN activation.worker w ON w.kind = x.kind AND w.slot = x.slot AND w.pid = x.pid
           CROSS JOIN LATERAL (
