@@ -48,7 +48,7 @@ class Literal:
 
 def literals(sql: str, parameters: int) -> list[Literal]:
     """The strings that the server would read as it sees fit, in their order; those that can only be of a built-in type
-    are left out. parameters: how many `$n` the text may name. Raises Refusal for what is not one statement of that kind."""
+    are left out. parameters: how many `$n` the text may name. Raises Refusal for what is not one statement."""
     if wrong := problem(sql):
         raise Refusal(f"syntax error: {wrong}", code="42601")
     words = significant(sql)
