@@ -809,7 +809,8 @@ class SqlTrackAll(InDatabase):
     def make(self, rng: Random) -> Input:
         one = {"user_id": "1", "event": "limit_reached", "properties": {"a": 1}, "once": True}
         given = hostile.mutated_document(rng, [one, {"user_id": "99", "event": "x"}, one], list(one), ["1", "x"])
-        return [hostile.written(given)]
+        # Each event takes its time, and all of them as long as there are events.
+        return [hostile.written(given[:100] if isinstance(given, list) else given)]
 
 
 class SqlTokens(InDatabase):

@@ -15,20 +15,20 @@ from targets import Escape, Target
 
 #: So many inputs of each take half a minute together.
 INPUTS = {
-    "import_loop": 3_000,
-    "import_skene": 1_000,
-    "import_journey": 3_000,
-    "receive_webhook": 3_000,
-    "tokens": 5_000,
-    "set_template": 600,
-    "import_loop in SQL": 60,
-    "import_skene in SQL": 80,
-    "import_journey in SQL": 60,
-    "set_template in SQL": 100,
-    "receive_webhook in SQL": 300,
-    "track in SQL": 300,
-    "track_all in SQL": 150,
-    "unsubscribe in SQL": 300,
+    "import_loop": 6_000,
+    "import_skene": 2_000,
+    "import_journey": 6_000,
+    "receive_webhook": 6_000,
+    "tokens": 10_000,
+    "set_template": 1_200,
+    "import_loop in SQL": 120,
+    "import_skene in SQL": 160,
+    "import_journey in SQL": 120,
+    "set_template in SQL": 200,
+    "receive_webhook in SQL": 600,
+    "track in SQL": 600,
+    "track_all in SQL": 300,
+    "unsubscribe in SQL": 600,
 }
 
 

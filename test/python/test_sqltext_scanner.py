@@ -80,7 +80,7 @@ def compare(sql: str) -> None:
     assert ours(sql) == expected, sql
 
 
-@settings(max_examples=3000, deadline=None, database=None)
+@settings(max_examples=1500, deadline=None, database=None)
 @given(texts)
 @example("E'a'\n'\\''")
 @example("''\r--'")
