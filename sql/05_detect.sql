@@ -453,6 +453,10 @@ EXCEPTION
     WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
         -- Only met somebody else: the round is made anew in a moment.
         RAISE;
+    WHEN query_canceled THEN
+        -- It took too long to tell. Whoever is gone is found to be when their mail is claimed.
+        PERFORM activation._evaluating(NULL);
+        RETURN '{}'::text[];
     WHEN others THEN
         -- The table is gone: so are they.
         PERFORM activation._evaluating(NULL);

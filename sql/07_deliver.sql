@@ -205,7 +205,7 @@ $$;
 -- Takes the lock of a loop's brake, if nobody holds it. It is the row of the loop's first version, which no order of people's
 -- changes, so that it can be paused meanwhile.
 CREATE FUNCTION activation._try_brake(loop_id integer) RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
