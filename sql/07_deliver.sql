@@ -597,9 +597,12 @@ DECLARE
     aside uuid[] := '{}'::uuid[];
 BEGIN
     FOR one IN
+        WITH mail AS MATERIALIZED (
+            SELECT m.message_id, m.loop_id, m.user_id
+              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+        )
         SELECT m.message_id, m.loop_id, m.user_id, b.error, left(b.code, 2) IN ('21', '22', '54', 'XX') AS of_the_data
-          FROM unnest(messages) AS u(id)
-          CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+          FROM mail m
           JOIN (SELECT k.key, k.error, k.code FROM unnest(bad_keys, errors, codes) AS k(key, error, code)
                  UNION ALL SELECT j.key, j.value, '' FROM jsonb_each_text(unasked) AS j(key, value) WHERE j.key <> ALL (bad_keys)) b ON b.key = m.user_id
     LOOP

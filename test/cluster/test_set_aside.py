@@ -111,7 +111,7 @@ def test_a_time_zone_that_is_none(db: Database, app: Connection) -> None:
 
 def test_a_goal_that_raises_for_one(db: Database, app: Connection) -> None:
     """A nudge is put off for the person on whom the loop's own code raises, said by status and why; others get theirs."""
-    app.execute("CREATE TABLE shares (user_id bigint, n int)")
+    app.execute("CREATE TABLE shares (user_id bigint PRIMARY KEY, n int)")
     define(app, "SELECT FROM shares WHERE user_id = $1 AND 1 / n > 5", timeout="5m", otherwise=True)
     app.execute("INSERT INTO users (id, email) SELECT g, 'u@acme.dev' FROM generate_series(1, 9) g")
     app.execute("SELECT activation.set_mode('redirect', redirect_to => 'me@acme.dev')")
