@@ -557,12 +557,16 @@ BEGIN
     END IF;
     PERFORM activation._remark_left_out(kept, rows, now);
     made := ARRAY(
+        WITH mail AS MATERIALIZED (
+            SELECT m.*, e.template_mark, e.context::text AS context
+              FROM unnest(kept) AS u(id)
+              CROSS JOIN LATERAL (SELECT x.message_id, x.loop_id, x.version, x.step, x.branch, x.next_attempt_at, x.batch_limit, x.user_id, x.enrollment_id
+                                    FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+              CROSS JOIN LATERAL (SELECT y.template_mark, y.context FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
+        )
         SELECT (m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
-                f.email, f.body, e.template_mark, e.context::text, m.enrollment_id)::activation.claimed
-          FROM unnest(kept) AS u(id)
-          CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-          CROSS JOIN LATERAL (SELECT y.template_mark, y.context FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
-          JOIN unnest(rows) AS f(key, email, zone, left_out, body) ON f.key = m.user_id
+                f.email, f.body, m.template_mark, m.context, m.enrollment_id)::activation.claimed
+          FROM mail m JOIN unnest(rows) AS f(key, email, zone, left_out, body) ON f.key = m.user_id
          WHERE f.body IS NOT NULL
          ORDER BY m.next_attempt_at, m.message_id);
 END
@@ -717,15 +721,18 @@ BEGIN
         END IF;
     END IF;
     IF EXISTS (SELECT FROM activation.suppression) THEN
-        WITH found AS MATERIALIZED (
-            SELECT m.message_id, a.folded, p.reason, p.at
+        WITH mail AS MATERIALIZED (
+            SELECT x.message_id, x.user_id
               FROM unnest(messages) AS u(id)
-              CROSS JOIN LATERAL (SELECT x.message_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+              CROSS JOIN LATERAL (SELECT y.message_id, y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
+             WHERE u.id <> ALL (ended)
+        ), found AS MATERIALIZED (
+            SELECT m.message_id, a.folded, p.reason, p.at
+              FROM mail m
               JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
               CROSS JOIN LATERAL (SELECT activation._fold_address(r.email) AS folded OFFSET 0) a
               CROSS JOIN LATERAL (SELECT x.reason, x.at FROM activation.suppression x
                                    WHERE x.address IN (a.folded, activation._hash_address(a.folded)) LIMIT 1) p
-             WHERE u.id <> ALL (ended)
         ), changed AS (
             UPDATE activation.message m
                SET state = 'suppressed', finished_at = now, recipient = f.folded, last_error = format('%s, since %s', activation._short(f.reason), f.at)
@@ -751,11 +758,13 @@ DECLARE
     closed uuid[] := '{}'::uuid[];
 BEGIN
     FOR zone IN
+        WITH mail AS MATERIALIZED (
+            SELECT u.id, x.user_id
+              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
+        )
         SELECT n.named, z.zone, z.unknown, n.ids
-          FROM (SELECT r.zone AS named, array_agg(u.id) AS ids
-                  FROM unnest(messages) AS u(id)
-                  CROSS JOIN LATERAL (SELECT x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-                  JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+          FROM (SELECT r.zone AS named, array_agg(m.id) AS ids
+                  FROM mail m JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
                  GROUP BY 1) n,
                activation._zone(n.named) z
     LOOP

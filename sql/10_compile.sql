@@ -562,20 +562,20 @@ CREATE FUNCTION activation._users_body(users regclass) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT format($body$SELECT pg_catalog.jsonb_build_array(k.key, pg_catalog.format('%%s', u.%1$I), %2$s, r.names)::pg_catalog.text
-       || CASE WHEN r.body IS NULL THEN ''
-               WHEN pg_catalog.row_number() OVER () = 1 OR pg_catalog.sum(pg_catalog.octet_length(r.body)) OVER (ROWS UNBOUNDED PRECEDING) <= 32000000
-               THEN E'\n' || r.body ELSE E'\n' END
+    SELECT format($body$SELECT pg_catalog.jsonb_build_array(k.key, pg_catalog.format('%%s', u.%1$I), %2$s, r.made -> 1)::pg_catalog.text
+       || CASE WHEN t.body IS NULL THEN ''
+               WHEN pg_catalog.row_number() OVER () = 1 OR pg_catalog.sum(t.size) OVER (ROWS UNBOUNDED PRECEDING) <= 32000000
+               THEN E'\n' || coalesce((r.made -> 0)::pg_catalog.text, t.body) ELSE E'\n' END
   FROM pg_catalog.unnest($1) AS k(key) JOIN %3$s AS u ON u.%4$I = k.key::%5$s
   CROSS JOIN LATERAL (SELECT CASE WHEN $1[1] IS NOT NULL THEN pg_catalog.to_jsonb(u) END AS whole OFFSET 0) AS j
-  CROSS JOIN LATERAL (SELECT j.whole::pg_catalog.text AS body OFFSET 0) AS t
-  CROSS JOIN LATERAL (
-       SELECT CASE WHEN pg_catalog.count(*) = 0 THEN t.body
-                   ELSE coalesce(pg_catalog.jsonb_object_agg(c.key, c.value) FILTER (WHERE c.size <= c.most)::pg_catalog.text, '{}') END AS body,
-              pg_catalog.jsonb_agg(c.key) FILTER (WHERE c.size > c.most) AS names
+  CROSS JOIN LATERAL (SELECT x.body, pg_catalog.octet_length(pg_catalog.convert_to(x.body, 'UTF8')) AS size
+                        FROM (SELECT j.whole::pg_catalog.text AS body OFFSET 0) AS x OFFSET 0) AS t
+  CROSS JOIN LATERAL (SELECT CASE WHEN t.size > 1000000 THEN (
+       SELECT pg_catalog.jsonb_build_array(coalesce(pg_catalog.jsonb_object_agg(c.key, c.value) FILTER (WHERE c.size <= c.most), '{}'),
+                                           pg_catalog.jsonb_agg(c.key) FILTER (WHERE c.size > c.most))
          FROM (SELECT s.key, s.value, s.size, CASE WHEN pg_catalog.sum(s.size) FILTER (WHERE s.size <= 100000) OVER () > 1000000 THEN 500 ELSE 100000 END AS most
-                 FROM (SELECT e.key, e.value, pg_catalog.octet_length(e.value::pg_catalog.text) AS size FROM pg_catalog.jsonb_each(j.whole) AS e(key, value)
-                        WHERE pg_catalog.octet_length(pg_catalog.convert_to(t.body, 'UTF8')) > 1000000) AS s) AS c OFFSET 0) AS r$body$,
+                 FROM (SELECT e.key, e.value, pg_catalog.octet_length(e.value::pg_catalog.text) AS size
+                         FROM pg_catalog.jsonb_each(j.whole) AS e(key, value)) AS s) AS c) END AS made OFFSET 0) AS r$body$,
                   u.email_column, CASE WHEN u.timezone_column IS NULL THEN 'NULL' ELSE format('pg_catalog.format(''%%s'', u.%I)', u.timezone_column) END,
                   activation._table_name(u.users), u.key_column, activation._type_name(activation._key_type(u.users, u.key_column)))
       FROM activation.users_table u WHERE u.users = _users_body.users
