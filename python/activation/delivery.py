@@ -334,7 +334,7 @@ class Deliverer:
             self.rewind()
             if isinstance(error, Cancelled) or not isinstance(error, Exception) or not self._in_hand:
                 raise
-            if self._aside >= MAX_ASIDE or isinstance(error, Failed) and not error.of_a_person:
+            if self._aside >= MAX_ASIDE or (isinstance(error, Failed) and not error.of_a_person):
                 raise
             self._claim_less(error)
             return True

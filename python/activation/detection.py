@@ -235,7 +235,7 @@ class Detector:
         while todo:
             part = todo.pop()
             one_by_one = bool(failures)
-            ids, woken, fresh = ([row[i] for row in part] for i in range(3))
+            ids = [row[0] for row in part]
             step = (item["loop_id"], item["version"], item["step"])
             began = time.monotonic()
             try:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """No plan depends on statistics: each function of the engine that reads or writes what grows visits so many rows for each
 person whom it is about, whatever the planner believes of the tables.
 
@@ -9,11 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 
 from harness import Cluster, Connection, Database
@@ -28,9 +28,21 @@ BATCH = 4000
 #: Rows visited and blocks touched for each person of a call, and besides for the call itself.
 ROWS, BLOCKS, CALL = 100, 250, 6000
 
-GROWING = (
-    "signal wake enrollment event message attempt request capture_failure remark consent suppression webhook_event erasure"
-).split()
+GROWING = [
+    "signal",
+    "wake",
+    "enrollment",
+    "event",
+    "message",
+    "attempt",
+    "request",
+    "capture_failure",
+    "remark",
+    "consent",
+    "suppression",
+    "webhook_event",
+    "erasure",
+]
 
 
 @dataclass
@@ -151,7 +163,9 @@ def of_a_quiet_time(db: Database) -> None:
     with db.connect() as app:
         crowd(app)
         app.execute("UPDATE activation.enrollment SET state = 'completed', activated_at = now(), deadline = NULL")
-        app.execute("UPDATE activation.message SET state = 'sent', request_id = coalesce(request_id, message_id), finished_at = NULL")
+        app.execute(
+            "UPDATE activation.message SET state = 'sent', request_id = coalesce(request_id, message_id), finished_at = NULL"
+        )
         app.execute("UPDATE activation.request SET state = 'done'; UPDATE activation.webhook_event SET applied = true")
         db.sql("VACUUM ANALYZE")
         app.execute("TRUNCATE users, " + ", ".join(f"activation.{table}" for table in [*GROWING, "unsuppression"]))
@@ -169,7 +183,9 @@ def meter(quiet: Cluster, request: pytest.FixtureRequest) -> Iterator[Meter]:
     db = quiet.create_database()
     with db.connect() as app:
         app.execute(APP)
-        app.execute("SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev', retention => '1 hour', sync_suppressions => true)")
+        app.execute(
+            "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev', retention => '1 hour', sync_suppressions => true)"
+        )
         define(app, timeout="1 hour", otherwise=True)
         tick(db)
         request.param(db)
@@ -230,7 +246,10 @@ CALLS: dict[str, tuple[str, int]] = {
     "_finish": (f"_finish(MAILS, array_fill('captured'::text, ARRAY[{BATCH}]), KEYS, KEYS, KEYS)", BATCH),
     "_housekeep": ("_housekeep()", 6 * 1000),
     "_import_suppressions": ("_import_suppressions(KEYS, KEYS)", BATCH),
-    "_keep_event": ("""_keep_event('new', '{"type": "suppression.added", "data": {"email": "z@acme.dev"}}', now(), now())""", 1),
+    "_keep_event": (
+        """_keep_event('new', '{"type": "suppression.added", "data": {"email": "z@acme.dev"}}', now(), now())""",
+        1,
+    ),
     "_leave": ("_leave(IDS, 'no')", BATCH),
     "_locked": ("_locked(DECIDED)", BATCH),
     "_mails_of": ("_mails_of('77')", 1),
@@ -239,10 +258,16 @@ CALLS: dict[str, tuple[str, int]] = {
     "_queues": (f"_queues(now(), {NO_MARKS})", 1),
     "_record": ("_record(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
     "_remark": ("_remark(1, '77', 'odd', now())", 1),
-    "_remark_left_out": ("_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())", BATCH),
+    "_remark_left_out": (
+        "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
+        BATCH,
+    ),
     "_resolve": ("_resolve(ONE_MAIL, 'sent', 'me')", 1),
     "_set_signal_aside": ("_set_signal_aside((SELECT ctid FROM activation.signal LIMIT 1), 'no')", 1),
-    "_store": ("_store(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')", BATCH),
+    "_store": (
+        "_store(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')",
+        BATCH,
+    ),
     "_subscribe": ("_subscribe('users', '77', '', false, 'me')", 1),
     "_take_signals": (f"_take_signals(PARTS, {BATCH})", BATCH),
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
@@ -259,9 +284,12 @@ CALLS: dict[str, tuple[str, int]] = {
 
 # A claim is smaller than a round, and its plans may be others.
 CALLS |= {
-    f"{name} of few": (call.replace(f"({BATCH}", "(500").replace("MAILS", "(MAILS)[:500]").replace("KEYS", "(KEYS)[:500]"), 500)
+    f"{name} of few": (
+        call.replace(f"({BATCH}", "(500").replace("MAILS", "(MAILS)[:500]").replace("KEYS", "(KEYS)[:500]"),
+        500,
+    )
     for name, (call, people) in CALLS.items()
-    if people == BATCH and "MAILS" in call or name == "_claim_messages"
+    if (people == BATCH and "MAILS" in call) or name == "_claim_messages"
 }
 
 #: They look through signals, wakes, and what Resend told of addresses, which have no index by user: for each person once.
@@ -270,13 +298,42 @@ THROUGH = {"_erase": 1, "erase": 1, "_erase_due": 100}
 #: Functions that name what grows and are not called above.
 EXEMPT = set(
     # For people who look or define, and for orders about a whole loop or everybody.
-    "_status _why _why_not _now_true _trouble _overview_numbers _journey export_user _preferences _diff_loop _doctor_lag _doctor_leases"
-    " _doctor_retention _doctor_unknown _simulate_plan _simulate_query power bind _define _compile_condition _capture_body migrate_loop"
-    " pause_loop resume_loop archive_loop set_mode"
-    # Once a run, once an hour, or by a person: all of it.
-    " _mend_wake _pull_state _unexported_suppressions _token_owner resolve"
-    # They call others that are called above, or are in other tests (test_detect.py, test_journeys.py).
-    " track_all _renew_wake _roll".split()
+    [
+        "_status",
+        "_why",
+        "_why_not",
+        "_now_true",
+        "_trouble",
+        "_overview_numbers",
+        "_journey",
+        "export_user",
+        "_preferences",
+        "_diff_loop",
+        "_doctor_lag",
+        "_doctor_leases",
+        "_doctor_retention",
+        "_doctor_unknown",
+        "_simulate_plan",
+        "_simulate_query",
+        "power",
+        "bind",
+        "_define",
+        "_compile_condition",
+        "_capture_body",
+        "migrate_loop",
+        "pause_loop",
+        "resume_loop",
+        "archive_loop",
+        "set_mode",
+        "_mend_wake",
+        "_pull_state",
+        "_unexported_suppressions",
+        "_token_owner",
+        "resolve",
+        "track_all",
+        "_renew_wake",
+        "_roll",
+    ]
 )
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """One person's data stops nobody else: what cannot be processed is found, set aside with its reason, and the rest goes on
 in the same run."""
 
@@ -28,7 +29,9 @@ def note(db: Database) -> str:
 
 
 def why(db: Database, user: str) -> str:
-    return "\n".join(f"{event}: {detail}" for event, detail in db.sql("SELECT event, detail FROM activation.why(%s)", user))
+    return "\n".join(
+        f"{event}: {detail}" for event, detail in db.sql("SELECT event, detail FROM activation.why(%s)", user)
+    )
 
 
 UNREADABLE = {
@@ -62,7 +65,9 @@ def test_properties_nested_too_deeply(db: Database, app: Connection) -> None:
         " action => activation.email('activation_welcome'))"
     )
     app.execute("INSERT INTO users (id, email) SELECT g, 'u@acme.dev' FROM generate_series(1, 3) g")
-    app.execute("SELECT activation.track('1', 'met', jsonb_build_object('a', (repeat('[', 1200) || repeat(']', 1200))::jsonb))")
+    app.execute(
+        "SELECT activation.track('1', 'met', jsonb_build_object('a', (repeat('[', 1200) || repeat(']', 1200))::jsonb))"
+    )
     app.execute("SELECT activation.track('2', 'met')")
     tick(db)
     assert statuses(db) == {"1": "failed", "2": "captured"} and last_error(db, 1)
@@ -72,8 +77,12 @@ def test_large_rows(db: Database, app: Connection) -> None:
     """A claim holds some of them at a time; a column that is too large for a mail is left out, and that is noticed."""
     app.execute("ALTER TABLE users ADD life text, ADD story text")
     define(app, None)
-    app.execute("INSERT INTO users (id, email, name, life) SELECT g, 'u@acme.dev', 'Ada', repeat(md5(g::text), 300000) FROM generate_series(1, 3) g")
-    app.execute("INSERT INTO users (id, email, story) SELECT g, 'u@acme.dev', repeat('ü', 450000) FROM generate_series(4, 60) g")
+    app.execute(
+        "INSERT INTO users (id, email, name, life) SELECT g, 'u@acme.dev', 'Ada', repeat(md5(g::text), 300000) FROM generate_series(1, 3) g"
+    )
+    app.execute(
+        "INSERT INTO users (id, email, story) SELECT g, 'u@acme.dev', repeat('ü', 450000) FROM generate_series(4, 60) g"
+    )
     tick(db)
     assert set(statuses(db).values()) == {"captured"} and len(statuses(db)) == 60
     assert "too large for a mail: without life" in why(db, "1") and "too large" not in why(db, "4")
@@ -86,7 +95,9 @@ def test_many_large_columns(db: Database, app: Connection) -> None:
     columns = [f"c{number}" for number in range(60)]
     app.execute(("ALTER TABLE users " + ", ".join(f"ADD {column} text" for column in columns)).encode())
     define(app, None)
-    app.execute(f"INSERT INTO users (id, email, name, {', '.join(columns)}) SELECT 1, 'u@acme.dev', 'Ada', {', '.join(['repeat(chr(960), 45000)'] * 60)}".encode())
+    app.execute(
+        f"INSERT INTO users (id, email, name, {', '.join(columns)}) SELECT 1, 'u@acme.dev', 'Ada', {', '.join(['repeat(chr(960), 45000)'] * 60)}".encode()
+    )
     tick(db)
     assert statuses(db) == {"1": "captured"} and "too large for a mail: without c0, c1" in why(db, "1")
     assert db.value("SELECT subject FROM activation.message_log")
@@ -132,9 +143,13 @@ def test_a_goal_that_raises_for_one(db: Database, app: Connection) -> None:
 
 def test_a_view_that_raises_for_everybody(db: Database, app: Connection) -> None:
     """That is the loop's fault and not its people's: their mail waits."""
-    app.execute("CREATE ROLE clerk; CREATE FUNCTION no() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE ''closed''; END'")
+    app.execute(
+        "CREATE ROLE clerk; CREATE FUNCTION no() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE ''closed''; END'"
+    )
     try:
-        app.execute("ALTER TABLE users OWNER TO clerk; ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; GRANT ALL ON actions TO clerk")
+        app.execute(
+            "ALTER TABLE users OWNER TO clerk; ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; GRANT ALL ON actions TO clerk"
+        )
         define(app, None, owner="clerk")
         app.execute("INSERT INTO users (id, email) SELECT g, 'u@acme.dev' FROM generate_series(1, 3) g")
         app.execute("CREATE POLICY shut ON users USING (no())")
@@ -150,7 +165,9 @@ def test_a_view_that_raises_for_everybody(db: Database, app: Connection) -> None
 @pytest.mark.parametrize("size", [1001, 3000, 5000, 2_000_000])
 def test_long_keys(db: Database, app: Connection, size: int) -> None:
     """A key that no index can hold is set aside with a sentence; public verbs refuse it or answer with one."""
-    app.execute("CREATE TABLE people (id text, email text); CREATE INDEX ON people USING hash (id); CREATE INDEX ON people (left(id, 9))")
+    app.execute(
+        "CREATE TABLE people (id text, email text); CREATE INDEX ON people USING hash (id); CREATE INDEX ON people (left(id, 9))"
+    )
     app.execute("CREATE TABLE deeds (who text)")
     app.execute("CREATE INDEX ON people (id) WHERE length(id) < 100; CREATE INDEX people_id ON people USING hash (id)")
     app.execute("SET client_min_messages = error")
@@ -275,12 +292,19 @@ def test_an_event_that_cannot_be_applied(db: Database, live: Connection) -> None
     message = db.value("SELECT message_id FROM activation.message")
     odd = {"type": "email.bounced", "created_at": "2030-01-01", "data": {"created_at": "\u2603", "to": ["a@acme.dev"],
            "tags": {"activation_message": str(message)}}}  # fmt: skip
-    fine = {"type": "email.bounced", "data": {"to": ["b" * 5000 + "@acme.dev"], "tags": {"activation_message": str(message)}}}
+    fine = {
+        "type": "email.bounced",
+        "data": {"to": ["b" * 5000 + "@acme.dev"], "tags": {"activation_message": str(message)}},
+    }
     gone = {"type": "suppression.removed", "data": {"email": "c" * 5000 + "@acme.dev"}}
     db.sql("UPDATE activation.message SET sent_at = NULL")
     for number, event in enumerate((odd, fine, gone)):
         db.sql("SELECT activation._keep_event(%s, %s::jsonb, NULL, activation._now())", f"e{number}", json.dumps(event))
-    assert db.sql("SELECT webhook_id, applied FROM activation.webhook_event ORDER BY 1") == [("e0", True), ("e1", True), ("e2", True)]
+    assert db.sql("SELECT webhook_id, applied FROM activation.webhook_event ORDER BY 1") == [
+        ("e0", True),
+        ("e1", True),
+        ("e2", True),
+    ]
     assert statuses(db) == {"1": "bounced"} and "invalid input syntax" in why(db, "1")
 
 
@@ -291,15 +315,21 @@ def test_an_error_that_nobody_expected(db: Database, live: Connection) -> None:
         sign_up(live, 1)
         wait_until(lambda: statuses(db) == {"1": "sent"})
         runs = db.sql("SELECT kind, started_at FROM activation.worker ORDER BY 1")
-        db.sql("ALTER FUNCTION activation._deliver_due() RENAME TO _mislaid; ALTER FUNCTION activation._detect_due() RENAME TO _lost")
+        db.sql(
+            "ALTER FUNCTION activation._deliver_due() RENAME TO _mislaid; ALTER FUNCTION activation._detect_due() RENAME TO _lost"
+        )
         wait_until(lambda: "raised, and goes on: function activation._detect_due" in note(db))
         wait_until(lambda: "raised, and goes on: function activation._deliver_due" in note(db))
-        db.sql("ALTER FUNCTION activation._mislaid() RENAME TO _deliver_due; ALTER FUNCTION activation._lost() RENAME TO _detect_due")
+        db.sql(
+            "ALTER FUNCTION activation._mislaid() RENAME TO _deliver_due; ALTER FUNCTION activation._lost() RENAME TO _detect_due"
+        )
         sign_up(live, 2)
         wait_until(lambda: statuses(db) == {"1": "sent", "2": "sent"})
         wait_until(lambda: "raised" not in note(db))
         assert detector.error is None and deliverer.error is None
-        assert db.value("SELECT count(*) FROM pg_stat_activity a JOIN activation.worker w ON w.pid = a.pid") == len(runs)
+        assert db.value("SELECT count(*) FROM pg_stat_activity a JOIN activation.worker w ON w.pid = a.pid") == len(
+            runs
+        )
     finally:
         db.sql("SELECT activation.stop()")
         assert detector.ended(10) and deliverer.ended(10)
@@ -323,7 +353,10 @@ def test_slow_rendering_is_cut_into_claims(db: Database, app: Connection, monkey
             if sql.startswith("SELECT 1"):
                 self.looked += 1
                 return []
-            return [{"message_id": str(n), "loop_id": 1, "next_attempt_at": str(n), "user_row": "{}", "email": "a@b.de"} for n in range(500)]
+            return [
+                {"message_id": str(n), "loop_id": 1, "next_attempt_at": str(n), "user_row": "{}", "email": "a@b.de"}
+                for n in range(500)
+            ]
 
     rows = Rows()
     monkeypatch.setattr(delivery, "time", Clock())

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Whatever types an app's tables have, and whatever stands in them: each signup goes through, each person ends with a mail or
 with a reason, and a plain person beside them gets theirs in the same run."""
 
@@ -56,7 +57,7 @@ def ended(db: Database, loop: str) -> dict[str, tuple[str, str | None]]:
 
 def assert_all_ended(found: dict[str, tuple[str, str | None]]) -> None:
     for user, (state, error) in found.items():
-        assert state == "captured" or state == "failed" and error, f"{user[:50]}: {state}, {error}"
+        assert state == "captured" or (state == "failed" and error), f"{user[:50]}: {state}, {error}"
 
 
 def test_columns_of_every_type(db: Database) -> None:
@@ -64,16 +65,22 @@ def test_columns_of_every_type(db: Database) -> None:
         types = [type_ for (type_,) in app.execute(BUILT_IN)]
         assert len(types) > 55
         columns = ", ".join(f"c{number} {type_}" for number, type_ in enumerate(types))
-        app.execute(f"CREATE TABLE users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text, {columns})".encode())
+        app.execute(
+            f"CREATE TABLE users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text, {columns})".encode()
+        )
         app.execute(DEFINE, ["first", "users"])
         people = 0
         for number, type_ in enumerate(types):
             for text in [None, *accepted(app, type_)]:
-                app.execute(f"INSERT INTO users (email, c{number}) VALUES ('u@acme.dev', %s::text::{type_})".encode(), [text])
+                app.execute(
+                    f"INSERT INTO users (email, c{number}) VALUES ('u@acme.dev', %s::text::{type_})".encode(), [text]
+                )
                 people += 1
         app.execute("INSERT INTO users (email, c0) SELECT 'u@acme.dev', NULL FROM generate_series(1, 3)")
         large = types.index("text")
-        app.execute(f"INSERT INTO users (email, c{large}) SELECT 'u@acme.dev', repeat('ü', 5000000) FROM generate_series(1, 5)".encode())
+        app.execute(
+            f"INSERT INTO users (email, c{large}) SELECT 'u@acme.dev', repeat('ü', 5000000) FROM generate_series(1, 5)".encode()
+        )
         tick(db)
         found = ended(db, "first")
         assert len(found) == people + 3 + 5
@@ -112,20 +119,28 @@ def test_keys_of_every_type(db: Database) -> None:
             assert len(found) == people, f"{table} {types[int(table[6:])]}: {sorted(found)}"
     assert len(wanted) > 35
     for type_, error in refused.items():
-        assert "no default operator class for access method" in error or "activation" in error or "loop" in error, (type_, error)
+        assert "no default operator class for access method" in error or "activation" in error or "loop" in error, (
+            type_,
+            error,
+        )
 
 
 @pytest.fixture(scope="module")
 def people(cluster: Cluster) -> Database:
     database = cluster.create_database()
     with database.connect() as app:
-        app.execute("CREATE TABLE users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text, name text, plain json, more jsonb, raw bytea, n numeric)")
+        app.execute(
+            "CREATE TABLE users (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text, name text, plain json, more jsonb, raw bytea, n numeric)"
+        )
         app.execute(DEFINE, ["first", "users"])
         app.execute("SELECT activation.configure(max_per_hour => 1000000)")
     return database
 
 
-TEXTS = st.one_of(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=40), st.sampled_from(["x" * 150_000, "ü" * 600_000]))
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=40),
+    st.sampled_from(["x" * 150_000, "ü" * 600_000]),
+)
 NESTED = st.integers(1, 3500).map(lambda depth: "[" * depth + "]" * depth)
 JSON = st.one_of(NESTED, st.sampled_from(['"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '{"a":1,"a":2}', "1e-400", "-0", "1" * 5000]),
                  st.text("\\u0d8c{}[]\":,1e", max_size=20).map(lambda text: '"' + text.replace("\\", "").replace('"', "") + '"'))  # fmt: skip
@@ -144,7 +159,9 @@ def test_rows_of_any_kind(people: Database, rows: list[dict[str, object]]) -> No
             names = sql.SQL(", ").join(map(sql.Identifier, row))
             values = sql.SQL(", ").join(itertools.repeat(sql.Placeholder(), len(row)))
             try:
-                made += app.execute(sql.SQL("INSERT INTO users ({}) VALUES ({}) RETURNING id").format(names, values), [*row.values()]).fetchall()
+                made += app.execute(
+                    sql.SQL("INSERT INTO users ({}) VALUES ({}) RETURNING id").format(names, values), [*row.values()]
+                ).fetchall()
             except psycopg.Error as error:
                 # PostgreSQL itself does not take it.
                 assert error.sqlstate and error.sqlstate[:2] in ("22", "54"), error
