@@ -639,12 +639,16 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM unnest(rows) AS r(key, email, zone, left_out, body) WHERE r.left_out IS NOT NULL) THEN
-        PERFORM activation._remark(m.loop_id, m.user_id, format('the user''s row is too large for a mail: without %s',
-                                   (SELECT string_agg(quote_ident(c), ', ' ORDER BY c) FROM jsonb_array_elements_text(r.left_out) AS c)), now)
-           FROM unnest(messages) AS u(id)
-           CROSS JOIN LATERAL (SELECT x.loop_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-           JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
-          WHERE r.left_out IS NOT NULL AND r.body IS NOT NULL;
+        WITH mail AS MATERIALIZED (
+            SELECT x.loop_id, x.user_id
+              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT y.loop_id, y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
+        )
+        INSERT INTO activation.remark (at, loop_id, user_id, remark)
+        SELECT now, m.loop_id, m.user_id, left('the user''s row is too large for a mail: without ' || (
+                   SELECT string_agg(quote_ident(c), ', ' ORDER BY c) FROM jsonb_array_elements_text(r.left_out) AS c), 300)
+          FROM mail m JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+         WHERE r.left_out IS NOT NULL AND r.body IS NOT NULL
+        ON CONFLICT DO NOTHING;
     END IF;
 END
 $$;
