@@ -182,7 +182,7 @@ def is_built_in(parents: tuple[Any, ...]) -> bool:
     """Whether the server reads a string as a type of its own."""
     around = parents[-1]
     if isinstance(around, ast.TypeCast):
-        return [name.sval for name in around.typeName.names][0] == "pg_catalog"
+        return around.typeName.names[0].sval == "pg_catalog"
     return isinstance(around, ast.FuncCall) and [name.sval for name in around.funcname] == ["pg_catalog", "extract"]
 
 
