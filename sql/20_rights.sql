@@ -85,10 +85,15 @@ BEGIN
         RETURN false;
     END IF;
     -- Not the one that mode redirect sends everybody's mail to.
-    addresses := ARRAY(SELECT activation._fold_address(m.recipient) FROM activation.message m
-                        WHERE m.message_id = ANY (mails) AND m.recipient IS NOT NULL AND m.recipient IS DISTINCT FROM (activation._setting()).redirect_to
-                       UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses(of_user)) AS r WHERE r.value <> ''
-                       UNION SELECT activation._fold_address(s.address) FROM activation.signal s WHERE s.user_id = of_user);
+    WITH told AS (
+        DELETE FROM activation.signal s WHERE s.user_id = of_user RETURNING s.address
+    )
+    SELECT array_agg(activation._fold_address(a.address)) INTO addresses
+      FROM (SELECT m.recipient AS address FROM unnest(mails) AS u(id)
+              CROSS JOIN LATERAL (SELECT x.recipient FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+             WHERE m.recipient IS DISTINCT FROM (activation._setting()).redirect_to
+            UNION SELECT r.value FROM jsonb_each_text(activation._user_addresses(of_user)) AS r
+            UNION SELECT t.address FROM told t) a;
     -- What else stands in a column of addresses tells nobody from others.
     addresses := ARRAY(SELECT a FROM unnest(addresses) AS a WHERE a LIKE '_%@_%');
     PERFORM activation._signing_key();
@@ -96,7 +101,8 @@ BEGIN
                     UNION SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
     -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A mail that
     -- was refused was in several.
-    requests := ARRAY(SELECT m.request_id FROM activation.message m WHERE m.message_id = ANY (mails) AND m.request_id IS NOT NULL
+    requests := ARRAY(SELECT m.request_id FROM unnest(mails) AS u(id)
+                       CROSS JOIN LATERAL (SELECT x.request_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m WHERE m.request_id IS NOT NULL
                       UNION SELECT a.request_id FROM activation.attempt a WHERE a.message_id = ANY (mails));
     shared := ARRAY(SELECT u.id FROM activation.request r, unnest(r.members) AS u(id) WHERE r.request_id = ANY (requests) AND u.id <> ALL (mails));
     UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails)) WHERE r.request_id = ANY (requests);
@@ -118,7 +124,6 @@ BEGIN
     DELETE FROM activation.consent c WHERE c.user_id = of_user;
     DELETE FROM activation.remark r WHERE r.user_id = of_user;
     DELETE FROM activation.capture_failure f WHERE f.user_id = of_user;
-    DELETE FROM activation.signal s WHERE s.user_id = of_user;
     DELETE FROM activation.wake w WHERE w.user_id = of_user;
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
     DELETE FROM activation.past_address p WHERE p.user_id = of_user;

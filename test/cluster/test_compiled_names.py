@@ -25,7 +25,10 @@ def defined(app: Connection, name: str, marker: str) -> int:
     steps = [
         {
             "name": f"s{n}",
-            "condition": {"query": f"SELECT FROM acts WHERE user_id = $1 AND what = '{marker} {n}'", "timeout": "1 day"},
+            "condition": {
+                "query": f"SELECT FROM acts WHERE user_id = $1 AND what = '{marker} {n}'",
+                "timeout": "1 day",
+            },
             "action": {"type": "email", "template": "milestone"},
         }
         for n in (1, 2)
