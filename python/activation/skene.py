@@ -6,7 +6,6 @@ grammar is tree-sitter's for TypeScript; only values that a JSON document could 
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
     from activation.definition import Document
 
 #: Characters of a config, and of all texts that come out of it. What people write has some thousand.
-LONGEST = 50_000
-#: Characters of a line: the parser may look to its end from each of its characters.
-LONGEST_LINE = 2_000
-#: Seconds for the parser. What is TypeScript takes milliseconds; guessing what a broken text was meant to be, hours.
-PATIENCE = 0.2
-_PIECE = 200
+LONGEST = 200_000
+#: Seconds of CPU for the parser. What is TypeScript takes milliseconds; over some broken texts it never ends.
+PATIENCE = 0.3
 #: Values of a config, those counted again that a constant stands for: doubled often enough, they would never end.
 MOST = 50_000
 
@@ -66,13 +62,6 @@ class Config:
         text = text.removeprefix("\ufeff").replace("\r\n", "\n")
         self._lines = text.split("\n")
         self._start = 1
-        for number, line in enumerate(self._lines, 1):
-            if len(line) > LONGEST_LINE:
-                self.refuse(
-                    "the config has a line that is too long",
-                    line=number,
-                    hint=f"Break it: a line has {LONGEST_LINE} characters at most. A text in ` may have several lines.",
-                )
         self._left, self._room = MOST, LONGEST
         self._resolving: list[str] = []
         tree = _parse(text)
@@ -379,20 +368,12 @@ def _parse(text: str) -> Tree | None:
     import tree_sitter_typescript
 
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_typescript.language_typescript()))
-    whole, end, seen, late = text.encode(), time.thread_time() + PATIENCE, 0, False
-
-    def piece(at: int, _: object) -> bytes:
-        # It cannot be interrupted. But it is soon done when the text ends where it has come to; what it has seen must
-        # stay as it was, or it crashes.
-        nonlocal late, seen
-        late = late or time.thread_time() > end
-        if not late:
-            seen = max(seen, at + _PIECE)
-        return whole[at : min(at + _PIECE, seen)]
-
-    tree = parser.parse(piece)
-    end = math.inf
-    return None if late else tree
+    whole, end = text.encode(), time.thread_time() + PATIENCE
+    try:
+        # Only what reads piece by piece asks whether to go on.
+        return parser.parse(lambda at, _: whole[at : at + 1000], progress_callback=lambda *_: time.thread_time() > end)
+    except ValueError:
+        return None
 
 
 def _constants(root: Node) -> Iterator[tuple[str, Node]]:

@@ -169,14 +169,22 @@ def run(seed: int, minutes: float, jobs: int, most: Mapping[str, int], dsn: str)
         theirs.close()
         running.append((process, ours, reached))
     for process, ours, reached in running:
+        last, since = (0, -1), time.monotonic()
         with contextlib.suppress(EOFError):
             while True:
-                name, report = ours.recv()
-                reports[name].merge(report)
+                if ours.poll(1):
+                    name, report = ours.recv()
+                    reports[name].merge(report)
+                elif tuple(reached) != last:
+                    last, since = tuple(reached), time.monotonic()
+                elif time.monotonic() - since > 4 * PATIENCE:
+                    # What is not Python hears no alarm.
+                    process.kill()
         process.join()
         if process.exitcode:
             name, number = order[reached[0]], reached[1]
-            reports[name].add(Failure(name, number, f"the process died ({process.exitcode})", "", ""))
+            kind = "it never ended" if process.exitcode == -signal.SIGKILL else f"the process died ({process.exitcode})"
+            reports[name].add(Failure(name, number, kind, "", ""))
     return reports
 
 

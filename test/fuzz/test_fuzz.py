@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -77,6 +78,12 @@ def test_slow_ones_and_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         def run(self, given: Any) -> NoReturn:
             os._exit(3)
 
+    class Endless(_Bad):
+        def run(self, given: Any) -> NoReturn:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            while True:
+                signal.pause()
+
     monkeypatch.setattr(fuzz, "LIMIT", -1.0)
     monkeypatch.setattr(targets, "TARGETS", [Slow])
     reports = fuzz.run(1, 1, 2, {"bad": 10}, "")
@@ -84,3 +91,7 @@ def test_slow_ones_and_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "TARGETS", [Dead])
     (failure,) = fuzz.run(1, 1, 1, {"bad": 10}, "")["bad"].failures.values()
     assert failure.kind == "the process died (3)" and failure.number == 0
+    monkeypatch.setattr(fuzz, "PATIENCE", 0.5)
+    monkeypatch.setattr(targets, "TARGETS", [Endless])
+    (failure,) = fuzz.run(1, 1, 1, {"bad": 10}, "")["bad"].failures.values()
+    assert failure.kind == "it never ended" and failure.number == 0
