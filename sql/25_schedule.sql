@@ -148,7 +148,7 @@ COMMENT ON FUNCTION activation.stop() IS
 
 -- Two jobs a minute leave a row each in pg_cron's own log; a week of them is kept.
 CREATE FUNCTION activation._prune_job_runs() RETURNS void
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
