@@ -46,23 +46,27 @@ COMMENT ON SCHEMA activation_compiled IS 'Functions that activation generates fr
 -- The role that the engine works as: it may call the engine and write what the machine owns, and nothing else. An author's
 -- code that got out of the black box would hold its rights and not a superuser's. Roles belong to the whole server: another
 -- database may have made it already, and it stays when the extension goes.
+-- activation_nobody has no right at all: what is read as it harms nobody.
 DO $$
 DECLARE
+    role text;
     problem text;
 BEGIN
-    BEGIN
-        CREATE ROLE activation_engine NOLOGIN NOINHERIT;
-    EXCEPTION WHEN duplicate_object OR unique_violation THEN
-        NULL;
-    END;
-    SELECT concat_ws(', ', CASE WHEN r.rolsuper THEN 'is a superuser' END, CASE WHEN r.rolcanlogin THEN 'may log in' END,
-                     CASE WHEN r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls THEN 'has attributes of its own' END,
-                     CASE WHEN EXISTS (SELECT FROM pg_auth_members m WHERE r.oid IN (m.roleid, m.member)) THEN 'has members or is one' END) INTO problem
-      FROM pg_roles r WHERE r.rolname = 'activation_engine';
-    IF problem <> '' THEN
-        RAISE EXCEPTION 'role activation_engine, which activation would work as, %', problem
-            USING ERRCODE = '42710', HINT = 'It must be a plain role that nobody is a member of. Drop it, or rename it: ALTER ROLE activation_engine RENAME TO ….';
-    END IF;
+    FOREACH role IN ARRAY '{activation_engine,activation_nobody}'::text[] LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN NOINHERIT', role);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;
+        END;
+        SELECT concat_ws(', ', CASE WHEN r.rolsuper THEN 'is a superuser' END, CASE WHEN r.rolcanlogin THEN 'may log in' END,
+                         CASE WHEN r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls THEN 'has attributes of its own' END,
+                         CASE WHEN EXISTS (SELECT FROM pg_auth_members m WHERE r.oid IN (m.roleid, m.member)) THEN 'has members or is one' END) INTO problem
+          FROM pg_roles r WHERE r.rolname = role;
+        IF problem <> '' THEN
+            RAISE EXCEPTION 'role %, which activation would work as, %', role, problem
+                USING ERRCODE = '42710', HINT = format('It must be a plain role that nobody is a member of. Drop it, or rename it: ALTER ROLE %I RENAME TO ….', role);
+        END IF;
+    END LOOP;
 END
 $$;
 

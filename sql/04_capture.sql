@@ -135,6 +135,22 @@ AS $$
       FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = function_name
 $$;
 
+-- The columns that are taken of a captured table's rows: keys, addresses, what filters name, and what tells a row that was
+-- updated from others.
+CREATE FUNCTION activation._captured_columns(table_name regclass, with_primary_key boolean) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+      FROM pg_attribute a
+     WHERE a.attrelid = table_name AND a.attnum > 0 AND NOT a.attisdropped
+       AND (EXISTS (SELECT FROM activation.source s WHERE s.table_name = _captured_columns.table_name AND s.key_attnum = a.attnum)
+            OR EXISTS (SELECT FROM activation.users_table u WHERE u.users = _captured_columns.table_name AND u.email_column = a.attname)
+            OR EXISTS (SELECT FROM activation.loop_version v JOIN activation.source s USING (source_id)
+                        WHERE s.table_name = _captured_columns.table_name AND a.attname = ANY (v.filter_columns || v.old_columns))
+            OR with_primary_key AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey)))
+$$;
+
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update; for conditions
 -- that a vanishing row can make true, and for loops that wait for a deletion, also delete; for the former also moved (an
 -- update, by the row as it was); for loops that wait for an update, changed (by the row as it was and as it is). A deleted
@@ -147,9 +163,13 @@ DECLARE
     signals text := '';
     wakes text := '';
     declared text := '';
-    rows text := CASE WHEN event IN ('delete', 'moved') THEN 'old_rows AS n'
-                      WHEN event = 'changed' THEN 'new_rows AS n JOIN old_rows AS o ON ' || activation._same_row(table_name)
-                      ELSE 'new_rows AS n' END;
+    columns text := activation._captured_columns(table_name, event = 'changed');
+    -- n.c would be a call of a function c, found on the app's path, as soon as the column is gone; a bare c is a column or
+    -- an error. So the rows are taken apart by bare names first.
+    rows text := CASE WHEN event IN ('delete', 'moved') THEN format('(SELECT %s FROM old_rows) AS n', columns)
+                      WHEN event = 'changed' THEN format('(SELECT %1$s FROM new_rows) AS n JOIN (SELECT %1$s FROM old_rows) AS o ON ', columns)
+                                                  || activation._same_row(table_name)
+                      ELSE format('(SELECT %s FROM new_rows) AS n', columns) END;
     captured record;
     waiting record;
     needed boolean := false;
@@ -214,44 +234,44 @@ BEGIN
                     captured.source_id, captured.generation, waiting.loop_id, captured.key, rows, captured.which);
                 CONTINUE;
             END IF;
-            declared := E'DECLARE\n    passed pg_catalog.text[];\n    evaluated pg_catalog.bool;\n    problem pg_catalog.text;\n    held activation.held_statement[];\n    locks pg_catalog.text[];\n    harm pg_catalog.text;\n';
+            declared := E'DECLARE\n    activation_passed pg_catalog.text[];\n    activation_evaluated pg_catalog.bool;\n    activation_problem pg_catalog.text;\n    activation_held activation.held_statement[];\n    activation_locks pg_catalog.text[];\n    activation_harm pg_catalog.text;\n';
             -- The author's code runs in a read-only subtransaction that is always rolled back: nothing but the keys that
             -- passed leaves it, no deferred trigger, no cursor, no setting.
             signals := signals || format(
                 $body$
-    evaluated := false;
-    problem := NULL;
-    passed := NULL;
-    harm := NULL;
+    activation_evaluated := false;
+    activation_problem := NULL;
+    activation_passed := NULL;
+    activation_harm := NULL;
 %12$s    BEGIN
         PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
         PERFORM pg_catalog.set_config('search_path', %6$L, true);
-        SELECT pg_catalog.array_agg(%3$s) INTO passed
+        SELECT pg_catalog.array_agg(%3$s) INTO activation_passed
           FROM %4$s%5$s activation_compiled.%7$I(%8$s);
-        evaluated := true;
+        activation_evaluated := true;
         RAISE EXCEPTION USING ERRCODE = 'ACT00';
     EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
-        IF NOT evaluated THEN
-            problem := SQLERRM;
+        IF NOT activation_evaluated THEN
+            activation_problem := SQLERRM;
         END IF;
     END;
-%13$s    IF problem IS NULL THEN
+%13$s    IF activation_problem IS NULL THEN
         INSERT INTO activation.signal (source_id, generation, loop_id, user_id)
-        SELECT %1$s, %2$s, %9$s, k.user_id FROM pg_catalog.unnest(passed) AS k(user_id);
+        SELECT %1$s, %2$s, %9$s, k.user_id FROM pg_catalog.unnest(activation_passed) AS k(user_id);
     ELSE
         INSERT INTO activation.signal (source_id, generation, loop_id, user_id, error, harm)
-        SELECT %1$s, %2$s, %9$s, %3$s, problem, harm FROM %4$s%10$s;
-        RAISE WARNING 'the filter of activation loop %% raised: %%', %11$L, problem
+        SELECT %1$s, %2$s, %9$s, %3$s, activation_problem, activation_harm FROM %4$s%10$s;
+        RAISE WARNING 'the filter of activation loop %% raised: %%', %11$L, activation_problem
             USING HINT = 'Your statement was not affected. These rows were not enrolled in the loop.';
     END IF;
 $body$,
                 captured.source_id, captured.generation, captured.key, rows,
                 CASE captured.which WHEN '' THEN ' WHERE' ELSE captured.which || ' AND' END, waiting.names,
                 waiting.filter_function, waiting.columns, waiting.loop_id, captured.which, waiting.name,
-                CASE WHEN NOT waiting.plain THEN E'    held := activation._held_statements();\n    locks := activation._held_locks();\n' END,
+                CASE WHEN NOT waiting.plain THEN E'    activation_held := activation._held_statements();\n    activation_locks := activation._held_locks();\n' END,
                 CASE WHEN NOT waiting.plain THEN
-                    E'    harm := activation._check_app_session(held, locks, pg_catalog.current_setting(''search_path''));\n'
-                    '    IF harm IS NOT NULL THEN\n        problem := harm;\n    END IF;\n' END);
+                    E'    activation_harm := activation._check_app_session(activation_held, activation_locks, pg_catalog.current_setting(''search_path''));\n'
+                    '    IF activation_harm IS NOT NULL THEN\n        activation_problem := activation_harm;\n    END IF;\n' END);
         END LOOP;
         IF captured.watched THEN
             needed := true;
@@ -269,7 +289,7 @@ $body$,
         wakes := format(E'    IF pg_catalog.timestamptz_lt(pg_catalog.now(), pg_catalog.to_timestamp(%s)) THEN\n', extract(epoch FROM watched_until)::bigint)
                  || wakes || E'    END IF;\n';
     END IF;
-    RETURN declared || E'BEGIN\n' || signals || wakes || E'    RETURN NULL;\nEND';
+    RETURN E'#variable_conflict use_column\n' || declared || E'BEGIN\n' || signals || wakes || E'    RETURN NULL;\nEND';
 END
 $$;
 
@@ -289,7 +309,8 @@ DECLARE
     relation regclass;
     old_timeout text := current_setting('lock_timeout');
 BEGIN
-    PERFORM activation._lock('capture');
+    -- One at a time a table: a transaction that has changed one table holds up no other.
+    PERFORM FROM activation.source s WHERE s.table_name = _generate_capture.table_name ORDER BY s.source_id FOR NO KEY UPDATE;
     PERFORM activation._sync_source(table_name);
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _generate_capture.table_name AND c.relnamespace <> 'activation'::regnamespace) THEN
         -- What becomes an event is told by track() itself.
@@ -360,6 +381,7 @@ $$;
 CREATE FUNCTION activation._set_watching(watching boolean) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '1s'
 AS $$
 DECLARE
     now timestamptz := clock_timestamp();
@@ -379,7 +401,12 @@ BEGIN
     FOR captured IN
         SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s JOIN pg_class c ON c.oid = s.table_name
     LOOP
-        PERFORM activation._generate_capture(captured);
+        BEGIN
+            PERFORM activation._generate_capture(captured);
+        EXCEPTION WHEN lock_not_available THEN
+            -- Somebody is in the middle of changing this table. Its wakes are as they were; sweeps make up for them.
+            RAISE WARNING 'activation could not renew what captures %: it is being changed', activation._table_name(captured);
+        END;
     END LOOP;
     RETURN watching AND NOT coalesce(was.watching AND was.watched_until > now, false);
 END
@@ -422,5 +449,6 @@ EXCEPTION WHEN others THEN
 END
 $$;
 CREATE EVENT TRIGGER activation_follow_table ON ddl_command_end
-    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE')
+    -- ALTER VIEW renames columns of tables, too.
+    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW')
     EXECUTE FUNCTION activation._follow_table();

@@ -87,9 +87,25 @@ BEGIN
 END
 $$;
 
--- The same in the app's session, which must go on: statements that are missing are prepared again, with the engine's rights
--- and undone but for themselves; whoever executes one has it analyzed anew, with their own rights and path. Returns what
--- the code did.
+-- Prepares a statement of the session's again, undone but for itself; whoever executes it has it analyzed anew, with their
+-- own rights and path. Its strings are read here, so this is a function of a role that has no right at all. What it cannot
+-- prepare stays missing: the session's next use of it says so.
+CREATE FUNCTION activation._prepare_again(statement text, app_path text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('transaction_read_only', 'on', true), set_config('search_path', app_path, true);
+    -- @plpgsql_check_options: security_warnings = off
+    EXECUTE statement;
+    RAISE EXCEPTION USING ERRCODE = 'ACT00';
+EXCEPTION WHEN others THEN
+    NULL;
+END
+$$;
+
+-- The same in the app's session, which must go on: statements that are missing are prepared again. Returns what the code
+-- did.
 CREATE FUNCTION activation._check_app_session(held_statements activation.held_statement[], held_locks text[], app_path text) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -105,16 +121,9 @@ BEGIN
     SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
     FOREACH statement IN ARRAY mended.missing LOOP
         types := (SELECT string_agg(format_type(t.oid, NULL), ', ' ORDER BY t.n) FROM unnest(statement.types) WITH ORDINALITY AS t(oid, n));
-        BEGIN
-            PERFORM set_config('transaction_read_only', 'on', true), set_config('search_path', app_path, true);
-            -- @plpgsql_check_options: security_warnings = off
-            EXECUTE CASE WHEN statement.from_sql THEN statement.statement
-                         ELSE format('PREPARE %I', statement.name) || coalesce('(' || types || ')', '') || ' AS ' || statement.statement END;
-            RAISE EXCEPTION USING ERRCODE = 'ACT00';
-        EXCEPTION WHEN others THEN
-            -- What cannot be prepared here is missing: the session's next use of it says so.
-            NULL;
-        END;
+        PERFORM activation._prepare_again(
+            CASE WHEN statement.from_sql THEN statement.statement
+                 ELSE format('PREPARE %I', statement.name) || coalesce('(' || types || ')', '') || ' AS ' || statement.statement END, app_path);
     END LOOP;
     RETURN format('the filter changed what the session holds: %s', mended.done);
 END
@@ -442,7 +451,8 @@ BEGIN
 END
 $$;
 
--- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user.
+-- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user. NULL where
+-- that cannot be told now.
 CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -450,13 +460,10 @@ AS $$
 BEGIN
     RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing(users, user_ids)));
 EXCEPTION
-    WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
-        -- Only met somebody else: the round is made anew in a moment.
-        RAISE;
-    WHEN query_canceled THEN
-        -- It took too long to tell. Whoever is gone is found to be when their mail is claimed.
+    WHEN lock_not_available OR serialization_failure OR deadlock_detected OR query_canceled THEN
+        -- It cannot be told now. An author's code may say so as well, so that nobody else waits for it.
         PERFORM activation._evaluating(NULL);
-        RETURN '{}'::text[];
+        RETURN NULL;
     WHEN others THEN
         -- The table is gone: so are they.
         PERFORM activation._evaluating(NULL);
@@ -611,6 +618,14 @@ BEGIN
             SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
               FROM unnest(gone_sources, gone_users) AS u(source_id, user_id) JOIN activation.source s USING (source_id) GROUP BY 1
         LOOP
+            IF gone.users IS NULL THEN
+                -- A later round asks again.
+                INSERT INTO activation.signal (at, source_id, generation, user_id, gone, address)
+                SELECT now, u.source_id, 0, u.user_id, true, u.address
+                  FROM unnest(gone_sources, gone_users, gone_addresses) AS u(source_id, user_id, address) JOIN activation.source s USING (source_id)
+                 WHERE s.table_name = gone.table_name;
+                CONTINUE;
+            END IF;
             PERFORM activation._leave(ARRAY(
                 SELECT e.enrollment_id
                   FROM unnest(gone.users) AS k(user_id)

@@ -39,3 +39,4 @@ END
 $$;
 ALTER FUNCTION activation._safe_eval(name, regrole, text[], boolean) OWNER TO activation_engine;
 ALTER FUNCTION activation._settle() OWNER TO activation_engine;
+ALTER FUNCTION activation._prepare_again(text, text) OWNER TO activation_nobody;

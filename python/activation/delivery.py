@@ -13,7 +13,7 @@ import re
 import signal
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -32,9 +32,11 @@ CLAIM = 8
 BATCH = 100
 LEASE = 60
 
-#: Rendering looks for a cancel so often, and is put off to the next claim after so long (seconds).
+#: Rendering looks for a cancel so often, and is put off to the next claim after so long; a loop that has taken so much
+#: of it waits for the others (seconds).
 LOOK = 0.05
 RENDERING = 3.0
+SHARE = 0.5
 
 #: So many messages in a row on which a claim raises, and it is no fault of theirs.
 MAX_ASIDE = 20
@@ -141,6 +143,8 @@ class Deliverer:
         self._client: tuple[tuple[str, str], Resend] | None = None
         #: How far the queue of each loop was walked, by loop: due time and id of the last message claimed.
         self._marks: dict[int, tuple[str, str]] = {}
+        #: Loops whose mails took long in the last claim.
+        self._slow_loops: set[int] = set()
         self._marked_at = 0.0
         self._key_mark = ""
         #: Whose tokens are given back by the transaction that is open.
@@ -517,7 +521,15 @@ class Deliverer:
         ended = _Ended()
         mails: list[_Mail] = []
         began = looked = time.monotonic()
-        for row in found:
+        spent: dict[int, float] = defaultdict(float)
+        late = [row for row in found if row["loop_id"] in self._slow_loops]
+        todo = [row for row in found if row["loop_id"] not in self._slow_loops]
+        while todo or late:
+            # A loop whose mails take long does not hold the others' up.
+            row = todo.pop(0) if todo else late.pop(0)
+            if todo and spent[row["loop_id"]] > SHARE:
+                late.append(row)
+                continue
             now = time.monotonic()
             if now - looked > LOOK:
                 # Nothing else lets a cancel or a shutdown through.
@@ -534,6 +546,8 @@ class Deliverer:
             except Exception as error:
                 # Of this user alone, whatever their row or their template makes Python raise.
                 ended.add(row["message_id"], "failed", row["email"], None, reason(error))
+            spent[row["loop_id"]] += time.monotonic() - now
+        self._slow_loops = {loop_id for loop_id, seconds in spent.items() if seconds > SHARE}
         return mails, ended, bool(rows)
 
     def _mail(self, row: dict[str, Any], state: dict[str, Any]) -> _Mail:

@@ -74,6 +74,8 @@ class Detector:
         self._rolled = FIRST_ROLL
         #: About how many each loop is asked at once.
         self._sizes: dict[int, int] = {}
+        #: When each loop was asked last.
+        self._asked_at: dict[int, float] = {}
 
     def round(self) -> bool:
         """One committed round. Returns whether there was anything to do; see `more`."""
@@ -90,10 +92,7 @@ class Detector:
             self._put_off.clear()
             self.note = None
             work = self._take(parts, due) if parts else []
-            # The quick before the slow.
-            for item in sorted(work, key=lambda item: -self._size(item["loop_id"])):
-                if item["loop_id"] not in self._aside:
-                    self._of_loop(item, self._loop)
+            self._ask_all(work)
             if parts and due["sweeps"] and self._sweeps(parts):
                 self.more = True
             if due["rolls"] and self._roll():
@@ -105,6 +104,25 @@ class Detector:
         if due["wakes"] and not self.more:
             self._renew_wake()
         return bool(self.taken or work or self.more)
+
+    def _ask_all(self, work: list[dict[str, Any]]) -> None:
+        """Asks the loops, the quick before the slow, for as long as a round may last; of the others the one that was
+        asked longest ago. The rest is put off to the next round: many slow loops hold the quick ones up by one of them."""
+        late: list[dict[str, Any]] = []
+        for place, item in enumerate(sorted(work, key=lambda item: -self._size(item["loop_id"]))):
+            if place and self._late():
+                late.append(item)
+            elif item["loop_id"] not in self._aside:
+                self._of_loop(item, self._loop)
+        late.sort(key=lambda item: self._asked_at.get(item["loop_id"], 0.0))
+        for place, item in enumerate(late):
+            if item["loop_id"] in self._aside:
+                continue
+            if place:
+                self.more = True
+                self._db.execute(_DEFER, item["ids"], item["woken"], item["fresh"])
+            else:
+                self._of_loop(item, self._loop)
 
     def _renew_wake(self) -> None:
         if time.monotonic() >= self._renew_at:
@@ -187,6 +205,7 @@ class Detector:
         return self._sizes.get(loop_id, FIRST_ASKED)
 
     def _asked(self, loop_id: int, people: int, began: float) -> None:
+        self._asked_at[loop_id] = began
         self._sizes[loop_id] = adapted(self._size(loop_id), people, time.monotonic() - began)
 
     def _late(self) -> bool:
@@ -200,13 +219,16 @@ class Detector:
         return list(self._db.execute(sql, self._slot)[0]["parts"])
 
     def _sweeps(self, parts: list[int]) -> bool:
-        """Stretches of the sweeps that are due, for each loop one at least. Returns whether there were any."""
+        """Stretches of the sweeps that are due, one at least. Returns whether there were any."""
         swept: set[int] = set()
         due: list[dict[str, Any]] = []
         with self._apart("sweeps"):
             due = self._db.execute(_SWEEPS, parts)
         for sweep in due:
-            if sweep["loop_id"] not in self._aside and not (sweep["loop_id"] in swept and self._late()):
+            if swept and self._late():
+                # They stay due, and those come first that are due longest.
+                break
+            if sweep["loop_id"] not in self._aside:
                 swept.add(sweep["loop_id"])
                 self._of_loop(sweep, self._sweep)
         return bool(swept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import psycopg
@@ -836,3 +837,119 @@ def test_what_workers_say(db: Database, mallory: Connection, call: str) -> None:
     assert evaluated(db) == []
     assert "permission denied for sequence" in loop_status(db)[1]
     assert db.value("SELECT last_value FROM activation.detector_1") == 0
+
+
+# What a fresh attacker found.
+
+
+def test_a_column_that_is_a_function(db: Database, mallory: Connection) -> None:
+    """n.id is a call of id(record) once the column is gone, and ALTER VIEW renames columns of tables, too."""
+    mallory.execute("""
+        CREATE FUNCTION id(record) RETURNS text LANGUAGE plpgsql AS $$BEGIN PERFORM mal.evil('the key'); RETURN '5'; END$$;
+        CREATE FUNCTION plan(record) RETURNS text LANGUAGE plpgsql AS $$BEGIN PERFORM mal.evil('the filter'); RETURN 'free'; END$$;
+        CREATE FUNCTION email(record) RETURNS text LANGUAGE plpgsql AS $$BEGIN PERFORM mal.evil('the address'); RETURN 'x'; END$$;
+    """)  # noqa: E501
+    define(mallory, "SELECT FROM users WHERE id = $1", filter="NEW.plan = 'free'")
+    define(mallory, "SELECT FROM users WHERE id = $1", "all")
+    sign_up(mallory)
+    heard = warnings(mallory)
+    # As if nobody had followed the renaming.
+    db.sql("ALTER EVENT TRIGGER activation_follow_table DISABLE")
+    mallory.execute(
+        "ALTER VIEW users RENAME id TO id2; ALTER VIEW users RENAME plan TO plan2; ALTER VIEW users RENAME email TO e2"
+    )
+    for statement in ("INSERT INTO users VALUES (4, 'b@example.com', 'B', 'free')", "DELETE FROM users WHERE id2 = 1"):
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            mallory.execute(statement)
+    assert [text for text in heard if "runs as" in text] == []
+    db.sql("ALTER EVENT TRIGGER activation_follow_table ENABLE")
+
+
+def test_a_renaming_by_alter_view_is_followed(db: Database, mallory: Connection) -> None:
+    define(mallory, "SELECT FROM users WHERE id = $1", filter="NEW.plan = 'free'")
+    mallory.execute("ALTER VIEW users RENAME id TO uid; ALTER VIEW users RENAME plan TO tariff")
+    mallory.execute("INSERT INTO users VALUES (1, 'm@example.com', 'M', 'free')")
+    assert evaluated(db) == []
+    assert journey(db) == {"1": "completed"}
+
+
+def test_a_statement_that_is_prepared_again(db: Database, mallory: Connection) -> None:
+    """Its strings are read while it is: by somebody who has no right."""
+    mallory.execute("""
+        GRANT USAGE ON SCHEMA mal TO PUBLIC;
+        CREATE FUNCTION checks(t text) RETURNS boolean LANGUAGE plpgsql AS
+            $$BEGIN RAISE WARNING 'the domain runs as %', current_user; RETURN true; END$$;
+        CREATE DOMAIN checked AS text CHECK (checks(value));
+        CREATE FUNCTION clears(plan text) RETURNS boolean LANGUAGE plpgsql AS
+            $$BEGIN IF plan IS NOT NULL THEN EXECUTE 'DEALLOCATE ALL'; END IF; RETURN true; END$$;
+    """)
+    define(mallory, "SELECT FROM users WHERE id = $1", filter="clears(NEW.plan)")
+    mallory.execute("PREPARE mine AS SELECT '{foo}'::mal.checked[]")
+    heard = warnings(mallory)
+    mallory.execute("INSERT INTO users VALUES (2, 'x@example.com', NULL, 'x')")
+    assert {text for text in heard if "runs as" in text} <= {"the domain runs as activation_nobody"}
+    assert db.sql("SELECT rolsuper FROM pg_roles WHERE rolname = 'activation_nobody'") == [(False,)]
+
+
+def test_a_deleted_users_table_that_never_answers(db: Database, mallory: Connection) -> None:
+    """Whether somebody is still gone is asked in the author's rights: an error that looks like a collision stops nobody."""
+    db.sql("CREATE TABLE public.users (id bigint PRIMARY KEY, email text)")
+    with db.connect() as owner:
+        define(owner, "SELECT FROM public.users WHERE id = $1", "theirs", table="public.users")
+    mallory.execute("""
+        CREATE FUNCTION answers(text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF session_user <> 'mallory' THEN RAISE EXCEPTION 'mine' USING ERRCODE = '40001'; END IF;
+            RETURN true;
+        END $$;
+        CREATE DOMAIN odd AS text CHECK (mal.answers(value));
+        CREATE TABLE people (id odd PRIMARY KEY, email text);
+    """)
+    define(mallory, None, "hers", table="people")
+    mallory.execute(
+        "INSERT INTO people VALUES ('1', 'a@example.com'), ('2', 'b@example.com'); DELETE FROM people WHERE id = '1'"
+    )
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    with db.connect() as worker:
+        worker.execute("SET statement_timeout = '4s'")
+        with contextlib.suppress(psycopg.errors.QueryCanceled):
+            worker.execute("CALL activation.detect(1)")
+    assert journey(db, "theirs") == {"1": "completed"}
+
+
+def test_an_open_migration_of_hers(db: Database, mallory: Connection) -> None:
+    """Her own ALTER TABLE, left open, holds up no migration of others."""
+    db.sql("CREATE TABLE public.users (id bigint PRIMARY KEY, email text)")
+    with db.connect() as owner:
+        define(owner, "SELECT FROM public.users WHERE id = $1", "theirs", table="public.users")
+    define(mallory, "SELECT FROM users WHERE id = $1")
+    with mallory.transaction():
+        mallory.execute("ALTER TABLE users ADD more integer")
+        with db.connect() as owner:
+            owner.execute("SET lock_timeout = '3s'; SET statement_timeout = '5s'")
+            owner.execute("ALTER TABLE public.users ADD more integer")
+            owner.execute("SELECT activation._set_watching(true)")
+
+
+def test_track_asks_nobodys_leave(db: Database, mallory: Connection) -> None:
+    """An author who holds her table locked, or whose key type does harm, stops no event of the app's."""
+    db.sql(
+        "CREATE TABLE public.users (id bigint PRIMARY KEY, email text); INSERT INTO public.users VALUES (1, 'a@example.com')"
+    )
+    with db.connect() as owner:
+        define(owner, "SELECT FROM public.users WHERE id = $1", "theirs", table="public.users")
+    mallory.execute("""
+        CREATE FUNCTION harms(text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN IF session_user <> 'mallory' THEN EXECUTE 'DEALLOCATE ALL'; END IF; RETURN true; END $$;
+        CREATE DOMAIN odd AS text CHECK (mal.harms(value));
+        CREATE TABLE people (id odd PRIMARY KEY, email text);
+        INSERT INTO people VALUES ('1', 'b@example.com');
+    """)
+    define(mallory, None, "hers", table="people")
+    define(mallory, None, "locked")
+    with mallory.transaction(), db.connect() as app:
+        mallory.execute("LOCK TABLE users")
+        app.execute("SET statement_timeout = '8s'")
+        with app.transaction():
+            app.execute("SELECT activation.track('1', 'came')")
+    assert db.value("SELECT count(*) FROM activation.event") == 1
