@@ -107,7 +107,7 @@ class Detector:
 
     def _ask_all(self, work: list[dict[str, Any]]) -> None:
         """Asks the loops, the quick before the slow, for as long as a round may last; of the others the one that was
-        asked longest ago. The rest is put off to the next round: many slow loops hold the quick ones up by one of them."""
+        asked longest ago. The rest is put off to the next round: slow loops hold the quick ones up by one of them."""
         late: list[dict[str, Any]] = []
         for place, item in enumerate(sorted(work, key=lambda item: -self._size(item["loop_id"]))):
             if place and self._late():

@@ -892,7 +892,7 @@ def test_a_statement_that_is_prepared_again(db: Database, mallory: Connection) -
 
 
 def test_a_deleted_users_table_that_never_answers(db: Database, mallory: Connection) -> None:
-    """Whether somebody is still gone is asked in the author's rights: an error that looks like a collision stops nobody."""
+    """Whether somebody is still gone is asked in the author's rights: one that looks like a collision stops nobody."""
     db.sql("CREATE TABLE public.users (id bigint PRIMARY KEY, email text)")
     with db.connect() as owner:
         define(owner, "SELECT FROM public.users WHERE id = $1", "theirs", table="public.users")
@@ -934,7 +934,8 @@ def test_an_open_migration_of_hers(db: Database, mallory: Connection) -> None:
 def test_track_asks_nobodys_leave(db: Database, mallory: Connection) -> None:
     """An author who holds her table locked, or whose key type does harm, stops no event of the app's."""
     db.sql(
-        "CREATE TABLE public.users (id bigint PRIMARY KEY, email text); INSERT INTO public.users VALUES (1, 'a@example.com')"
+        "CREATE TABLE public.users (id bigint PRIMARY KEY, email text);"
+        "INSERT INTO public.users VALUES (1, 'a@example.com')"
     )
     with db.connect() as owner:
         define(owner, "SELECT FROM public.users WHERE id = $1", "theirs", table="public.users")
