@@ -1,8 +1,9 @@
 -- The only plpython3u code: import and call. Logic in one of these bodies would be a mistake.
 
--- Puts the package of this version on the path and checks that Python and SQL agree. Every body below starts with it.
+-- Puts the package of this version on the path and checks that Python and SQL agree. Every body below starts with it. With its
+-- owner's rights: the engine's role may not see where the server's files are.
 CREATE FUNCTION activation._python() RETURNS text
-LANGUAGE plpython3u
+LANGUAGE plpython3u SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 import sys

@@ -36,7 +36,6 @@ def why(db: Database, user: str) -> str:
 
 UNREADABLE = {
     "jsonb nested too deeply": ("jsonb", "(repeat('[', 3000) || repeat(']', 3000))::jsonb"),
-    "a number of too many digits": ("numeric", "repeat('7', 5001)::numeric"),
     "a NUL in json": ("json", r"""'{"a": "\u0000"}'"""),
     "half a character in json": ("json", r"""'{"a": "\ud800"}'"""),
     "json nested too deeply": ("json", "(repeat('[', 3000) || repeat(']', 3000))::json"),
@@ -285,8 +284,8 @@ def test_housekeeping_that_raises(db: Database, live: Connection) -> None:
         assert worker.ended(10)
 
 
-def test_an_event_that_cannot_be_applied(db: Database, live: Connection) -> None:
-    """Kept with the reason, and those after it are applied."""
+def test_odd_events_are_applied(db: Database, live: Connection) -> None:
+    """An odd time in it, or an address that nothing holds, keeps it from nothing; those after it are applied."""
     sign_up(live, 1)
     tick(db)
     message = db.value("SELECT message_id FROM activation.message")
@@ -305,7 +304,7 @@ def test_an_event_that_cannot_be_applied(db: Database, live: Connection) -> None
         ("e1", True),
         ("e2", True),
     ]
-    assert statuses(db) == {"1": "bounced"} and "invalid input syntax" in why(db, "1")
+    assert statuses(db) == {"1": "bounced"}
 
 
 def test_an_error_that_nobody_expected(db: Database, live: Connection) -> None:

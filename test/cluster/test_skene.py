@@ -247,6 +247,6 @@ def test_an_author_needs_no_other_right(db: Database, app: Connection) -> None:
     app.execute("ALTER TABLE users OWNER TO author; ALTER TABLE projects OWNER TO author; SET ROLE author")
     app.execute("SELECT activation.import_skene('first', %s)", [CONFIG])
     app.execute("SELECT activation.import_journey('ours', %s)", [JOURNEY])
-    assert db.sql("SELECT DISTINCT owner FROM activation.loop_version") == [("author",)]
+    assert db.sql("SELECT DISTINCT owner::regrole::text FROM activation.loop_version") == [("author",)]
     app.execute("RESET ROLE")
     app.execute("DROP OWNED BY author CASCADE; DROP ROLE author")
