@@ -465,9 +465,19 @@ EXCEPTION
         PERFORM activation._evaluating(NULL);
         RETURN NULL;
     WHEN others THEN
-        -- The table is gone: so are they.
         PERFORM activation._evaluating(NULL);
-        RETURN user_ids;
+        IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = users) THEN
+            RETURN user_ids;
+        END IF;
+        -- Nobody is taken for gone because a function failed. Somebody is told; and who is gone gets no mail all the same.
+        INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+        SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
+               'a row of this user was deleted, and whether they have another could not be told: ' || SQLERRM
+          FROM unnest(user_ids) AS k(user_id)
+          CROSS JOIN LATERAL (SELECT x.user_id, x.loop_id, x.version, x.state FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
+          JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = _still_gone.users
+         WHERE e.state = 'waiting';
+        RETURN ARRAY[]::text[];
 END
 $$;
 
@@ -543,7 +553,12 @@ AS $$
     )
     INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
     SELECT t.at, l.loop_id, t.user_id, problem
-      FROM aside t JOIN activation.loop_version v ON v.loop_id = t.loop_id OR t.loop_id IS NULL AND v.source_id = t.source_id
+      FROM aside t
+      LEFT JOIN activation.source s ON s.source_id = t.source_id
+      -- A deletion in the users table is for every loop whose users those are.
+      JOIN activation.loop_version v ON CASE WHEN t.gone THEN v.users = s.table_name
+                                             WHEN t.loop_id IS NULL THEN v.source_id = t.source_id
+                                             ELSE v.loop_id = t.loop_id END
       JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
      WHERE l.state <> 'archived'
 $$;

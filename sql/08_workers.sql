@@ -14,8 +14,9 @@ $$;
 
 -- Takes a slot for this session: one worker a slot. It is free when nobody holds it, when the session that did is gone, or
 -- when that is this one. Returns whether it is ours now; it is, until _leave_slot() or the end of the session.
+-- With its owner's rights: whose a slot is, the engine's role cannot say, since _end_overdue() ends the session that is named there.
 CREATE FUNCTION activation._take_slot(kind text, slot integer) RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -48,7 +49,7 @@ END
 $$;
 
 CREATE FUNCTION activation._leave_slot(kind text, slot integer) RETURNS void
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -177,8 +178,8 @@ $$;
 -- ---- housekeeping ---------------------------------------------------------------------------------------------------------
 
 -- Removes a little of what is older than `retention`: requests and the messages they carried, messages that ended without
--- one, their attempts, failures of filters, events, remarks; and sums up what the brake counts. Messages that are unknown stay, somebody is
--- -- to decide; enrollments stay, a user is enrolled once. Returns whether there is more; one worker at a time. What raises keeps
+-- one, their attempts, failures of filters, events, remarks; and sums up what the brake counts. Messages that are unknown stay,
+-- somebody is to decide; enrollments stay, a user is enrolled once. Returns whether there is more; one worker at a time. What raises keeps
 -- nothing else from going; problem tells it.
 CREATE FUNCTION activation._housekeep(OUT more boolean, OUT problem text)
 LANGUAGE plpgsql

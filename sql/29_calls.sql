@@ -58,6 +58,9 @@ BEGIN
             PERFORM activation._suppress_by_hand(caller, a ->> 'email', a ->> 'reason');
         WHEN 'preview' THEN
             NEW.answer := (SELECT jsonb_agg(p) FROM activation._preview(caller, a ->> 'user_id', a ->> 'loop') p);
+        ELSE
+            RAISE EXCEPTION 'verb % is not called this way', NEW.verb
+                USING ERRCODE = '0A000', HINT = format('Call activation.%s(…).', NEW.verb);
     END CASE;
     RETURN NEW;
 END

@@ -155,6 +155,8 @@ class Deliverer:
         self._aside = 0
         #: Why nothing is sent at present, for status; None when all is well.
         self.note: str | None = None
+        #: What went wrong with the answers that came last. A note of it would be gone with the next look at the mode.
+        self._trouble: str | None = None
         #: Whether the provider always takes its time to answer.
         self.slow = False
         #: Whether what is due only waits for the rate.
@@ -243,6 +245,8 @@ class Deliverer:
                 self._flights[none] = flight
 
     def _record(self, answered: list[_Answer]) -> None:
+        if answered:
+            self._trouble = None
         self._learn(answered)
         for answer in answered:
             # What cannot be written down in full is written down in short. Where not even that can be, the request
@@ -255,7 +259,7 @@ class Deliverer:
                 except Failed as error:
                     if error.passing:
                         raise
-                    self.note = storable(f"an answer cannot be written down: {error.text}")
+                    self._trouble = storable(f"an answer cannot be written down: {error.text}")
         self._db.commit()
         self._learnt(answered)
 
@@ -292,7 +296,7 @@ class Deliverer:
             except Failed as error:
                 if error.passing:
                     raise
-                self.note = storable(f"nothing can be learnt from an answer: {error.text}")
+                self._trouble = storable(f"nothing can be learnt from an answer: {error.text}")
 
     def _learn_one(self, answer: _Answer) -> None:
         attempt, error = answer.attempt, answer.error
@@ -378,6 +382,7 @@ class Deliverer:
         self.out_of_tokens = False
         if self.note:
             return [], False
+        self.note = self._trouble
         if state["expired"]:
             self._db.execute("SELECT activation._expire_requests()")
         if not state["due"]:

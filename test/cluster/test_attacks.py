@@ -713,6 +713,23 @@ def test_a_filter_takes_the_apps_statements(db: Database, mallory: Connection) -
 # If the black box fails altogether.
 
 
+def test_the_engines_role_names_nobody_to_be_ended(db: Database) -> None:
+    """_end_overdue() ends the session that a slot names, so whose a slot is its owner alone writes."""
+    with db.connect() as engine:
+        engine.execute("SET SESSION AUTHORIZATION activation_engine")
+        assert engine.execute("SELECT activation._take_slot('deliverer', 3)").fetchone() == (True,)
+        for statement in (
+            "INSERT INTO activation.worker (kind, slot, pid) VALUES ('deliverer', 4, 1)",
+            "UPDATE activation.worker SET pid = 1",
+            "UPDATE activation.worker SET backend_start = now()",
+            "DELETE FROM activation.worker",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="worker"):
+                engine.execute(statement)  # type: ignore[arg-type]
+        engine.execute("SELECT activation._leave_slot('deliverer', 3)")
+    assert db.value("SELECT pid FROM activation.worker WHERE kind = 'deliverer' AND slot = 3") is None
+
+
 def test_what_a_total_escape_wins(db: Database, mallory: Connection) -> None:
     """With a box that neither undoes nor forbids, what she leaves behind runs with the engine's rights at most."""
     mallory.execute("""

@@ -454,6 +454,26 @@ def test_deleting_the_row_forgets(db: Database, app: Connection) -> None:
     assert "bob" not in dump(db) and statuses(db, "ada") != []
 
 
+def test_nobody_is_erased_because_a_function_fails(db: Database, app: Connection) -> None:
+    define(db, STEPS)
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("SELECT activation.configure(erase_on_delete => true)")
+    with app.transaction():
+        app.execute("DELETE FROM users WHERE id = 'ada'")
+        sign_up(app, "ada")
+    db.sql(
+        f"ALTER FUNCTION activation_compiled.{db.value('SELECT quote_ident(users_function) FROM activation.loop_version')}"
+        " SECURITY INVOKER"
+    )
+    tick(db)
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.erasure") == 0
+    assert db.value("SELECT count(*) FROM activation.enrollment WHERE user_id = 'ada'") == 1
+    assert db.value("SELECT count(*) FROM activation.suppression") == 0
+    assert "could not be told: " in db.value("SELECT error FROM activation.capture_failure")
+
+
 #: Which each of them signed, in an event about somebody's first mail or in one about nobody's.
 NOISE = random.Random(7).randbytes(3000).hex()
 HOSTILE = {
