@@ -235,7 +235,8 @@ COMMENT ON SEQUENCE activation.webhook_refused IS 'How many webhooks were refuse
 -- People who are to be forgotten as soon as no mail to them is on its way.
 CREATE TABLE activation.erasure (
     user_id  text PRIMARY KEY,
-    asked_at timestamptz NOT NULL
+    asked_at timestamptz NOT NULL,
+    tried_at timestamptz
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.erasure', '');
 COMMENT ON TABLE activation.erasure IS 'Users whom erase() or the deletion of their row wants forgotten, and who have a mail on its way.';

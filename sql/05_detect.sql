@@ -26,7 +26,8 @@ END;
 
 -- Brings a session back to what it held before an author's code ran: what is new goes. What is missing cannot be had
 -- again. Returns what the code did, NULL if nothing; lost: something is missing; missing: the statements that are.
-CREATE FUNCTION activation._mend_session(held_statements activation.held_statement[], held_locks text[], OUT done text, OUT lost boolean, OUT missing activation.held_statement[])
+CREATE FUNCTION activation._mend_session(held_statements activation.held_statement[], held_locks text[],
+                                         OUT done text, OUT lost boolean, OUT missing activation.held_statement[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -35,6 +36,11 @@ DECLARE
     lock record;
 BEGIN
     lost := false;
+    missing := '{}';
+    IF activation._held_statements() IS NOT DISTINCT FROM held_statements
+       AND (held_locks IS NULL OR activation._held_locks() IS NOT DISTINCT FROM held_locks) THEN
+        RETURN;
+    END IF;
     FOR statement IN SELECT h.name FROM unnest(activation._held_statements()) AS h WHERE h <> ALL (held_statements) LOOP
         EXECUTE format('DEALLOCATE %I', statement);
         done := concat_ws(', ', done, format('it prepared statement %I', statement));
@@ -42,7 +48,8 @@ BEGIN
     missing := ARRAY(SELECT h FROM unnest(held_statements) AS h WHERE h <> ALL (activation._held_statements()));
     IF missing <> '{}' THEN
         lost := true;
-        done := concat_ws(', ', done, (SELECT 'it took away prepared statement ' || string_agg(quote_ident(m.name), ', ' ORDER BY m.name) FROM unnest(missing) AS m));
+        done := concat_ws(', ', done, (SELECT 'it took away prepared statement ' || string_agg(quote_ident(m.name), ', ' ORDER BY m.name)
+                                         FROM unnest(missing) AS m));
     END IF;
     IF held_locks IS NULL THEN
         PERFORM pg_advisory_unlock_all();
@@ -59,9 +66,7 @@ BEGIN
             ELSE format('SELECT pg_advisory_unlock%s(%s, %s)', CASE WHEN lock.shared THEN '_shared' END, lock.high::bit(32)::integer, lock.low::bit(32)::integer) END;
         done := concat_ws(', ', done, 'it took an advisory lock');
     END LOOP;
-    IF EXISTS (SELECT FROM unnest(held_locks) AS h WHERE h NOT IN (
-                   SELECT format('%s %s %s %s', l.classid, l.objid, l.objsubid, l.mode) FROM pg_locks l
-                    WHERE l.locktype = 'advisory' AND l.pid = pg_backend_pid())) THEN
+    IF EXISTS (SELECT FROM unnest(held_locks) AS h WHERE h <> ALL (activation._held_locks())) THEN
         lost := true;
         done := concat_ws(', ', done, 'it gave an advisory lock of the session back');
     END IF;
@@ -77,10 +82,10 @@ AS $$
 DECLARE
     mended record;
 BEGIN
-    IF activation._held_statements() IS NOT DISTINCT FROM held_statements AND (held_locks IS NULL OR activation._held_locks() IS NOT DISTINCT FROM held_locks) THEN
+    SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
+    IF mended.done IS NULL THEN
         RETURN;
     END IF;
-    SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
     RAISE EXCEPTION 'the loop''s own code changed what the session holds: %', mended.done
         USING ERRCODE = CASE WHEN mended.lost THEN 'ACT05' ELSE 'ACT04' END,
               HINT = 'SQL of a loop only looks: it prepares and deallocates no statements, and takes and gives back no session locks.';
@@ -115,9 +120,6 @@ DECLARE
     statement activation.held_statement;
     types text;
 BEGIN
-    IF activation._held_statements() IS NOT DISTINCT FROM held_statements AND (held_locks IS NULL OR activation._held_locks() IS NOT DISTINCT FROM held_locks) THEN
-        RETURN NULL;
-    END IF;
     SELECT m.* INTO mended FROM activation._mend_session(held_statements, held_locks) m;
     FOREACH statement IN ARRAY mended.missing LOOP
         types := (SELECT string_agg(format_type(t.oid, NULL), ', ' ORDER BY t.n) FROM unnest(statement.types) WITH ORDINALITY AS t(oid, n));
@@ -125,7 +127,7 @@ BEGIN
             CASE WHEN statement.from_sql THEN statement.statement
                  ELSE format('PREPARE %I', statement.name) || coalesce('(' || types || ')', '') || ' AS ' || statement.statement END, app_path);
     END LOOP;
-    RETURN format('the filter changed what the session holds: %s', mended.done);
+    RETURN 'the filter changed what the session holds: ' || mended.done;
 END
 $$;
 
@@ -239,19 +241,11 @@ CREATE FUNCTION activation._short(said text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE WHEN length(said) > 500 THEN left(said, 500) || '…' ELSE said END;
 
--- What raised in one of several parts of some work, as words for status; the others go on. What is not about the data (somebody
--- else's lock, a cancel, a machine without room) ends the whole work, which is done anew. Called where an error was caught.
-CREATE FUNCTION activation._problem(what text, code text, said text, others text DEFAULT NULL) RETURNS text
-LANGUAGE plpgsql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT activation._of_a_person(code) THEN
-        RAISE EXCEPTION '%', said USING ERRCODE = code;
-    END IF;
-    RETURN concat_ws('; ', others, format('%s: %s', what, activation._short(said)));
-END
-$$;
+-- What raised in one of several parts of some work, as words for status; the others go on. Not for an error that is not about
+-- the data (somebody else's lock, a cancel, a machine without room): that ends the whole work, which is done anew.
+CREATE FUNCTION activation._problem(what text, said text, others text DEFAULT NULL) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN concat_ws('; ', others, format('%s: %s', what, activation._short(said)));
 
 -- Asks an author's function about many, and where that raises what may be one person's error, about ever fewer, until those
 -- on whom it raises are found: one by one, so that no row of another user is computed with. Whatever else it raises is the
@@ -445,7 +439,14 @@ BEGIN
     -- First lines only, see _users_body(): whatever else stands in somebody's row, they exist. A key that is not even of the
     -- key's type is nobody's.
     PERFORM activation._evaluating(v.loop_id);
-    rows := (activation._safe_eval_each(v.users_function, v.owner, user_ids, first_lines => true)).answers;
+    BEGIN
+        rows := (activation._safe_eval_each(v.users_function, v.owner, user_ids, first_lines => true)).answers;
+    EXCEPTION WHEN SQLSTATE 'ACT04' OR SQLSTATE 'ACT05' THEN
+        -- The loop fails for it, and nobody is taken for gone.
+        PERFORM activation._evaluating(NULL);
+        PERFORM activation._fail_at_once(v.loop_id, 'detect', SQLERRM, SQLSTATE = 'ACT05');
+        RETURN user_ids;
+    END;
     PERFORM activation._evaluating(NULL);
     RETURN ARRAY(SELECT split_part(u.r, E'\n', 1)::jsonb ->> 0 FROM unnest(rows) AS u(r));
 END
@@ -771,7 +772,10 @@ BEGIN
         BEGIN
             SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
         EXCEPTION WHEN others THEN
-            problems := activation._problem('signals', SQLSTATE, SQLERRM, problems);
+            IF NOT activation._of_a_person(SQLSTATE) THEN
+                RAISE;
+            END IF;
+            problems := activation._problem('signals', SQLERRM, problems);
         END;
     END IF;
     IF wakes THEN
@@ -780,7 +784,10 @@ BEGIN
                 SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
             END IF;
         EXCEPTION WHEN others THEN
-            problems := activation._problem('wakes', SQLSTATE, SQLERRM, problems);
+            IF NOT activation._of_a_person(SQLSTATE) THEN
+                RAISE;
+            END IF;
+            problems := activation._problem('wakes', SQLERRM, problems);
         END;
     END IF;
     IF people THEN
@@ -788,7 +795,10 @@ BEGIN
             due_ids := activation._find_due(parts, batch, now);
             retried_ids := activation._find_retries(parts, batch, now);
         EXCEPTION WHEN others THEN
-            problems := activation._problem('people who are due', SQLSTATE, SQLERRM, problems);
+            IF NOT activation._of_a_person(SQLSTATE) THEN
+                RAISE;
+            END IF;
+            problems := activation._problem('people who are due', SQLERRM, problems);
         END;
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],

@@ -226,7 +226,10 @@ BEGIN
         DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
         DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
     EXCEPTION WHEN others THEN
-        problem := activation._problem('messages of the past', SQLSTATE, SQLERRM, problem);
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        END IF;
+        problem := activation._problem('messages of the past', SQLERRM, problem);
         requests := '{}';
         ended := '{}';
     END;
@@ -242,7 +245,10 @@ BEGIN
             DELETE FROM activation.attempt a WHERE a.ctid = ANY (tried);
         END IF;
     EXCEPTION WHEN others THEN
-        problem := activation._problem('bodies and attempts of the past', SQLSTATE, SQLERRM, problem);
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        END IF;
+        problem := activation._problem('bodies and attempts of the past', SQLERRM, problem);
         spoken := '{}';
         tried := '{}';
     END;
@@ -252,16 +258,23 @@ BEGIN
         DELETE FROM activation.past_address p WHERE p.ctid = ANY (ARRAY(
             SELECT x.ctid FROM activation.past_address x
              WHERE x.at < oldest AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.hash = x.hash) ORDER BY x.at LIMIT 1000));
+        more := more OR FOUND;
         events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < activation._oldest('events', now) ORDER BY x.at LIMIT 1000);
         DELETE FROM activation.event x WHERE x.event_id = ANY (events);
         DELETE FROM activation.remark k WHERE k.ctid = ANY (ARRAY(
             SELECT x.ctid FROM activation.remark x WHERE x.at < activation._oldest('failures', now) ORDER BY x.at LIMIT 1000));
+        more := more OR FOUND;
         DELETE FROM activation.webhook_event w WHERE w.webhook_id = ANY (ARRAY(
             SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < activation._oldest('webhooks', now) ORDER BY x.received_at LIMIT 1000));
+        more := more OR FOUND;
     EXCEPTION WHEN others THEN
-        problem := activation._problem('events and failures of the past', SQLSTATE, SQLERRM, problem);
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        END IF;
+        problem := activation._problem('events and failures of the past', SQLERRM, problem);
         failures := '{}';
         events := '{}';
+        more := false;
     END;
     BEGIN
         DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
@@ -272,8 +285,11 @@ BEGIN
         SELECT f.loop_id, date_bin('1 hour', f.at, 'epoch'), sum(f.emails) FROM fine f GROUP BY 1, 2 ORDER BY 1, 2
         ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails;
     EXCEPTION WHEN others THEN
-        problem := activation._problem('what the brake counts', SQLSTATE, SQLERRM, problem);
+        IF NOT activation._of_a_person(SQLSTATE) THEN
+            RAISE;
+        END IF;
+        problem := activation._problem('what the brake counts', SQLERRM, problem);
     END;
-    more := coalesce(requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}' OR spoken <> '{}' OR tried <> '{}', false);
+    more := more OR coalesce(requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}' OR spoken <> '{}' OR tried <> '{}', false);
 END
 $$;

@@ -64,7 +64,10 @@ AS $$
 BEGIN
     RETURN activation._bring_event(wanted);
 EXCEPTION WHEN others THEN
-    UPDATE activation.webhook_event x SET applied = true, problem = activation._problem('not applied', SQLSTATE, SQLERRM) WHERE x.webhook_id = wanted;
+    IF NOT activation._of_a_person(SQLSTATE) THEN
+        RAISE;
+    END IF;
+    UPDATE activation.webhook_event x SET applied = true, problem = activation._problem('not applied', SQLERRM) WHERE x.webhook_id = wanted;
     RETURN true;
 END
 $$;

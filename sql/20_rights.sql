@@ -20,22 +20,28 @@ DECLARE
     read activation.users_row[];
     found jsonb := '{}'::jsonb;
 BEGIN
-    FOR v IN SELECT DISTINCT ON (x.users) x.users, x.users_function, x.owner FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
+    FOR v IN SELECT DISTINCT ON (x.users) x.loop_id, x.users, x.users_function, x.owner FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
               WHERE activation._function_exists(x.users_function) ORDER BY x.users, x.loop_id
     LOOP
         BEGIN
             -- Only what stands first: whatever else is in the row, its address is known.
+            PERFORM activation._evaluating(v.loop_id);
             read := activation._read_rows((activation._safe_eval_each(v.users_function, v.owner, ARRAY[of_user], first_lines => true)).answers);
             IF read <> '{}' THEN
                 found := found || jsonb_build_object(activation._table_name(v.users), read[1].email);
             END IF;
         EXCEPTION
             WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
+                PERFORM activation._evaluating(NULL);
                 RAISE;
+            WHEN SQLSTATE 'ACT04' OR SQLSTATE 'ACT05' THEN
+                PERFORM activation._fail_at_once(v.loop_id, 'detect', SQLERRM, SQLSTATE = 'ACT05');
             WHEN others THEN
-                -- A row that cannot be read, or a table that is gone, stands in nobody's way.
-                NULL;
+                -- It stands in nobody's way; whoever asks is told.
+                RAISE WARNING 'the address of user % in % could not be read: %', of_user, activation._table_name(v.users), SQLERRM
+                    USING HINT = 'Where it matters, mend that and call the same again.';
         END;
+        PERFORM activation._evaluating(NULL);
     END LOOP;
     RETURN found;
 END
@@ -136,7 +142,8 @@ BEGIN
 END
 $$;
 
--- Those who are still to be forgotten; returns how many were, and what kept one from being forgotten, who comes last from then on.
+-- Those who are still to be forgotten; returns how many were, and what kept one from being forgotten. Whoever could not be yet
+-- comes last from then on.
 CREATE FUNCTION activation._erase_due(OUT done integer, OUT problem text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -145,12 +152,19 @@ DECLARE
     due text;
 BEGIN
     done := 0;
-    FOR due IN SELECT x.user_id FROM activation.erasure x ORDER BY x.asked_at LIMIT 100 LOOP
+    FOR due IN SELECT x.user_id FROM activation.erasure x ORDER BY coalesce(x.tried_at, x.asked_at) LIMIT 100 LOOP
         BEGIN
-            done := done + activation._erase(due)::integer;
+            IF activation._erase(due) THEN
+                done := done + 1;
+            ELSE
+                UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
+            END IF;
         EXCEPTION WHEN others THEN
-            problem := activation._problem(format('user %s cannot be forgotten', due), SQLSTATE, SQLERRM);
-            UPDATE activation.erasure x SET asked_at = activation._now() WHERE x.user_id = due;
+            IF NOT activation._of_a_person(SQLSTATE) THEN
+                RAISE;
+            END IF;
+            problem := activation._problem(format('user %s cannot be forgotten', due), SQLERRM);
+            UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
         END;
     END LOOP;
 END

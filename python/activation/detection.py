@@ -294,7 +294,7 @@ class Detector:
                     self._fail_at_once(item, error)
                     return
                 failures.append(error)
-                if len(failures) > MAX_FAILURES or error.code in ("ACT02", "42501", "42P01", "42883", "42703", "25006"):
+                if len(failures) > MAX_FAILURES or not error.of_a_person:
                     self._strike(item, error.text)
                     return
                 if len(part) == 1 and not one_by_one:

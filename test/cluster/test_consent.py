@@ -474,6 +474,74 @@ def test_nobody_is_erased_because_a_function_fails(db: Database, app: Connection
     assert "could not be told: " in db.value("SELECT error FROM activation.capture_failure")
 
 
+def test_a_loop_that_harms_the_session_erases_nobody(db: Database, app: Connection) -> None:
+    """Asked whether a deleted user is there again, its own code does what it may not: it is failing for that."""
+    define(db, STEPS)
+    sign_up(app, "ada")
+    tick(db)
+    db.sql("SELECT activation.configure(erase_on_delete => true)")
+    with app.transaction():
+        app.execute("DELETE FROM users WHERE id = 'ada'")
+        sign_up(app, "ada")
+    app.execute("""
+        CREATE FUNCTION prepares() RETURNS boolean LANGUAGE plpgsql AS
+            $$ BEGIN EXECUTE 'PREPARE planted AS SELECT 1'; RETURN true; END $$;
+        CREATE ROLE clerk;
+        GRANT ALL ON users, actions TO clerk;
+        ALTER TABLE users OWNER TO clerk;
+        ALTER TABLE users ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+        CREATE POLICY prepares ON users USING (prepares());
+    """)
+    try:
+        db.sql(
+            "UPDATE activation.loop_version SET owner = 'clerk'::regrole, owner_name = 'clerk';"
+            "DO $$ DECLARE p regprocedure; BEGIN FOR p IN SELECT oid FROM pg_proc WHERE pronamespace = 'activation_compiled'::regnamespace"
+            " AND prorettype <> 'trigger'::regtype LOOP EXECUTE format('ALTER FUNCTION %s OWNER TO clerk', p); END LOOP; END $$"
+        )
+        tick(db)
+        ((state, detail),) = db.sql("SELECT state, detail FROM activation.status WHERE component = 'loop first'")
+        assert (state, "it prepared statement planted" in detail) == ("failing", True)
+        assert db.value("SELECT count(*) FROM activation.enrollment WHERE user_id = 'ada'") == 1
+        assert db.value("SELECT count(*) FROM activation.erasure") == 0
+    finally:
+        app.execute("DROP OWNED BY clerk CASCADE; DROP ROLE clerk")
+
+
+def test_an_address_that_cannot_be_read_is_told(db: Database, app: Connection) -> None:
+    define(db, STEPS)
+    sign_up(app, "ada")
+    tick(db)
+    db.sql(
+        f"ALTER FUNCTION activation_compiled.{db.value('SELECT quote_ident(users_function) FROM activation.loop_version')}"
+        " SECURITY INVOKER"
+    )
+    heard: list[str | None] = []
+    with db.connect() as operator:
+        operator.add_notice_handler(lambda told: heard.append(told.message_primary))
+        assert operator.execute("SELECT activation.erase('ada')").fetchone() == (True,)
+    (told,) = heard
+    assert told and told.startswith("the address of user ada in public.users could not be read: compiled function")
+
+
+def test_who_has_to_wait_comes_last(db: Database, app: Connection) -> None:
+    """A hundred people with a mail on its way keep nobody else from being forgotten."""
+    define(db, STEPS)
+    waiting = [f"w{number}" for number in range(100)]
+    sign_up(app, "ada")
+    tick(db)
+    sign_up(app, *waiting)
+    tick(db)
+    db.sql(
+        "UPDATE activation.request SET state = 'open', next_attempt_at = now() + interval '1 hour' WHERE request_id IN"
+        " (SELECT request_id FROM activation.message WHERE user_id <> 'ada')"
+    )
+    db.sql("INSERT INTO activation.erasure SELECT u, now() - interval '1 hour' FROM unnest(%s::text[]) AS u", waiting)
+    db.sql("INSERT INTO activation.erasure VALUES ('ada', now())")
+    assert db.value("SELECT done FROM activation._erase_due()") == 0
+    assert db.value("SELECT done FROM activation._erase_due()") == 1
+    assert "ada" not in dump(db)
+
+
 #: Which each of them signed, in an event about somebody's first mail or in one about nobody's.
 NOISE = random.Random(7).randbytes(3000).hex()
 HOSTILE = {

@@ -249,6 +249,58 @@ def test_an_answer_of_the_provider_that_cannot_be_stored(db: Database, live: Con
     assert statuses(db) == {"1": "sent"} and len(sandbox.emails) == 1
 
 
+def test_an_answer_that_cannot_be_recorded(db: Database, live: Connection) -> None:
+    """Not even in short: status says so for as long as nothing better was heard."""
+    db.sql(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no attempts'; END $$;"
+        "CREATE TRIGGER no BEFORE INSERT ON activation.attempt FOR EACH ROW EXECUTE FUNCTION no()"
+    )
+    detector, deliverer = Worker(db, kind="detect"), Worker(db, kind="deliver")
+    try:
+        sign_up(live, 1)
+        wait_until(lambda: "an answer cannot be written down: no attempts" in note(db))
+        db.sql("DROP TRIGGER no ON activation.attempt")
+        sign_up(live, 2)
+        wait_until(lambda: statuses(db).get("2") == "sent")
+        wait_until(lambda: "cannot be written down" not in note(db))
+        assert detector.error is None and deliverer.error is None
+    finally:
+        db.sql("SELECT activation.stop()")
+        assert detector.ended(10) and deliverer.ended(10)
+
+
+def test_a_deletion_that_cannot_be_taken(db: Database, app: Connection) -> None:
+    """It is told of each loop of that users table, whatever triggers it."""
+    define(app)
+    app.execute(
+        "SELECT activation.define_loop('acts', trigger => activation.on_insert('actions', user_key => 'user_id'), users => 'users',"
+        " steps => ARRAY[activation.step('a', delay => '1 day', action => activation.email('activation_welcome'))])"
+    )
+    sign_up(app, 7, 8)
+    tick(db)
+    db.sql(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF new.user_id = '7' THEN RAISE 'not seven'; END IF; RETURN new; END $$;"
+        "CREATE TRIGGER no BEFORE UPDATE ON activation.enrollment FOR EACH ROW EXECUTE FUNCTION no()"
+    )
+    app.execute("DELETE FROM users")
+    tick(db)
+    told = "SELECT l.name, c.user_id, c.error FROM activation.capture_failure c JOIN activation.loop l USING (loop_id) ORDER BY 1"
+    assert db.sql(told) == [("acts", "7", "not seven"), ("first", "7", "not seven")]
+    assert db.sql("SELECT FROM activation.signal") == []
+
+
+CODES = "08006 22012 25006 2D000 40001 42501 53200 54001 55P03 57014 58030 ACT02 P0001 XX000 23505"
+
+
+@pytest.mark.parametrize("code", CODES.split())
+def test_whose_error_it_is(db: Database, code: str) -> None:
+    """Python and SQL say the same of it."""
+    from activation.database import Failed
+
+    assert Failed("", code).of_a_person is db.value("SELECT activation._of_a_person(%s)", code)
+
+
 @pytest.mark.parametrize("text", ["\ud800 half", "a\x00b", "x" * 3_000_000])
 def test_odd_texts_are_stored(text: str) -> None:
     from activation.database import storable
