@@ -58,7 +58,7 @@ CREATE TABLE activation.secret (
     name  text PRIMARY KEY,
     value text NOT NULL
 );
-COMMENT ON TABLE activation.secret IS 'Secrets stored by set_secret(); nobody may read it; not dumped, so that a copy of the database holds no key.';
+COMMENT ON TABLE activation.secret IS 'Secrets stored by set_secret(); no role but the engine''s may read it; not dumped, so that a copy of the database holds no key.';
 
 CREATE TABLE activation.identity (
     singleton         boolean PRIMARY KEY DEFAULT true CHECK (singleton),

@@ -190,8 +190,8 @@ CREATE INDEX past_address_at ON activation.past_address (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.past_address', '');
 COMMENT ON TABLE activation.past_address IS 'Hashes of addresses that people had, for erase(): of deleted users for retention, of suppressed ones for as long as they are.';
 
--- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns; problem:
--- why it could not be brought there.
+-- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns;
+-- problem: why it could not be brought there.
 CREATE TABLE activation.webhook_event (
     webhook_id  text PRIMARY KEY,
     type        text NOT NULL,

@@ -154,7 +154,8 @@ $$;
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and update; for conditions
 -- that a vanishing row can make true, and for loops that wait for a deletion, also delete; for the former also moved (an
 -- update, by the row as it was); for loops that wait for an update, changed (by the row as it was and as it is). A deleted
--- row of a users table lets its user out of all loops, and its address is kept for erase(). Wakes are written until watched_until; NULL: none.
+-- row of a users table lets its user out of all loops, and its address is kept for erase(). Wakes are written until
+-- watched_until; NULL: none.
 CREATE FUNCTION activation._capture_body(table_name regclass, event text, watched_until timestamptz) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

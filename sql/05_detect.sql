@@ -1,6 +1,10 @@
 -- Detection: signals and wakes in, enrollments and messages out. Each function here and in the next three parts is one
 -- transaction's worth of work; the loops that call them and commit are in Python.
 
+-- plan_cache_mode, where a function sets it: a plan for arrays of unknown length expects ten entries, and one made while a
+-- table was small scans it for as long as the session lives. Both turned milliseconds into seconds. For the same reason
+-- people are looked up one by one (LATERAL … OFFSET 0) where the planner could begin at the wrong end.
+
 -- ---- the black box -----------------------------------------------------------------------------------------------------
 
 -- What a session holds that a rolled back subtransaction does not give back: prepared statements, and advisory locks.
@@ -132,10 +136,11 @@ END
 $$;
 
 -- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
--- checked before every call), read-only, and in a subtransaction that is always rolled back: nothing but the returned
--- texts leaves it, no deferred trigger, no cursor, no setting; what a rollback does not give back is compared. The engine
--- itself never plans an author's text. one_by_one: look up each key by an index where there is one, so that no row of
--- another user is computed with. With the engine's rights, not the caller's: should all this fail, they are what is there to win.
+-- checked before every call), read-only, and in a subtransaction that is always rolled back. Nothing but the returned
+-- texts leaves it: no deferred trigger, no cursor, no setting. What a rollback does not give back is compared. The engine
+-- itself never plans an author's text. This function has the engine's rights, not the caller's: should all of it fail, they
+-- are all there is to win. one_by_one: look up each key by an index where there is one, so that no row of another user is
+-- computed with.
 CREATE FUNCTION activation._safe_eval(function_name name, owner regrole, keys text[], one_by_one boolean DEFAULT false) RETURNS text[]
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -155,13 +160,13 @@ BEGIN
        AND p.proargtypes = ARRAY['text[]'::regtype]::oidvector;
     IF box.oid IS NULL THEN
         RAISE EXCEPTION 'compiled function % is missing', quote_ident(function_name)
-            USING ERRCODE = 'ACT02', HINT = 'Define the loop again.';
+            USING ERRCODE = 'ACT02', HINT = 'SELECT activation.bind(); or define the loop again.';
     END IF;
     IF NOT box.prosecdef OR box.proowner <> _safe_eval.owner THEN
         RAISE EXCEPTION 'compiled function % no longer runs with the rights of %', quote_ident(function_name), activation._role_name(_safe_eval.owner)
             USING ERRCODE = 'ACT02',
                   DETAIL = format('Its owner is %s.', activation._role_name(box.proowner)),
-                  HINT = 'Define the loop again.';
+                  HINT = 'SELECT activation.bind(); or define the loop again.';
     END IF;
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);
@@ -289,10 +294,6 @@ BEGIN
 END
 $$;
 
--- plan_cache_mode: a plan for arrays of unknown length expects ten entries, and one made while a table was small scans it
--- for as long as the session lives; both turned milliseconds into seconds. For the same reason people are looked up one by
--- one (LATERAL … OFFSET 0) where the planner could begin at the other end.
-
 -- ---- detect -------------------------------------------------------------------------------------------------------------
 
 -- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
@@ -389,9 +390,9 @@ BEGIN ATOMIC
        AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id AND k.kind = 'detect' AND k.retry_at > now);
 END;
 
--- What a round would find to do: signals, wakes, people whose step begins, at their deadline or to be tried again, sweeps, users to be enrolled in chunks. Asked many times a
--- second, without a lock, so that a worker with nothing to do costs next to nothing. Without sequential scans, since a plan
--- made while the tables were small would stay.
+-- What a round would find to do: signals, wakes, people whose step begins, at their deadline or to be tried again, sweeps,
+-- users to be enrolled in chunks. Asked many times a second, without a lock, so that a worker with nothing to do costs next
+-- to nothing. Without sequential scans, since a plan made while the tables were small would stay.
 CREATE FUNCTION activation._detect_due(OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean, OUT rolls boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -828,7 +829,7 @@ BEGIN
 END
 $$;
 
--- Where a worker says in which loop's code it is; NULL for a kind that runs none.
+-- Where a worker says in which loop's code it is; NULL for tick and the puller, which no other session watches.
 CREATE FUNCTION activation._said_in(kind text, slot integer) RETURNS regclass
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -959,8 +960,8 @@ AS $$
      WHERE w.loop_id = _detect_swept.loop_id AND w.version = _detect_swept.version AND w.step = _detect_swept.step AND w.part = _detect_swept.part
 $$;
 
--- Locks people's enrollments one by one, by their own key, and says where they are: a statement that finds them there can have no
--- plan that reads all who wait for each of these. A statement of its own, so that the next one sees what others did meanwhile.
+-- Locks people's enrollments one by one, by their own key, and says where they are. The statement that follows finds them
+-- there, so no plan of it can read all who wait for each of these people; and it sees what others did meanwhile.
 CREATE FUNCTION activation._locked(wanted activation.decided[], OUT places tid[], OUT people activation.decided[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

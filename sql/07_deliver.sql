@@ -102,8 +102,8 @@ BEGIN
 END
 $$;
 
--- Loops that have mail due which may be claimed, by priority, then the longest due first, and where to begin in the queue of each. Only who
--- waits in these loops is looked at: what waits in a loop that is paused costs nothing.
+-- Loops that have mail due which may be claimed, by priority, then the longest due first, and where to begin in the queue
+-- of each. Only who waits in these loops is looked at: what waits in a loop that is paused costs nothing.
 CREATE FUNCTION activation._queues(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (loop_id integer, after_at timestamptz, after_id uuid)
 LANGUAGE sql STABLE
@@ -202,8 +202,8 @@ AS $$
         (SELECT l.resumed_at FROM activation."loop" l WHERE l.loop_id = _sent_within_the_hour.loop_id), '-infinity')
 $$;
 
--- Takes the lock of a loop's brake, if nobody holds it. It is the row of the loop's first version, which no order of people's
--- changes, so that it can be paused meanwhile.
+-- Takes the lock of a loop's brake, if nobody holds it: the row of the loop's first version. Pausing and stopping do not
+-- touch that row, so they need not wait.
 CREATE FUNCTION activation._try_brake(loop_id integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -308,8 +308,8 @@ AS $$
      GROUP BY m.message_id
 $$;
 
--- A user's row as a claim has it: what the engine itself looks at, names of columns that were left out, and the row as templates see
--- it; NULL where a claim has no more room for it.
+-- A user's row as a claim has it. left_out: names of columns that are too large; body: the row as templates see it, NULL
+-- where the claim has no more room for it. The rest is what the engine itself looks at.
 CREATE TYPE activation.users_row AS (user_id text, email text, zone text, left_out jsonb, body text);
 COMMENT ON TYPE activation.users_row IS 'A user''s row on its way between functions of a claim.';
 
@@ -606,8 +606,8 @@ BEGIN
 END
 $$;
 
--- Messages of people on whom the loop's code raised: a row that cannot be read is a fault of its data, and the message has failed;
--- for any other error it waits a minute. The others are returned.
+-- Messages of people on whom the loop's code raised. Where the row cannot be read, its data is at fault and the message has
+-- failed; for any other error it waits a minute. Returns the messages of everybody else.
 CREATE FUNCTION activation._claim_raised(messages uuid[], bad_keys text[], errors text[], codes text[], unasked jsonb, now timestamptz) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -904,7 +904,7 @@ $$;
 -- Writes down what came of one try of a request. Outcomes:
 --   sent        accepted; resend_ids in the order of the members
 --   refused     this try was certainly not accepted, and it is nobody's fault (no connection, 429): no try is spent
---   split       a batch refused for its content: back to queued, to be sent one by one
+--   split       a batch refused for its content: back to queued, to be sent in halves
 --   terminal    refused for good: failed
 --   erred       answered by an error, perhaps accepted: repeated byte for byte until the tries are spent
 --   unanswered  no usable answer, perhaps accepted: repeated byte for byte, no try spent

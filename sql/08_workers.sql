@@ -14,7 +14,7 @@ $$;
 
 -- Takes a slot for this session: one worker a slot. It is free when nobody holds it, when the session that did is gone, or
 -- when that is this one. Returns whether it is ours now; it is, until _leave_slot() or the end of the session.
--- With its owner's rights: whose a slot is, the engine's role cannot say, since _end_overdue() ends the session that is named there.
+-- With its owner's rights: _end_overdue() ends the session that a slot names, so the engine's role may not write that name.
 CREATE FUNCTION activation._take_slot(kind text, slot integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -178,9 +178,9 @@ $$;
 -- ---- housekeeping ---------------------------------------------------------------------------------------------------------
 
 -- Removes a little of what is older than `retention`: requests and the messages they carried, messages that ended without
--- one, their attempts, failures of filters, events, remarks; and sums up what the brake counts. Messages that are unknown stay,
--- somebody is to decide; enrollments stay, a user is enrolled once. Returns whether there is more; one worker at a time. What raises keeps
--- nothing else from going; problem tells it.
+-- one, their attempts, failures of filters, events and remarks. It also sums up what the brake counts. Messages that are
+-- unknown stay until somebody decides; enrollments stay, since a user is enrolled once. One worker does it at a time. A part
+-- that raises does not stop the others. Returns whether there is more (more), and what raised (problem).
 CREATE FUNCTION activation._housekeep(OUT more boolean, OUT problem text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,11 +1,11 @@
 -- Compile: an author's SQL becomes functions in activation_compiled, bound by the server when the loop is defined.
 --
--- An author's text is first prepared, alone and in the author's rights, read-only and undone, with a parameter in place of each
--- string: so the server says of what type each is while it reads none of them. Reading is execution: the text of an array, a row
--- or a range of domains is checked by the domains' own functions. What would be, is refused; every other string gets its type
--- written out, and what has no built-in type is read as text and converted when the function runs. Only then does the text become
--- the body of a function, by a parser that has nothing of the author's to run. Everything that plans or runs it does so in
--- the author's rights and is undone.
+-- The parser runs code: it reads the string of an array, a row or a range, and domains in it are checked by their own
+-- functions. So the author's text is first prepared with a parameter in place of each string, in the author's rights,
+-- read-only and undone. The server says of what type each string is, and has read none. A string of a type whose reading
+-- would run code is refused. Every other string gets its type written out; where that type is not built in, the string is
+-- read as text and converted when the function runs. Only then does the text become the body of a function: the parser has
+-- nothing of the author's left to run. Whatever plans or runs it does so in the author's rights, and is undone.
 
 CREATE FUNCTION activation._type_name(type oid) RETURNS text
 LANGUAGE sql STABLE
@@ -657,20 +657,29 @@ BEGIN
 END
 $$;
 
--- Whether everything that a version was compiled to is there.
+-- The functions of a version that are called from outside, whether each is there, and whether it still runs with the rights of
+-- the loop's owner.
+CREATE FUNCTION activation._boxes(loop_id integer, version integer) RETURNS TABLE (function_name name, there boolean, intact boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT f.name, p.oid IS NOT NULL, coalesce(p.prosecdef AND p.proowner = v.owner, false)
+      FROM activation.loop_version v
+     CROSS JOIN LATERAL (SELECT unnest(ARRAY[coalesce(v.users_function, ''), v.filter_function, v.roll_function, v.passes_function])
+                         UNION ALL SELECT s.evaluate_function FROM activation.step s WHERE s.loop_id = v.loop_id AND s.version = v.version) AS f(name)
+      LEFT JOIN pg_proc p ON p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = f.name
+     WHERE v.loop_id = _boxes.loop_id AND v.version = _boxes.version AND f.name IS NOT NULL
+$$;
+
+-- Whether everything that a version was compiled to is there, as it was made.
 CREATE FUNCTION activation._compiled(loop_id integer, version integer) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT activation._function_exists(v.users_function)
-           AND (v.filter_function IS NULL OR activation._function_exists(v.filter_function))
-           AND (v.roll_function IS NULL OR activation._function_exists(v.roll_function))
-           AND (v.passes_function IS NULL OR activation._function_exists(v.passes_function))
+    SELECT NOT EXISTS (SELECT FROM activation._boxes(loop_id, version) b WHERE NOT b.intact)
            AND NOT EXISTS (SELECT FROM activation.step s
-                            WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.evaluate_function IS NOT NULL
-                              AND NOT (activation._function_exists(s.evaluate_function) AND activation._function_exists(s.condition_function)))
-      FROM activation.loop_version v
-     WHERE v.loop_id = _compiled.loop_id AND v.version = _compiled.version
+                            WHERE s.loop_id = _compiled.loop_id AND s.version = _compiled.version AND s.evaluate_function IS NOT NULL
+                              AND NOT activation._function_exists(s.condition_function))
 $$;
 
 -- What the functions of a step's condition are called after. The goal of its own is step 0.

@@ -1,7 +1,7 @@
 -- Settings, secrets, users tables, and whether mail may leave.
 
--- Refuses a secret that is there and cannot sign webhooks: guessable, or not as Resend shows it. One that cannot be read yet may
--- still come; status and doctor() say so.
+-- Refuses a secret that is there and cannot sign webhooks: guessable, or not as Resend shows it. One that cannot be read
+-- yet may still come; status and doctor() say so.
 CREATE FUNCTION activation._check_webhook_secret(reference text, value text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -189,7 +189,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_secret(text, text) IS
-'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. The table is read by nobody and not dumped. Prefer a file or an environment variable of the server (file:/path, env:NAME): the value of a statement or of its parameters is logged under log_statement, log_min_duration_statement and auto_explain, unless the session sets these off first, as docs/operations.md shows. One that signs webhooks and is too short or not base64 is refused (22023).';
+'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. No role but the engine''s may read the table, and it is not dumped. Prefer a file or an environment variable of the server (file:/path, env:NAME): the value of a statement or of its parameters is logged under log_statement, log_min_duration_statement and auto_explain, unless the session sets these off first, as docs/operations.md shows. One that signs webhooks and is too short or not base64 is refused (22023).';
 
 CREATE FUNCTION activation._check_table(users regclass, what text) RETURNS void
 LANGUAGE plpgsql STABLE

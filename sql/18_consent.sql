@@ -128,8 +128,8 @@ $$;
 COMMENT ON FUNCTION activation.preferences(text, text) IS
 'What somebody is subscribed to: a row for everything (topic '''') and one for each topic, with its name and description. user_id: the user''s key as text, in the first registered users table; token: of an unsubscribe link. No rows for a token that is none.';
 
--- The only writer of plain addresses into the list. Returns whether it was not there yet; NULL for what is no address. Of who was
--- forgotten nothing is written: the hash of the address does it.
+-- The only writer of plain addresses into the list. Returns whether the address was not there yet; NULL for what is no
+-- address. An address that was forgotten is not written: its hash is in the list already.
 CREATE FUNCTION activation._suppress(email text, reason text, source text, at timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -105,8 +105,8 @@ BEGIN
     PERFORM activation._signing_key();
     hashes := ARRAY(SELECT activation._hash_address(a) FROM unnest(addresses) AS a
                     UNION SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
-    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A mail that
-    -- was refused was in several.
+    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A
+    -- mail that was refused was in several.
     requests := ARRAY(SELECT m.request_id FROM unnest(mails) AS u(id)
                        CROSS JOIN LATERAL (SELECT x.request_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m WHERE m.request_id IS NOT NULL
                       UNION SELECT a.request_id FROM activation.attempt a WHERE a.message_id = ANY (mails));

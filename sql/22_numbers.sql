@@ -234,7 +234,8 @@ BEGIN
                  / people_a_month * 30.4375), 36500)::integer) + (SELECT s.span FROM activation._span s WHERE s.loop_id = l.loop_id AND s.version = l.version))::date;
         detectable := '{}';
         FOREACH months IN ARRAY ARRAY[3, 12] LOOP
-            -- The same formula, solved for the difference d: (k + b) d² - b (1 - 2 p) d - (p (1 - p) / holdout + b p (1 - p)) = 0.
+            -- The same formula, solved for the difference d: (k + b) d² - b (1 - 2 p) d - (p (1 - p) / holdout
+            -- + b p (1 - p)) = 0.
             k := people_a_month * months / needed_z;
             b := 1 / (1 - holdout);
             a := p * (1 - p) / holdout + b * p * (1 - p);

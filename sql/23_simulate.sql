@@ -225,10 +225,10 @@ BEGIN
 END
 $$;
 
--- The loop that is to be rehearsed, in one document: its name, definition, names, and its trigger as what can be read: {"table",
--- "user_key", "made", "filter"}; look: what _look() has to see before any of it is parsed. known: of a loop that there is, its
--- tables, which may have other names by now: {"users", "table", "key"}. Raises what define_loop() would. It parses nothing of
--- the text, and tells nothing that its caller did not put in or could not look up.
+-- The loop that is to be rehearsed, in one document: its name, definition, names, and its trigger as what can be read:
+-- {"table", "user_key", "made", "filter"}; look: what _look() has to see before any of it is parsed. known: of a loop that
+-- there is, its tables, which may have other names by now: {"users", "table", "key"}. Raises what define_loop() would. It
+-- parses nothing of the text, and tells nothing that its caller did not put in or could not look up.
 CREATE FUNCTION activation._simulate_plan(loop text, definition jsonb, known jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -310,8 +310,8 @@ END
 $$;
 
 -- What a condition reads, by its plan: as of when it can be asked, or why not. {"sql": the query as of "moment".at for
--- "moment".key, "reads": [{"table", "column": the user's key, "made"}], "columns": those by name, "problem", "notes"}. Without a
--- plan only the problem is told that would keep it from being planned at all.
+-- "moment".key, "reads": [{"table", "column": the user's key, "made"}], "columns": those by name, "problem", "notes"}.
+-- Without a plan only the problem is told that would keep it from being planned at all.
 CREATE FUNCTION activation._simulate_query(query text, plan jsonb, shown text, key_type text, timestamps jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -376,7 +376,8 @@ END
 $$;
 
 -- The first moment in each span of time at which a query became true for its user, NULL where it did not: asked at its
--- beginning and whenever a row of the user's came; in between nothing changes that it reads. plan: as _simulate_query() made it.
+-- beginning and whenever a row of the user's came; in between nothing changes that it reads. plan: as _simulate_query()
+-- made it.
 CREATE FUNCTION activation._first_true(plan jsonb, names text, keys text[], begins timestamptz[], ends timestamptz[], until timestamptz) RETURNS timestamptz[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -116,8 +116,8 @@ BEGIN
 END
 $$;
 
--- Volatile, so that what is looked at is looked at as it is now. Everybody's key is an array that is joined to each table: hashing it beats sorting texts, and there are hundreds of statements,
--- each of which would be compiled for longer than it runs.
+-- Volatile: each statement sees the tables as they are now. Everybody's keys are an array that is joined to each table, and
+-- hashing it beats sorting texts. There are hundreds of statements, and JIT would compile each for longer than it runs.
 CREATE FUNCTION activation.suggest(retained jsonb DEFAULT NULL, within interval DEFAULT '7 days', users regclass DEFAULT NULL, sample integer DEFAULT 200000,
                                    names text DEFAULT current_setting('search_path'))
 RETURNS TABLE (rank integer, action text, table_name text, column_name text, value text, at_least integer, first_days interval, n bigint, did bigint,
@@ -212,7 +212,8 @@ BEGIN
     END IF;
     IF plan ->> 'retained' IS NOT NULL THEN
         PERFORM activation._look(plan -> 'look');
-        -- The caller's own text, with the caller's rights and on the caller's path, and nothing of ours in it that the path could change.
+        -- The caller's own text, with the caller's rights and on the caller's path, and nothing of ours in it that
+        -- the path could change.
         -- @plpgsql_check_options: security_warnings = off
         PERFORM set_config('search_path', names, true);
         EXECUTE 'SELECT pg_catalog.array_agg("activation key".place::pg_catalog.int4) FROM pg_catalog.unnest($1) WITH ORDINALITY AS "activation key"(key, place),'

@@ -32,8 +32,9 @@ BEGIN
     IF home IS NOT NULL AND home <> current_database() THEN
         RAISE EXCEPTION 'pg_cron lives in database %, not here in %', quote_ident(home), quote_ident(current_database())
             USING ERRCODE = '55000',
-                  -- Names of their own: cron.schedule_in_database() under the name of a job of another database changes that job
-                  -- and leaves it there. Through the socket for the reason that start() has.
+                  -- Names of their own: cron.schedule_in_database() under the name of a job of another
+                  -- database changes that job and leaves it there. Through the socket for the reason that
+                  -- start() has.
                   HINT = format('In %1$s, run SELECT cron.schedule_in_database(%3$L, ''* * * * *'', ''CALL activation.detect(slot => 1)'', %2$L); '
                                 'SELECT cron.schedule_in_database(%4$L, ''* * * * *'', ''CALL activation.deliver(slot => 1)'', %2$L); '
                                 'UPDATE cron.job SET nodename = %5$L WHERE jobname IN (%3$L, %4$L);',

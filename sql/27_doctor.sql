@@ -435,21 +435,19 @@ DECLARE
     box record;
 BEGIN
     RETURN QUERY
-    SELECT 'problem', format('compiled functions of loop %I, version %s, are gone: nobody is evaluated', l.name, v.version), 'SELECT activation.bind();'
+    SELECT 'problem', format(CASE WHEN EXISTS (SELECT FROM activation._boxes(v.loop_id, v.version) b WHERE b.there AND NOT b.intact)
+                                  THEN 'a compiled function of loop %I, version %s, no longer runs with the rights of %s'
+                                  ELSE 'compiled functions of loop %I, version %s, are gone: nobody is evaluated' END,
+                             l.name, v.version, activation._role_name(v.owner)), 'SELECT activation.bind();'
       FROM activation."loop" l JOIN activation.loop_version v USING (loop_id)
      WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version);
     FOR box IN
-        SELECT l.name, v.owner, s.condition_function, s.evaluate_function, p.prosecdef AND p.proowner = v.owner AS intact
+        SELECT l.name, v.owner, s.condition_function, s.evaluate_function, b.intact
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version)
-          JOIN pg_proc p ON p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = s.evaluate_function
+          JOIN activation._boxes(l.loop_id, l.version) b ON b.function_name = s.evaluate_function AND b.there
          WHERE l.state <> 'archived' ORDER BY l.name, s.step
     LOOP
-        IF NOT box.intact THEN
-            RETURN NEXT activation._finding('problem', format('compiled function %s of loop %I no longer runs with the rights of %s', quote_ident(box.evaluate_function), box.name, activation._role_name(box.owner)),
-                            format(E'ALTER FUNCTION activation_compiled.%1$I(text[]) SECURITY DEFINER;\nALTER FUNCTION activation_compiled.%1$I(text[]) OWNER TO %2$s;',
-                                   box.evaluate_function, activation._role_name(box.owner)));
-            CONTINUE;
-        END IF;
+        CONTINUE WHEN NOT box.intact;
         BEGIN
             PERFORM activation._safe_eval(box.evaluate_function, box.owner, '{}');
         EXCEPTION
