@@ -453,6 +453,22 @@ BEGIN
 END
 $$;
 
+-- Writes down, for each loop that these users wait in, that nobody knows whether they exist. Who is gone gets no mail all the
+-- same: a claim reads their row.
+CREATE FUNCTION activation._cannot_tell(of_users regclass, user_ids text[], problem text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+    SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
+           'a row of this user was deleted, and whether they have another could not be told: ' || problem
+      FROM unnest(user_ids) AS k(user_id)
+      CROSS JOIN LATERAL (SELECT x.user_id, x.loop_id, x.version, x.state FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
+      JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = of_users
+     WHERE e.state = 'waiting'
+$$;
+
 -- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user. NULL where
 -- that cannot be told now.
 CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
@@ -471,14 +487,8 @@ EXCEPTION
         IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = users) THEN
             RETURN user_ids;
         END IF;
-        -- Nobody is taken for gone because a function failed. Somebody is told; and who is gone gets no mail all the same.
-        INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-        SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
-               'a row of this user was deleted, and whether they have another could not be told: ' || SQLERRM
-          FROM unnest(user_ids) AS k(user_id)
-          CROSS JOIN LATERAL (SELECT x.user_id, x.loop_id, x.version, x.state FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
-          JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = _still_gone.users
-         WHERE e.state = 'waiting';
+        -- Nobody is taken for gone because a function failed.
+        PERFORM activation._cannot_tell(users, user_ids, SQLERRM);
         RETURN ARRAY[]::text[];
 END
 $$;

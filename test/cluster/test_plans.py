@@ -216,6 +216,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_apply_event": ("_apply_event((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
     "_apply_events": ("_apply_events()", 1000),
     "_bring_event": ("_bring_event((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
+    "_cannot_tell": ("_cannot_tell('users', KEYS, 'no')", BATCH),
     "_claim_cap": ("_claim_cap((MAILS)[:100], 'users', 'wait', '{}', now())", 100),
     "_claim_checked": ("_claim_checked(1, 1, MAILS, '{}', now())", BATCH),
     "_claim_gone": ("_claim_gone(MAILS, '{}')", BATCH),
