@@ -411,9 +411,9 @@ AS $$
         ON t.tgrelid = w.relation AND t.tgname = w.name
      WHERE t.oid IS NULL OR t.tgenabled NOT IN ('O', 'A')
     UNION ALL
-    SELECT 'problem', 'the event trigger that follows renamed columns is off: after a migration INSERTs of the app could fail',
-           'ALTER EVENT TRIGGER activation_follow_table ENABLE;'
-      FROM pg_event_trigger e WHERE e.evtname = 'activation_follow_table' AND e.evtenabled NOT IN ('O', 'A')
+    SELECT 'problem', 'an event trigger that follows renamed and dropped columns is off: after a migration INSERTs of the app could fail',
+           format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
+      FROM pg_event_trigger e WHERE e.evtname IN ('activation_follow_table', 'activation_follow_drop') AND e.evtenabled NOT IN ('O', 'A')
 $$;
 
 -- What a loop's owner may not read of what its condition reads.

@@ -127,6 +127,31 @@ def test_a_column_of_the_filter(db: Database, app: Connection) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dropped", "later"), [("DOMAIN kinds.number", "email"), ("TYPE kinds.plan", "id"), ("SCHEMA kinds", "email")]
+)
+def test_a_column_goes_with_its_type(db: Database, app: Connection, dropped: str, later: str) -> None:
+    """INSERTs go on, and the loops that needed it say so."""
+    app.execute(
+        "CREATE SCHEMA kinds; CREATE DOMAIN kinds.number AS bigint; CREATE TYPE kinds.plan AS ENUM ('free', 'paid')"
+    )
+    app.execute("CREATE TABLE people (id kinds.number PRIMARY KEY, email text, plan kinds.plan)")
+    app.execute("SELECT activation.set_users('people')")
+    app.execute(
+        "SELECT activation.define_loop('of_people', action => activation.email('activation_welcome'),"
+        " trigger => activation.on_insert('people', filter => $$NEW.plan = 'free'$$))"
+    )
+    app.execute("INSERT INTO people VALUES (1, 'a@example.com', 'free')")
+    tick(db)
+    assert journey(db, "of_people") == {"1": "completed"}
+    app.execute(f"SET client_min_messages = error; DROP {dropped} CASCADE".encode())
+    app.execute(f"INSERT INTO people ({later}) VALUES ('2')".encode())
+    tick(db)
+    state, detail = loop_status(db, "of_people")
+    assert (state, "was dropped: define the loop again" in detail) == ("failing", True)
+    assert loop_status(db)[0] == "ok"
+
+
+@pytest.mark.parametrize(
     ("change", "table"),
     [
         ("ALTER TABLE users RENAME TO people", "people"),

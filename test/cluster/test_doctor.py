@@ -128,6 +128,11 @@ BROKEN = {
     "no trigger": ("triggers", "DROP TRIGGER activation_insert ON users", "public.users is missing"),
     "a disabled trigger": ("triggers", "ALTER TABLE actions DISABLE TRIGGER activation_insert", "actions is disabled"),
     "no event trigger": ("triggers", "ALTER EVENT TRIGGER activation_follow_table DISABLE", "INSERTs of the app could"),
+    "no other event trigger": (
+        "triggers",
+        "ALTER EVENT TRIGGER activation_follow_drop DISABLE",
+        "INSERTs of the app could",
+    ),
     "nothing compiled": ("conditions", f"DROP FUNCTION {EVALUATE}", "loop first, version 1, are gone"),
     "other rights": ("conditions", f"ALTER FUNCTION {EVALUATE} SECURITY INVOKER", "rights of postgres"),
     "no index": ("indexes", "DROP INDEX actions_user_id_idx", "public.actions by user_id"),

@@ -89,9 +89,9 @@ SELECT p.* FROM member m JOIN pg_proc p ON p.oid = m.objid AND m.classid = 'pg_p
 
 SELECT is_empty(
     $$SELECT i.type, i.identity FROM member m, pg_identify_object(m.classid, m.objid, 0) i
-       WHERE i.schema IS DISTINCT FROM 'activation' AND i.identity NOT IN ('activation', 'activation_compiled', 'activation_follow_table')
+       WHERE i.schema IS DISTINCT FROM 'activation' AND i.identity NOT IN ('activation', 'activation_compiled', 'activation_follow_table', 'activation_follow_drop')
          AND i.identity NOT LIKE 'activation.%'$$,
-    'nothing is made outside of its two schemas but one event trigger');
+    'nothing is made outside of its two schemas but two event triggers');
 
 SELECT is_empty(
     $$SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace IN ('activation'::regnamespace, 'activation_compiled'::regnamespace)
@@ -189,7 +189,7 @@ SELECT set_eq(
     'only the schedule speaks of pg_cron');
 
 SELECT is_empty('SELECT FROM activation.setting UNION ALL SELECT FROM activation.template', 'a fresh database holds no row that a dump would bring again');
-SELECT is(count(*)::integer, 1, 'one event trigger') FROM pg_event_trigger WHERE evtname = 'activation_follow_table' AND evtenabled = 'O';
+SELECT is(count(*)::integer, 2, 'two event triggers') FROM pg_event_trigger WHERE evtname LIKE 'activation\_%' AND evtenabled = 'O';
 
 -- It goes as it came.
 
