@@ -1,4 +1,4 @@
-# make               builds extension/activation--X.sql from the parts in sql/
+# make               builds extension/activation--X.sql from the parts of sql/ that sql/manifest names, in that order
 # make install       installs it and its Python package into the server that PG_CONFIG names; honours DESTDIR;
 #                    WHEELS=dir takes the Python dependencies from there and needs no network
 # make wheels        fetches them into dist/wheels, or into WHEELS
@@ -15,11 +15,8 @@
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
 
-# In the order in which they may use each other.
-PARTS = 01_schema 02_definition 03_state 04_capture 05_detect 06_rate 07_deliver 08_workers 09_python 10_compile \
-  11_builders 12_settings 13_templates 14_rolls 15_loops 16_versions 17_people 18_consent 19_feedback 20_rights \
-  21_views 22_numbers 23_simulate 24_suggest 25_schedule 26_skene 27_doctor 28_overview \
-  29_calls 30_privileges
+# Each part uses only what stands in the parts above it; scripts/check_sql.py looks at that.
+PARTS := $(patsubst %,sql/%.sql,$(shell cat sql/manifest))
 BUILT = extension/$(EXTENSION)--$(EXTVERSION).sql
 DATA = $(wildcard extension/$(EXTENSION)--*--*.sql)
 DATA_built = $(BUILT)
@@ -36,8 +33,8 @@ all install uninstall wheels:
 clean:
 endif
 
-$(BUILT): $(PARTS:%=sql/%.sql)
-	cat $^ > $@.new && mv $@.new $@
+$(BUILT): sql/manifest $(PARTS)
+	cat $(PARTS) > $@.new && mv $@.new $@
 
 # The server's functions import their package from a directory named after the version, so that two versions can stand
 # beside each other. PYTHON is PGXS's: the interpreter that plpython3u was built with.

@@ -1,0 +1,103 @@
+-- Who a person is: whether they still exist, whether they are held out, whether their key fits.
+
+-- The side of a user in a loop's holdout: the same for ever, also on another server, and another one in each loop.
+CREATE FUNCTION activation._held_out(loop text, user_id text, share numeric) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN share > 0 AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
+
+-- Which of these users exist, asked through the black box of any loop on their table; NULL where there is none to ask.
+CREATE FUNCTION activation._existing(users regclass, user_ids text[]) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v activation.loop_version;
+    rows text[];
+BEGIN
+    SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
+     WHERE x.users = _existing.users AND l.state <> 'archived'
+       AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = x.users_function)
+     ORDER BY x.loop_id LIMIT 1;
+    IF v.users_function IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- First lines only, see _users_body(): whatever else stands in somebody's row, they exist. A key that is not even of the
+    -- key's type is nobody's.
+    PERFORM activation._evaluating(v.loop_id);
+    BEGIN
+        rows := (activation._safe_eval_each(v.users_function, v.owner, user_ids, first_lines => true)).answers;
+    EXCEPTION WHEN SQLSTATE 'ACT04' OR SQLSTATE 'ACT05' THEN
+        -- The loop fails for it, and nobody is taken for gone.
+        PERFORM activation._evaluating(NULL);
+        PERFORM activation._fail_at_once(v.loop_id, 'detect', SQLERRM, SQLSTATE = 'ACT05');
+        RETURN user_ids;
+    END;
+    PERFORM activation._evaluating(NULL);
+    RETURN ARRAY(SELECT split_part(u.r, E'\n', 1)::jsonb ->> 0 FROM unnest(rows) AS u(r));
+END
+$$;
+
+-- Writes down, for each loop that these users wait in, that nobody knows whether they exist. Who is gone gets no mail all the
+-- same: a claim reads their row.
+CREATE FUNCTION activation._cannot_tell(of_users regclass, user_ids text[], problem text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+    INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
+    SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
+           'a row of this user was deleted, and whether they have another could not be told: ' || problem
+      FROM unnest(user_ids) AS k(user_id)
+      CROSS JOIN LATERAL (SELECT x.user_id, x.loop_id, x.version, x.state FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
+      JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = of_users
+     WHERE e.state = 'waiting'
+$$;
+
+-- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user. NULL where
+-- that cannot be told now.
+CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing(users, user_ids)));
+EXCEPTION
+    WHEN lock_not_available OR serialization_failure OR deadlock_detected OR query_canceled THEN
+        -- It cannot be told now. An author's code may say so as well, so that nobody else waits for it.
+        PERFORM activation._evaluating(NULL);
+        RETURN NULL;
+    WHEN others THEN
+        PERFORM activation._evaluating(NULL);
+        IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = users) THEN
+            RETURN user_ids;
+        END IF;
+        -- Nobody is taken for gone because a function failed.
+        PERFORM activation._cannot_tell(users, user_ids, SQLERRM);
+        RETURN ARRAY[]::text[];
+END
+$$;
+
+-- Notes which addresses people had, whose rows will not tell any more; unless they were forgotten already.
+CREATE FUNCTION activation._remember_addresses(user_ids text[], addresses text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM activation._signing_key();
+    INSERT INTO activation.past_address (user_id, hash, at)
+    SELECT DISTINCT u.user_id, h.hash, activation._now()
+      FROM unnest(user_ids, addresses) AS u(user_id, address), activation._hash_address(u.address) AS h(hash)
+     WHERE u.address LIKE '_%@_%' AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = h.hash)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
+-- The longest key of a user, in bytes: what an index entry can hold, with room for what stands beside it.
+CREATE FUNCTION activation._longest_key() RETURNS integer
+LANGUAGE sql IMMUTABLE
+RETURN 1000;
+
+CREATE FUNCTION activation._key_fits(user_id text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN octet_length(user_id) <= activation._longest_key();

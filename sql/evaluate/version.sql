@@ -1,0 +1,117 @@
+-- All functions of one version of a loop.
+
+-- The functions of a version that are called from outside, whether each is there, and whether it still runs with the rights of
+-- the loop's owner.
+CREATE FUNCTION activation._boxes(loop_id integer, version integer) RETURNS TABLE (function_name name, there boolean, intact boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT f.name, p.oid IS NOT NULL, coalesce(p.prosecdef AND p.proowner = v.owner, false)
+      FROM activation.loop_version v
+     CROSS JOIN LATERAL (SELECT unnest(ARRAY[coalesce(v.users_function, ''), v.filter_function, v.roll_function, v.passes_function])
+                         UNION ALL SELECT s.evaluate_function FROM activation.step s WHERE s.loop_id = v.loop_id AND s.version = v.version) AS f(name)
+      LEFT JOIN pg_proc p ON p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = f.name
+     WHERE v.loop_id = _boxes.loop_id AND v.version = _boxes.version AND f.name IS NOT NULL
+$$;
+
+-- Whether everything that a version was compiled to is there, as it was made.
+CREATE FUNCTION activation._compiled(loop_id integer, version integer) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (SELECT FROM activation._boxes(loop_id, version) b WHERE NOT b.intact)
+           AND NOT EXISTS (SELECT FROM activation.step s
+                            WHERE s.loop_id = _compiled.loop_id AND s.version = _compiled.version AND s.evaluate_function IS NOT NULL
+                              AND NOT activation._function_exists(s.condition_function))
+$$;
+
+-- What the functions of a step's condition are called after. The goal of its own is step 0.
+CREATE FUNCTION activation._which_condition(step integer) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE step WHEN 0 THEN ' of the goal' WHEN 1 THEN '' ELSE format(' of step %s', step) END;
+
+-- Compiles a version from its definition, with its owner's rights and path, and writes down what it was compiled to. What
+-- is there of it already goes first.
+CREATE FUNCTION activation._compile_version(loop_id integer, version integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+<<here>>
+DECLARE
+    v activation.loop_version;
+    loop_name text := (SELECT l.name FROM activation."loop" l WHERE l.loop_id = _compile_version.loop_id);
+    key_type oid;
+    -- The numbers stand in what is never cut, so that no two versions of any loops share a name.
+    suffix text := format(' (%s.v%s)', loop_id, version);
+    old_function regprocedure;
+    filter jsonb;
+    trigger jsonb;
+    triggered activation.source;
+    roll name;
+    passes name;
+    new_columns name[];
+    old_columns name[];
+    compiled jsonb;
+    defined record;
+BEGIN
+    SELECT x.* INTO STRICT v FROM activation.loop_version x
+     WHERE x.loop_id = _compile_version.loop_id AND x.version = _compile_version.version;
+    SELECT activation._key_type(u.users, u.key_column) INTO STRICT key_type FROM activation.users_table u WHERE u.users = v.users;
+    FOR old_function IN
+        SELECT p.oid::regprocedure FROM pg_proc p
+         WHERE p.pronamespace = 'activation_compiled'::regnamespace
+           AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || w.which || suffix)
+                               FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users', ': passes', ': roll', ': schedule']) AS k(kind),
+                                    (SELECT '' AS which UNION SELECT activation._which_condition(s.step) FROM activation.step s
+                                      WHERE s.loop_id = v.loop_id AND s.version = v.version) w)
+         -- Those first that use others.
+         ORDER BY p.proname LIKE '%: condition%' OR p.proname LIKE '%: filter%' OR p.proname LIKE '%: schedule%'
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', old_function);
+    END LOOP;
+
+    trigger := v.definition -> 'trigger';
+    SELECT s.* INTO triggered FROM activation.source s WHERE s.source_id = v.source_id;
+    IF trigger ->> 'filter' IS NOT NULL OR trigger ->> 'event' = 'update' THEN
+        filter := activation._compile_filter(loop_name, loop_name, suffix, trigger, triggered.table_name, v.owner, v.names);
+        IF trigger ->> 'event' = 'insert' THEN
+            passes := activation._compile_passes(loop_name, suffix, triggered.table_name, triggered.key_column, filter, v.owner);
+        END IF;
+    END IF;
+    IF trigger ->> 'type' = 'schedule' THEN
+        roll := activation._compile_schedule(loop_name, loop_name, suffix, trigger ->> 'query', key_type, v.owner, v.names);
+    ELSIF v.definition ->> 'enroll' <> 'new' THEN
+        roll := activation._compile_existing(loop_name, suffix, triggered.table_name, triggered.key_column, filter, v.owner);
+    END IF;
+    new_columns := ARRAY(SELECT jsonb_array_elements_text(filter -> 'columns'));
+    old_columns := ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'));
+    UPDATE activation.loop_version x
+       SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
+           filter_function = filter ->> 'function', roll_function = roll, passes_function = passes,
+           filter_columns = new_columns, filter_attnums = activation._column_numbers(triggered.table_name, new_columns),
+           old_columns = here.old_columns, old_attnums = activation._column_numbers(triggered.table_name, here.old_columns)
+     WHERE x.loop_id = v.loop_id AND x.version = v.version;
+    FOR defined IN
+        SELECT c.condition, c.step AS number
+          FROM (SELECT s.step, s.position, s.name,
+                       CASE s.step WHEN 0 THEN v.definition -> 'goal' ELSE v.definition #> ARRAY['steps', (s.position - 1)::text, 'condition'] END AS condition
+                  FROM activation.step s WHERE s.loop_id = v.loop_id AND s.version = v.version) c
+         WHERE c.condition <> 'null'
+         ORDER BY c.position
+    LOOP
+        compiled := activation._compile_condition(loop_name, loop_name, activation._which_condition(defined.number) || suffix, defined.condition, key_type, v.owner, v.names);
+        UPDATE activation.step s
+           SET every = (compiled ->> 'every')::interval, condition_function = compiled ->> 'condition', evaluate_function = compiled ->> 'evaluate'
+         WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.step = defined.number;
+        DELETE FROM activation.watch w WHERE w.loop_id = v.loop_id AND w.version = v.version AND w.step = defined.number;
+        INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete, goal)
+        SELECT DISTINCT v.loop_id, v.version, defined.number, activation._source((w ->> 0)::oid::regclass, (w ->> 1)::name),
+               (compiled ->> 'on_delete')::boolean, defined.number = v.goal_step
+          FROM jsonb_array_elements(compiled -> 'watches') AS w;
+        INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+        SELECT v.loop_id, v.version, defined.number, p.part, activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')
+          FROM unnest(activation._all_parts()) AS p(part)
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+END
+$$;

@@ -1,0 +1,121 @@
+-- What delivery owns: a message is one email that was promised, a request one call of Resend's API, an attempt one try of
+-- one message. Beside them what the provider allows.
+
+-- One call of Resend's API: the exact bytes, its idempotency key (the id), and who holds it now. Repeated byte for byte
+-- until its outcome is known or it is 23 hours old.
+CREATE TABLE activation.request (
+    request_id      uuid PRIMARY KEY,
+    endpoint        text NOT NULL CHECK (endpoint IN ('/emails', '/emails/batch')),
+    body            text NOT NULL,
+    members         uuid[] NOT NULL,
+    mode            text NOT NULL,
+    recovery        jsonb NOT NULL,
+    state           text NOT NULL CHECK (state IN ('open', 'done')),
+    created_at      timestamptz NOT NULL,
+    next_attempt_at timestamptz NOT NULL,
+    tries           integer NOT NULL DEFAULT 0,
+    errors          integer NOT NULL DEFAULT 0,
+    unclear         integer NOT NULL DEFAULT 1,
+    lease_token     uuid,
+    lease_until     timestamptz,
+    lease_pid       integer,
+    lease_start     timestamptz
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+-- A hundred mails from one template compress to little, and lz4 costs a tenth of pglz; a server built without it keeps pglz.
+DO $$
+BEGIN
+    ALTER TABLE activation.request ALTER COLUMN body SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END
+$$;
+CREATE INDEX request_open ON activation.request (created_at) WHERE state = 'open';
+CREATE INDEX request_done ON activation.request (created_at) WHERE state = 'done';
+CREATE INDEX request_body ON activation.request (created_at) WHERE state = 'done' AND body <> '';
+SELECT pg_catalog.pg_extension_config_dump('activation.request', $$WHERE state = 'open'$$);
+COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. tries: how many outcomes are known; errors: how many of them were server errors; unclear: tries on their way, or of which nobody knows whether they were accepted.';
+
+CREATE TABLE activation.message (
+    message_id      uuid PRIMARY KEY,
+    enrollment_id   bigint NOT NULL,
+    loop_id         integer NOT NULL,
+    version         integer NOT NULL,
+    user_id         text NOT NULL,
+    step            integer NOT NULL,
+    branch          text NOT NULL CHECK (branch IN ('action', 'otherwise')),
+    state           text NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'delivered', 'bounced', 'complained', 'failed',
+                                                   'cancelled', 'suppressed', 'held_out', 'captured', 'unknown')),
+    created_at      timestamptz NOT NULL,
+    next_attempt_at timestamptz NOT NULL,
+    batch_limit     smallint CHECK (batch_limit > 0),
+    attempts        integer NOT NULL DEFAULT 0,
+    request_id      uuid,
+    recipient       text,
+    subject         text,
+    sent_at         timestamptz,
+    resend_id       text,
+    last_error      text,
+    finished_at     timestamptz,
+    UNIQUE (enrollment_id, step, branch),
+    CHECK ((state = 'queued') = (request_id IS NULL AND finished_at IS NULL))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+-- By loop first, so that what waits in a loop that is paused costs the others nothing.
+-- A message is queued while it has neither a request nor an end. No index names `state`, so that writing down an answer
+-- touches none (HOT). A user's messages are found through their enrollments.
+CREATE INDEX message_queue ON activation.message (loop_id, next_attempt_at, message_id) WHERE request_id IS NULL AND finished_at IS NULL;
+-- For housekeeping. Sent mail is not in it: that is found through its request.
+CREATE INDEX message_ended ON activation.message (finished_at) WHERE finished_at IS NOT NULL;
+-- What was asked of Resend and ended badly, or of which nobody knows.
+CREATE INDEX message_trouble ON activation.message (finished_at) WHERE finished_at IS NOT NULL AND request_id IS NOT NULL;
+SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
+COMMENT ON TABLE activation.message IS 'One email that an enrollment promised; it cannot exist twice. batch_limit: how many emails may share a request with it, when one that it shared was refused; each time half as many.';
+
+CREATE TABLE activation.attempt (
+    message_id  uuid NOT NULL,
+    attempt     integer NOT NULL,
+    request_id  uuid NOT NULL,
+    started_at  timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL,
+    outcome     text NOT NULL,
+    http_status integer,
+    error_name  text,
+    error       text,
+    retry_at    timestamptz
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX attempt_message ON activation.attempt (message_id);
+-- For set_retention(); it costs an insert next to nothing.
+CREATE INDEX attempt_started ON activation.attempt USING brin (started_at);
+SELECT pg_catalog.pg_extension_config_dump('activation.attempt', '');
+COMMENT ON TABLE activation.attempt IS 'Every try of every message: when, what came of it, and when the next one is due.';
+
+-- What the brake counts, in steps of five minutes: the claim's emails that were about to leave.
+CREATE TABLE activation.pace (
+    loop_id integer NOT NULL,
+    at      timestamptz NOT NULL,
+    emails  integer NOT NULL,
+    PRIMARY KEY (loop_id, at)
+) WITH (fillfactor = 50);
+SELECT pg_catalog.pg_extension_config_dump('activation.pace', '');
+COMMENT ON TABLE activation.pace IS 'How many emails each loop sent in each five minutes; no more than max_per_hour leave in an hour.';
+
+CREATE TABLE activation.provider (
+    singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    paused_until timestamptz,
+    pause_reason text,
+    paused_key   text,
+    learnt_rate  numeric,
+    min_rtt      double precision,
+    stretch_rtt  double precision,
+    rtt_since    timestamptz,
+    careful_until timestamptz,
+    answers      integer NOT NULL DEFAULT 0
+) WITH (fillfactor = 50);
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), until when tokens return carefully, how many answers there were (up to 10); not dumped.';
+
+CREATE TABLE activation.token (
+    n            integer PRIMARY KEY,
+    free_at      timestamptz NOT NULL,
+    holder_pid   integer,
+    holder_start timestamptz
+) WITH (fillfactor = 50);
+COMMENT ON TABLE activation.token IS 'One row for each request that may be made in a second; not dumped.';
