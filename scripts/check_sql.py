@@ -1,7 +1,7 @@
 """The rules of sql/ that no other tool knows. Part of `make lint`; says each breach as `file:line: what`.
 
-- `sql/manifest` names every part once. A part uses only what stands in itself or in a part above it: what a comment or the
-  words of an error say of a public verb does not count.
+- `sql/manifest` names every part once. A part uses only what stands in itself or in a part above it. What a comment or
+  the words of an error say of a public verb does not count.
 - A part has at most 300 lines, and a line 100 columns.
 - A function of more than 80 lines says why it is that long: the comment above it begins a sentence with "Long because".
 - A private function (`_name`) says in a comment above it what it is for.
@@ -67,7 +67,7 @@ def statements(part: str) -> Iterator[Statement]:
 
 
 def references(text: str) -> Iterator[str]:
-    """The names that a statement uses: all of its code, and the private ones that it says in strings (generated SQL)."""
+    """The names that a statement uses: those in its code, and private ones in its strings (generated SQL)."""
     code = COMMENT.sub("", text)
     yield from REFERENCE.findall(STRING.sub("''", code))
     yield from (name for string in STRING.findall(code) for name in REFERENCE.findall(string) if name.startswith("_"))
@@ -104,7 +104,7 @@ def problems() -> Iterator[str]:
         lines = (SQL / f"{part}.sql").read_text().splitlines() if part in there else []
         if len(lines) > PART_LINES:
             yield f"sql/{part}.sql: {len(lines)} lines"
-        yield from (f"sql/{part}.sql:{n}: {len(l)} columns" for n, l in enumerate(lines, 1) if len(l) > COLUMNS)
+        yield from (f"sql/{part}.sql:{n}: {len(line)} columns" for n, line in enumerate(lines, 1) if len(line) > COLUMNS)
 
 
 def main() -> int:

@@ -13,11 +13,11 @@ GRANT SELECT ON activation.loop_definition TO PUBLIC;
 -- for the state of a loop: it could otherwise make functions that run as somebody else.
 GRANT USAGE ON SCHEMA activation, activation_compiled TO activation_engine;
 GRANT SELECT ON ALL TABLES IN SCHEMA activation TO activation_engine;
-GRANT INSERT, UPDATE, DELETE ON activation.signal, activation.wake, activation.enrollment, activation.event, activation.roll, activation.sweep, activation.strike,
+GRANT INSERT, UPDATE, DELETE ON activation.signal, activation.wake, activation.enrollment, activation.event, activation.backfill, activation.sweep, activation.strike,
       activation.capture_failure, activation.remark, activation.past_address, activation.consent, activation.suppression, activation.webhook_event, activation.pull, activation.unsuppression,
-      activation.erasure, activation.request, activation.message, activation.attempt, activation.pace, activation.provider, activation.token
+      activation.erasure, activation.request, activation.message, activation.attempt, activation.hourly_sends, activation.provider, activation.rate_permit
    TO activation_engine;
-GRANT UPDATE ON activation.mutex, activation.user_part TO activation_engine;
+GRANT UPDATE ON activation.mutex, activation.user_bucket TO activation_engine;
 GRANT UPDATE (beat_at, note, worked_at) ON activation.worker TO activation_engine;
 GRANT TRUNCATE ON activation.wake TO activation_engine;
 GRANT INSERT ON activation.signing TO activation_engine;

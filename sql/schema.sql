@@ -83,11 +83,11 @@ LANGUAGE sql VOLATILE PARALLEL SAFE
 RETURN coalesce(nullif(current_setting('activation.now', true), '')::timestamptz, clock_timestamp());
 
 -- The engine divides users by the hash of their key, so that several detectors never hold the same user.
-CREATE FUNCTION activation._part(user_id text) RETURNS integer
+CREATE FUNCTION activation._user_bucket(user_id text) RETURNS integer
 LANGUAGE sql IMMUTABLE
 RETURN hashtext(user_id) & 7;
 
-CREATE FUNCTION activation._all_parts() RETURNS integer[]
+CREATE FUNCTION activation._all_buckets() RETURNS integer[]
 LANGUAGE sql IMMUTABLE
 RETURN ARRAY[0, 1, 2, 3, 4, 5, 6, 7];
 

@@ -17,7 +17,7 @@ BEGIN
     PERFORM activation._lock('define');
     -- Nobody is evaluated until this transaction ends: a detector that waits for the table, while bind() waits for what the
     -- detector holds, would be a deadlock.
-    PERFORM activation._lock_parts(activation._all_parts(), true);
+    PERFORM activation._lock_buckets(activation._all_buckets(), true);
     -- What depends on the table, and the filters on it, whose arguments have the types of its columns.
     FOR bound IN
         SELECT DISTINCT p.oid::regprocedure
@@ -54,14 +54,14 @@ BEGIN
     FOR unbound IN
         SELECT v.loop_id, v.version, l.name, l.state, l.version = v.version AS is_current
           FROM activation.loop_version v JOIN activation."loop" l USING (loop_id)
-         WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version)
+         WHERE l.state <> 'archived' AND NOT activation._is_compiled(v.loop_id, v.version)
          ORDER BY v.loop_id, v.version
     LOOP
         BEGIN
             PERFORM activation._compile_version(unbound.loop_id, unbound.version);
             UPDATE activation."loop" l SET state = 'active', reason = NULL
              WHERE l.loop_id = unbound.loop_id AND l.state = 'failing' AND unbound.is_current;
-            PERFORM activation._sweep(unbound.loop_id, activation._now());
+            PERFORM activation._order_sweep(unbound.loop_id, activation._now());
             made := made + 1;
         EXCEPTION WHEN deadlock_detected OR lock_not_available OR serialization_failure THEN
             RAISE;

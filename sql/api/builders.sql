@@ -4,7 +4,7 @@
 -- Builders return parts of a definition.
 
 -- A part of a definition as it was given, or completed, in the one spelling that a definition has.
-CREATE FUNCTION activation._checked(kind text, document jsonb, completed boolean DEFAULT false) RETURNS jsonb
+CREATE FUNCTION activation._checked_fragment(kind text, document jsonb, completed boolean DEFAULT false) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -24,7 +24,7 @@ BEGIN
     IF table_name IS NULL THEN
         RAISE EXCEPTION '% needs a table', builder USING ERRCODE = '22004', HINT = format('activation.%s(''users'')', builder);
     END IF;
-    RETURN activation._checked('trigger', jsonb_build_object('type', 'database', 'table', activation._table_name(table_name),
+    RETURN activation._checked_fragment('trigger', jsonb_build_object('type', 'database', 'table', activation._table_name(table_name),
                                                              'event', event, 'columns', to_jsonb(columns), 'user_key', user_key, 'filter', filter));
 END
 $$;
@@ -53,14 +53,14 @@ COMMENT ON FUNCTION activation.on_delete(regclass, name, text) IS
 CREATE FUNCTION activation.on_event(event text) RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._checked('trigger', jsonb_build_object('type', 'event', 'event', event)) $$;
+AS $$ SELECT activation._checked_fragment('trigger', jsonb_build_object('type', 'event', 'event', event)) $$;
 COMMENT ON FUNCTION activation.on_event(text) IS
 'Trigger of a loop: an event told by activation.track(user_id, event, …).';
 
 CREATE FUNCTION activation.on_schedule(cron text, query text) RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._checked('trigger', jsonb_build_object('type', 'schedule', 'cron', cron, 'query', query)) $$;
+AS $$ SELECT activation._checked_fragment('trigger', jsonb_build_object('type', 'schedule', 'cron', cron, 'query', query)) $$;
 COMMENT ON FUNCTION activation.on_schedule(text, text) IS
 'Trigger of a loop: at the times of cron (minute hour day month weekday, on the clock of the setting timezone) everybody whom query returns is enrolled, as the loop''s reentry allows. query: one SELECT of one column, the users'' keys.';
 
@@ -70,7 +70,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM activation._positive('timeout', timeout), activation._positive('every', every);
-    RETURN activation._checked('condition', jsonb_build_object('type', 'query', 'query', sql, 'timeout', timeout::text,
+    RETURN activation._checked_fragment('condition', jsonb_build_object('type', 'query', 'query', sql, 'timeout', timeout::text,
                                                                'every', every::text, 'watch', watch));
 END
 $$;
@@ -83,7 +83,7 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN activation._checked('action', jsonb_build_object('type', 'email', 'provider', 'resend', 'template', template,
+    RETURN activation._checked_fragment('action', jsonb_build_object('type', 'email', 'provider', 'resend', 'template', template,
         'personalization', coalesce(personalization, '{}'), 'subject', subject, 'sender', sender, 'reply_to', reply_to,
         'resend_template', resend_template));
 END
@@ -98,7 +98,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM activation._positive('initial', initial), activation._positive('max', max);
-    RETURN activation._checked('recovery', jsonb_build_object('retries', retries, 'backoff', backoff, 'initial', initial::text, 'max', max::text));
+    RETURN activation._checked_fragment('recovery', jsonb_build_object('retries', retries, 'backoff', backoff, 'initial', initial::text, 'max', max::text));
 END
 $$;
 COMMENT ON FUNCTION activation.retry(integer, text, interval, interval) IS
@@ -124,7 +124,7 @@ CREATE FUNCTION activation.send_window(days text, opens time, closes time, other
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT activation._checked('send_window', jsonb_build_object('days', days, 'opens', to_char(opens, 'HH24:MI'),
+    SELECT activation._checked_fragment('send_window', jsonb_build_object('days', days, 'opens', to_char(opens, 'HH24:MI'),
         'closes', CASE WHEN closes = '24:00' THEN '24:00' ELSE to_char(closes, 'HH24:MI') END, 'otherwise', otherwise), completed => true)
 $$;
 COMMENT ON FUNCTION activation.send_window(text, time, time, text) IS

@@ -39,8 +39,8 @@ BEGIN
      WHERE c.subscribed <> excluded.subscribed;
     IF NOT _subscribe.subscribed THEN
         -- Not while somebody is being enrolled or evaluated.
-        PERFORM activation._lock_part(_subscribe.user_id);
-        PERFORM activation._leave(ARRAY(
+        PERFORM activation._lock_user(_subscribe.user_id);
+        PERFORM activation._exit_enrollments(ARRAY(
             SELECT e.enrollment_id FROM activation.enrollment e JOIN activation.loop_version v USING (loop_id, version)
              WHERE e.user_id = _subscribe.user_id AND v.users = _subscribe.users AND NOT v.transactional
                AND (_subscribe.topic = '' OR v.definition ->> 'topic' = _subscribe.topic)), 'the user has unsubscribed');

@@ -37,7 +37,7 @@ BEGIN
     END IF;
     PERFORM activation._lock('define');
     IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
-        PERFORM activation._own_loop(caller, name);
+        PERFORM activation._require_loop_owner(caller, name);
     END IF;
 
     trigger := definition -> 'trigger';
@@ -73,7 +73,7 @@ BEGIN
     SELECT v.* INTO current_version FROM activation.loop_version v WHERE v.loop_id = known.loop_id AND v.version = known.version;
     IF current_version.definition = definition AND current_version.owner = role AND current_version.names = _define.names
        AND known.state IN ('active', 'paused')
-       AND activation._compiled(known.loop_id, known.version) THEN
+       AND activation._is_compiled(known.loop_id, known.version) THEN
         RETURN known.version;
     END IF;
 
@@ -84,7 +84,7 @@ BEGIN
         SELECT max(v.version) + 1 INTO made FROM activation.loop_version v WHERE v.loop_id = known.loop_id;
     END IF;
     IF table_name IS NOT NULL THEN
-        source_id := activation._source(table_name, key_column);
+        source_id := activation._capture_source(table_name, key_column);
         -- A loop that comes to a table (anew) enrolls nobody whose signal was written before it came.
         IF current_version.source_id = source_id AND known.state <> 'archived' AND current_version.filter_function IS NULL THEN
             generation := current_version.generation;
@@ -121,9 +121,9 @@ BEGIN
         -- Who signed up while the loop had no filter is in it.
         INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id)
         SELECT g.at, g.source_id, g.generation, known.loop_id, g.user_id FROM activation.signal g
-         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.gone IS NULL AND g.generation >= current_version.generation;
+         WHERE g.source_id = here.source_id AND g.loop_id IS NULL AND g.user_deleted IS NULL AND g.generation >= current_version.generation;
     END IF;
-    PERFORM activation._begin_roll(known.loop_id, made, current_version.definition ->> 'enroll' <> 'new' AND known.state <> 'archived');
+    PERFORM activation._begin_backfill(known.loop_id, made, current_version.definition ->> 'enroll' <> 'new' AND known.state <> 'archived');
     UPDATE activation."loop" l
        SET version = made, reason = NULL, state = CASE WHEN l.state = 'paused' THEN 'paused' ELSE 'active' END
      WHERE l.loop_id = known.loop_id;

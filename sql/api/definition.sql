@@ -8,7 +8,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    answer jsonb := activation._run(names, ARRAY[format('SELECT pg_catalog.to_regclass(%L)::pg_catalog.oid::pg_catalog.int8', table_name)], false);
+    answer jsonb := activation._run_on_path(names, ARRAY[format('SELECT pg_catalog.to_regclass(%L)::pg_catalog.oid::pg_catalog.int8', table_name)], false);
 BEGIN
     IF answer ->> 'value' IS NULL THEN
         RAISE EXCEPTION '%: table "%" does not exist', what, table_name
@@ -121,7 +121,7 @@ DECLARE
     found name[];
     shown text := activation._table_name(table_name);
 BEGIN
-    IF event = 'update' AND activation._same_row(table_name) IS NULL THEN
+    IF event = 'update' AND activation._same_row_condition(table_name) IS NULL THEN
         RAISE EXCEPTION '%: table % has no primary key', what, shown
             USING ERRCODE = '42P16', HINT = format('A row as it was and as it is are told to be the same by it: ALTER TABLE %s ADD PRIMARY KEY (…);', shown);
     END IF;
@@ -171,12 +171,12 @@ AS $$
 DECLARE
     other text;
 BEGIN
-    IF NOT activation._reads_mail(definition) THEN
+    IF NOT activation._enrolls_by_own_tables(definition) THEN
         RETURN;
     END IF;
     SELECT l.name INTO other
       FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
-     WHERE l.name <> _check_circle.name AND l.state <> 'archived' AND activation._reads_mail(v.definition) ORDER BY 1 LIMIT 1;
+     WHERE l.name <> _check_circle.name AND l.state <> 'archived' AND activation._enrolls_by_own_tables(v.definition) ORDER BY 1 LIMIT 1;
     IF other IS NOT NULL THEN
         RAISE EXCEPTION '%: it and loop "%" would feed each other in a circle', what, other
             USING ERRCODE = '22023', DETAIL = 'The schedule of each enrolls users by what loops have done, and lets them in again and again.',
@@ -186,7 +186,7 @@ END
 $$;
 
 -- Whether a definition's schedule enrolls users, more than once, by what activation's own tables say.
-CREATE FUNCTION activation._reads_mail(definition jsonb) RETURNS boolean
+CREATE FUNCTION activation._enrolls_by_own_tables(definition jsonb) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -3,7 +3,7 @@
 
 -- An event, or NULL for what is none: not JSON, nested too deeply for it, or with characters or numbers that PostgreSQL does
 -- not take.
-CREATE FUNCTION activation._event(body text) RETURNS jsonb
+CREATE FUNCTION activation._parse_event(body text) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -38,7 +38,7 @@ END
 $$;
 
 -- What is kept of an event. own: about a message of ours. hashed: what stands for the address that it is about.
-CREATE FUNCTION activation._event_kept(event jsonb, own boolean, hashed text) RETURNS jsonb
+CREATE FUNCTION activation._reduced_event(event jsonb, own boolean, hashed text) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 RETURN jsonb_strip_nulls(jsonb_build_object(
         'type', activation._event_text(event, '{type}', 100), 'created_at', activation._event_text(event, '{created_at}', 100),
@@ -62,17 +62,17 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN activation._bring_event(wanted);
+    RETURN activation._apply_event_to_message(wanted);
 EXCEPTION WHEN others THEN
-    IF NOT activation._of_a_person(SQLSTATE) THEN
+    IF NOT activation._is_about_one_person(SQLSTATE) THEN
         RAISE;
     END IF;
-    UPDATE activation.webhook_event x SET applied = true, problem = activation._problem('not applied', SQLERRM) WHERE x.webhook_id = wanted;
+    UPDATE activation.webhook_event x SET applied = true, problem = activation._error_text('not applied', SQLERRM) WHERE x.webhook_id = wanted;
     RETURN true;
 END
 $$;
 
-CREATE FUNCTION activation._bring_event(wanted text) RETURNS boolean
+CREATE FUNCTION activation._apply_event_to_message(wanted text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -161,7 +161,7 @@ BEGIN
         hashed := activation._hash_address(activation._fold_address(email));
     END IF;
     INSERT INTO activation.webhook_event AS w (webhook_id, type, at, received_at, message_id, applied, payload)
-    VALUES (_keep_event.webhook_id, kind, happened_at, now, CASE WHEN own THEN about END, NOT own, activation._event_kept(event, own, hashed))
+    VALUES (_keep_event.webhook_id, kind, happened_at, now, CASE WHEN own THEN about END, NOT own, activation._reduced_event(event, own, hashed))
     ON CONFLICT ON CONSTRAINT webhook_event_pkey DO NOTHING;
     IF NOT FOUND THEN
         RETURN 'duplicate';
@@ -215,7 +215,7 @@ BEGIN
     IF problem IS NOT NULL THEN
         PERFORM activation._refuse_webhook(left(problem, 3)::integer, substr(problem, 5));
     END IF;
-    event := activation._event(body);
+    event := activation._parse_event(body);
     IF event IS NULL THEN
         PERFORM activation._refuse_webhook(400, 'its body is not an event');
     END IF;

@@ -48,7 +48,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found regclass := (activation._run(names, ARRAY[format('SELECT pg_catalog.to_regclass(%L)::pg_catalog.oid::pg_catalog.int8', table_name)], false) ->> 'value')::oid;
+    found regclass := (activation._run_on_path(names, ARRAY[format('SELECT pg_catalog.to_regclass(%L)::pg_catalog.oid::pg_catalog.int8', table_name)], false) ->> 'value')::oid;
     columns name[];
 BEGIN
     is_users := found IS NOT DISTINCT FROM users;

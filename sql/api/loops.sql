@@ -19,7 +19,7 @@ END
 $$;
 
 -- Who may change a loop: whoever may act as its owner.
-CREATE FUNCTION activation._own_loop(caller oid, name text) RETURNS activation.loop
+CREATE FUNCTION activation._require_loop_owner(caller oid, name text) RETURNS activation.loop
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -78,7 +78,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(caller, name);
+    l activation.loop := activation._require_loop_owner(caller, name);
 BEGIN
     IF l.state = 'archived' THEN
         RAISE EXCEPTION 'loop "%" is archived', name USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
@@ -104,7 +104,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(caller, name);
+    l activation.loop := activation._require_loop_owner(caller, name);
     cut timestamptz := activation._now() - drop_older_than;
 BEGIN
     IF drop_older_than < interval '0' THEN
@@ -121,7 +121,7 @@ BEGIN
        SET state = 'cancelled', finished_at = activation._now(), last_error = 'it came due while the loop was paused'
      WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL AND m.created_at < cut;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
-    PERFORM activation._sweep(l.loop_id, activation._now());
+    PERFORM activation._order_sweep(l.loop_id, activation._now());
     UPDATE activation.enrollment e SET retry_at = activation._now() WHERE e.loop_id = l.loop_id AND e.retry_at > activation._now();
 END
 $$;
@@ -138,7 +138,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(caller, name);
+    l activation.loop := activation._require_loop_owner(caller, name);
     captured regclass;
 BEGIN
     UPDATE activation."loop" x SET state = 'archived', reason = NULL WHERE x.loop_id = l.loop_id;
@@ -146,10 +146,10 @@ BEGIN
      WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
     UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
      WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
-    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL AND g.gone IS NULL;
+    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL AND g.user_deleted IS NULL;
     DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
     DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
-    DELETE FROM activation.roll r WHERE r.loop_id = l.loop_id;
+    DELETE FROM activation.backfill r WHERE r.loop_id = l.loop_id;
     FOR captured IN
         SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
          WHERE s.table_name IN (SELECT v.users FROM activation.loop_version v WHERE v.loop_id = l.loop_id)
@@ -184,7 +184,7 @@ BEGIN
         RAISE EXCEPTION 'message % does not exist', coalesce(id::text, 'NULL')
             USING ERRCODE = '42704', HINT = 'Messages of which nobody knows: SELECT * FROM activation.message_log WHERE status = ''unknown'';';
     END IF;
-    PERFORM activation._own_loop(caller, (SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
+    PERFORM activation._require_loop_owner(caller, (SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
     IF m.state <> 'unknown' THEN
         RAISE EXCEPTION 'message % is not unknown', id
             USING ERRCODE = '55000', DETAIL = format('It is %s.', m.state),

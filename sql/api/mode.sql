@@ -49,7 +49,7 @@ BEGIN
                SET state = CASE m.state WHEN 'queued' THEN 'cancelled' ELSE 'unknown' END, finished_at = activation._now(),
                    last_error = CASE m.state WHEN 'queued' THEN 'cancelled by set_mode' ELSE 'given up by set_mode while its outcome was not known' END
              WHERE m.state IN ('queued', 'sending');
-            UPDATE activation.request r SET state = 'done', lease_token = NULL WHERE r.state = 'open';
+            UPDATE activation.request r SET state = 'done', lease_id = NULL WHERE r.state = 'open';
         ELSIF waiting > 0 THEN
             -- Requests made in another mode are not repeated in this one.
             UPDATE activation.request r SET mode = set_mode.mode WHERE r.state = 'open';

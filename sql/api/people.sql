@@ -20,7 +20,7 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '1s'
 AS $$
 BEGIN
-    RETURN wanted_user = ANY (activation._existing(users, ARRAY[wanted_user]));
+    RETURN wanted_user = ANY (activation._existing_users(users, ARRAY[wanted_user]));
 EXCEPTION WHEN others OR assert_failure THEN
     -- Whoever owns the table, or holds it locked, stops nobody who tells of a user.
     PERFORM activation._evaluating(NULL);
@@ -53,7 +53,7 @@ BEGIN
         RAISE EXCEPTION 'user % does not exist in %', _enroll.user_id, activation._table_name(v.users)
             USING ERRCODE = '02000', HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
-    INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, how, context)
+    INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, enrolled_by, context)
     VALUES (activation._now(), 0, 0, l.loop_id, _enroll.user_id, format('by hand, by %s', activation._role_name(caller)), _enroll.context);
 END
 $$;
@@ -81,10 +81,10 @@ BEGIN
     END IF;
     PERFORM activation._check_key(cancel.user_id);
     -- Not while somebody is being enrolled or evaluated.
-    PERFORM activation._lock_part(cancel.user_id);
+    PERFORM activation._lock_user(cancel.user_id);
     SELECT e.* INTO last FROM activation.enrollment e WHERE e.user_id = cancel.user_id AND e.loop_id = l.loop_id ORDER BY e.pass DESC LIMIT 1;
     IF last.state = 'waiting' OR EXISTS (SELECT FROM activation.message m WHERE m.enrollment_id = last.enrollment_id AND m.state = 'queued') THEN
-        PERFORM activation._leave(ARRAY[last.enrollment_id], coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));
+        PERFORM activation._exit_enrollments(ARRAY[last.enrollment_id], coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));
         RETURN true;
     END IF;
     RAISE NOTICE 'user % is not in loop "%"', cancel.user_id, cancel.loop

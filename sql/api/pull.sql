@@ -22,7 +22,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation._pulled(of_webhook text, upto double precision) RETURNS void
+CREATE FUNCTION activation._note_pull(of_webhook text, upto double precision) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -56,12 +56,12 @@ AS $$
        AND NOT EXISTS (SELECT FROM unnest(known) AS k WHERE activation._fold_address(k) = s.address) ORDER BY s.address
 $$;
 
-CREATE FUNCTION activation._unsuppressed(addresses text[]) RETURNS void
+CREATE FUNCTION activation._note_unsuppressed(addresses text[]) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ DELETE FROM activation.unsuppression n WHERE n.address = ANY (addresses) $$;
 
-CREATE FUNCTION activation._synced() RETURNS void
+CREATE FUNCTION activation._note_sync() RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -1,6 +1,6 @@
 -- What a person may ask for: everything that is kept about them, and that nothing is.
 
-CREATE FUNCTION activation._mails_of(of_user text) RETURNS uuid[]
+CREATE FUNCTION activation._messages_of(of_user text) RETURNS uuid[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -54,13 +54,13 @@ AS $$
     SELECT jsonb_build_object(
         'user_id', $1, 'exported_at', activation._now(),
         'enrollments', (SELECT coalesce(jsonb_agg(to_jsonb(j) ORDER BY j.enrolled_at), '[]') FROM activation.journey j WHERE j.user_id = $1),
-        'messages', (SELECT coalesce(jsonb_agg(to_jsonb(m) ORDER BY m.created_at), '[]') FROM activation.message_log m WHERE m.message_id = ANY (activation._mails_of($1))),
-        'attempts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.started_at), '[]') FROM activation.attempt a WHERE a.message_id = ANY (activation._mails_of($1))),
-        'webhooks', (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]') FROM activation.webhook_event w WHERE w.message_id = ANY (activation._mails_of($1))),
+        'messages', (SELECT coalesce(jsonb_agg(to_jsonb(m) ORDER BY m.created_at), '[]') FROM activation.message_log m WHERE m.message_id = ANY (activation._messages_of($1))),
+        'attempts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.started_at), '[]') FROM activation.attempt a WHERE a.message_id = ANY (activation._messages_of($1))),
+        'webhooks', (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]') FROM activation.webhook_event w WHERE w.message_id = ANY (activation._messages_of($1))),
         'events', (SELECT coalesce(jsonb_agg(to_jsonb(e) ORDER BY e.at), '[]') FROM activation.event e WHERE e.user_id = $1),
         'consent', (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]') FROM activation.consent c WHERE c.user_id = $1),
         'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s) - 'hash'), '[]') FROM activation.suppression s
-                          WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._mails_of($1))
+                          WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._messages_of($1))
                                               UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses($1)) AS r)),
         'remarks', (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]') FROM activation.remark r WHERE r.user_id = $1),
         'failures', (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') FROM activation.capture_failure f WHERE f.user_id = $1),
@@ -84,10 +84,10 @@ DECLARE
     named text := 'an error that named somebody who was forgotten since';
 BEGIN
     -- Not while they are being enrolled or evaluated.
-    PERFORM activation._lock_part(of_user);
-    mails := activation._mails_of(of_user);
+    PERFORM activation._lock_user(of_user);
+    mails := activation._messages_of(of_user);
     IF EXISTS (SELECT FROM activation.message m JOIN activation.request r ON r.request_id = m.request_id WHERE m.message_id = ANY (mails) AND r.state = 'open') THEN
-        PERFORM activation._leave(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');
+        PERFORM activation._exit_enrollments(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');
         RETURN false;
     END IF;
     -- Not the one that mode redirect sends everybody's mail to.
@@ -160,10 +160,10 @@ BEGIN
                 UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
             END IF;
         EXCEPTION WHEN others THEN
-            IF NOT activation._of_a_person(SQLSTATE) THEN
+            IF NOT activation._is_about_one_person(SQLSTATE) THEN
                 RAISE;
             END IF;
-            problem := activation._problem(format('user %s cannot be forgotten', due), SQLERRM);
+            problem := activation._error_text(format('user %s cannot be forgotten', due), SQLERRM);
             UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
         END;
     END LOOP;

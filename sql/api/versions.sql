@@ -1,7 +1,7 @@
 -- What a new version of a loop means for those who are on their way.
 
 -- A definition with its parts under their paths, one row each.
-CREATE FUNCTION activation._parts_of(definition jsonb) RETURNS TABLE (part text, value text)
+CREATE FUNCTION activation._flatten_definition(definition jsonb) RETURNS TABLE (part text, value text)
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -17,7 +17,7 @@ AS $$
 $$;
 
 -- Mails that a person may still get from a definition, at most one a step, from a step on (all of them without one).
-CREATE FUNCTION activation._mails_from(definition jsonb, step_name text DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION activation._count_mails_from(definition jsonb, step_name text DEFAULT NULL) RETURNS bigint
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -31,7 +31,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(caller, loop_name);
+    l activation.loop := activation._require_loop_owner(caller, loop_name);
     old jsonb;
     answer jsonb := activation._normalise(loop_name, document);
     new jsonb := answer -> 'definition';
@@ -56,7 +56,7 @@ BEGIN
 
     RETURN QUERY
     SELECT CASE WHEN o.value IS NULL THEN 'added' WHEN n.value IS NULL THEN 'removed' ELSE 'changed' END, coalesce(o.part, n.part), o.value, n.value
-      FROM activation._parts_of(old) o FULL JOIN activation._parts_of(new) n USING (part)
+      FROM activation._flatten_definition(old) o FULL JOIN activation._flatten_definition(new) n USING (part)
      WHERE o.value IS DISTINCT FROM n.value ORDER BY 2;
 
     change := 'in flight';
@@ -71,9 +71,9 @@ BEGIN
 
     change := 'mails';
     part := 'at most, of those in flight, once migrate_loop() has moved them';
-    SELECT coalesce(sum(activation._mails_from(v.definition, s.name)), 0)::text,
+    SELECT coalesce(sum(activation._count_mails_from(v.definition, s.name)), 0)::text,
            coalesce(sum(CASE WHEN EXISTS (SELECT FROM jsonb_array_elements(new -> 'steps') AS x WHERE x ->> 'name' = s.name)
-                             THEN activation._mails_from(new, s.name) ELSE activation._mails_from(v.definition, s.name) END), 0)::text
+                             THEN activation._count_mails_from(new, s.name) ELSE activation._count_mails_from(v.definition, s.name) END), 0)::text
       INTO before, after
       FROM activation.enrollment e JOIN activation.step s USING (loop_id, version, step) JOIN activation.loop_version v USING (loop_id, version)
      WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
@@ -81,13 +81,13 @@ BEGIN
     SELECT count(*), greatest(least(extract(epoch FROM activation._now() - min(l.created_at)) / 86400, 30), 1) INTO recent, days
       FROM activation.enrollment e WHERE e.loop_id = l.loop_id AND e.enrolled_at > activation._now() - interval '30 days';
     part := format('at most, of those who enroll in 30 days, at the pace of the last %s', CASE WHEN days < 30 THEN round(days) || ' days' ELSE '30' END);
-    before := round(recent * 30 / days * activation._mails_from(old))::text;
-    after := round(recent * 30 / days * activation._mails_from(new))::text;
+    before := round(recent * 30 / days * activation._count_mails_from(old))::text;
+    after := round(recent * 30 / days * activation._count_mails_from(new))::text;
     RETURN NEXT;
     IF new #>> '{enroll}' <> 'new' AND old #>> '{enroll}' = 'new' THEN
         part := 'besides, of existing users, up to';
         before := '0';
-        after := (SELECT round(greatest(c.reltuples, 0)::numeric * activation._mails_from(new))::text FROM pg_class c WHERE c.oid = trigger_table);
+        after := (SELECT round(greatest(c.reltuples, 0)::numeric * activation._count_mails_from(new))::text FROM pg_class c WHERE c.oid = trigger_table);
         RETURN NEXT;
     END IF;
 END
@@ -111,12 +111,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._own_loop(caller, name);
+    l activation.loop := activation._require_loop_owner(caller, name);
     moved integer;
     stay bigint;
 BEGIN
     -- Nobody is evaluated meanwhile.
-    PERFORM activation._lock_parts(activation._all_parts(), true);
+    PERFORM activation._lock_buckets(activation._all_buckets(), true);
     -- A step that has begun goes on from when it began: its new deadline counts from there.
     UPDATE activation.enrollment e
        SET version = l.version, retry_at = activation._now(), starts_at = e.starts_at - old.delay + new.delay,

@@ -54,7 +54,7 @@ DECLARE
     -- an error. So the rows are taken apart by bare names first.
     rows text := CASE WHEN event IN ('delete', 'moved') THEN format('(SELECT %s FROM old_rows) AS n', columns)
                       WHEN event = 'changed' THEN format('(SELECT %1$s FROM new_rows) AS n JOIN (SELECT %1$s FROM old_rows) AS o ON ', columns)
-                                                  || activation._same_row(table_name)
+                                                  || activation._same_row_condition(table_name)
                       ELSE format('(SELECT %s FROM new_rows) AS n', columns) END;
     captured record;
     waiting record;
@@ -97,7 +97,7 @@ BEGIN
         IF captured.leaving THEN
             needed := true;
             signals := signals || format(
-                E'    INSERT INTO activation.signal (source_id, generation, user_id, gone, address)\n'
+                E'    INSERT INTO activation.signal (source_id, generation, user_id, user_deleted, address)\n'
                 '    SELECT %s, %s, %s, true, %s FROM %s%s;\n', captured.source_id, captured.generation, captured.key,
                 coalesce(captured.address, 'NULL'), rows, captured.which);
         END IF;

@@ -43,7 +43,7 @@ $$;
 
 -- What the old and the new version of an updated row have in common: the primary key of its table, as a condition over the
 -- rows n and o. NULL without one.
-CREATE FUNCTION activation._same_row(table_name regclass) RETURNS text
+CREATE FUNCTION activation._same_row_condition(table_name regclass) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -95,7 +95,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation._source(table_name regclass, key_column name) RETURNS integer
+CREATE FUNCTION activation._capture_source(table_name regclass, key_column name) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -104,13 +104,13 @@ DECLARE
 BEGIN
     PERFORM activation._sync_source(table_name);
     INSERT INTO activation.source (table_name, key_column, key_attnum, table_oid)
-    SELECT _source.table_name, a.attname, a.attnum, _source.table_name
+    SELECT _capture_source.table_name, a.attname, a.attnum, _capture_source.table_name
       FROM pg_attribute a
-     WHERE a.attrelid = _source.table_name AND a.attname = _source.key_column AND NOT a.attisdropped
+     WHERE a.attrelid = _capture_source.table_name AND a.attname = _capture_source.key_column AND NOT a.attisdropped
     ON CONFLICT DO NOTHING;
     SELECT s.source_id INTO STRICT found_id
       FROM activation.source s
-     WHERE s.table_name = _source.table_name AND s.key_column = _source.key_column;
+     WHERE s.table_name = _capture_source.table_name AND s.key_column = _capture_source.key_column;
     RETURN found_id;
 END
 $$;

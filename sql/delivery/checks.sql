@@ -7,7 +7,7 @@ CREATE TYPE activation.users_row AS (user_id text, email text, zone text, left_o
 COMMENT ON TYPE activation.users_row IS 'A user''s row on its way between functions of a claim.';
 
 -- Queued messages that cannot be made for a reason of their own end as failed.
-CREATE FUNCTION activation._fail(messages uuid[], problem text) RETURNS void
+CREATE FUNCTION activation._fail_messages(messages uuid[], problem text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -16,7 +16,7 @@ AS $$
 $$;
 
 -- Nobody needs a nudge who has reached the goal: when that was noticed at a claim.
-CREATE FUNCTION activation._claim_reached(messages uuid[], keys text[], now timestamptz) RETURNS void
+CREATE FUNCTION activation._claim_goal_reached(messages uuid[], keys text[], now timestamptz) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -55,7 +55,7 @@ BEGIN
     LOOP
         aside := aside || one.message_id;
         IF one.of_the_data THEN
-            PERFORM activation._fail(ARRAY[one.message_id], 'the user''s row cannot be read: ' || one.error);
+            PERFORM activation._fail_messages(ARRAY[one.message_id], 'the user''s row cannot be read: ' || one.error);
             PERFORM activation._remark(one.loop_id, one.user_id, 'the user''s row cannot be read: ' || one.error, now);
         ELSE
             UPDATE activation.message m
@@ -114,7 +114,7 @@ BEGIN
     IF gone IS NULL THEN
         RETURN messages;
     END IF;
-    PERFORM activation._leave(left_loop, 'the user no longer exists');
+    PERFORM activation._exit_enrollments(left_loop, 'the user no longer exists');
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
 END
 $$;
@@ -139,7 +139,7 @@ BEGIN
          WHERE (SELECT bool_or(NOT c.subscribed) FROM activation.consent c
                  WHERE c.user_id = m.user_id AND c.users = _claim_unwanted.users AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
         IF unsubscribed IS NOT NULL THEN
-            PERFORM activation._leave(left_loop, 'the user has unsubscribed');
+            PERFORM activation._exit_enrollments(left_loop, 'the user has unsubscribed');
             ended := unsubscribed;
         END IF;
     END IF;
@@ -158,7 +158,7 @@ BEGIN
                                    WHERE x.address IN (a.folded, activation._hash_address(a.folded)) LIMIT 1) p
         ), changed AS (
             UPDATE activation.message m
-               SET state = 'suppressed', finished_at = now, recipient = f.folded, last_error = format('%s, since %s', activation._short(f.reason), f.at)
+               SET state = 'suppressed', finished_at = now, recipient = f.folded, last_error = format('%s, since %s', activation._shortened(f.reason), f.at)
               FROM found f WHERE m.message_id = f.message_id
             RETURNING m.message_id
         )
@@ -189,14 +189,14 @@ BEGIN
           FROM (SELECT r.zone AS named, array_agg(m.id) AS ids
                   FROM mail m JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
                  GROUP BY 1) n,
-               activation._zone(n.named) z
+               activation._known_time_zone(n.named) z
     LOOP
         IF zone.unknown THEN
             PERFORM activation._remark(m.loop_id, m.user_id, format('time zone "%s" of the user is not known; %s is used', left(zone.named, 100), zone.zone), now)
                FROM unnest(zone.ids) AS u(id)
                CROSS JOIN LATERAL (SELECT x.loop_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m;
         END IF;
-        opens := activation._window_opens(send_window, zone.zone, now);
+        opens := activation._next_opening(send_window, zone.zone, now);
         CONTINUE WHEN opens IS NULL;
         closed := closed || zone.ids;
         IF send_window ->> 'otherwise' = 'skip' THEN

@@ -2,7 +2,7 @@
 
 -- A message that was claimed, with what it takes to render it.
 CREATE TYPE activation.claimed AS (message_id uuid, loop_id integer, version integer, step integer, branch text, next_attempt_at timestamptz,
-                                   batch_limit smallint, user_id text, email text, user_row text, template_mark integer, context text, enrollment_id bigint);
+                                   batch_limit smallint, user_id text, email text, user_row text, newest_template_id integer, context text, enrollment_id bigint);
 COMMENT ON TYPE activation.claimed IS 'A message that a deliverer is to render.';
 
 -- What a users function returned, see _users_body().
@@ -47,7 +47,7 @@ BEGIN
         -- Two deliverers must not both find room for a user's last mail.
         PERFORM activation._lock('cap');
     END IF;
-    FOR queue IN SELECT q.* FROM activation._queues(now, mark_loops, mark_ats, mark_ids) q LOOP
+    FOR queue IN SELECT q.* FROM activation._due_loops(now, mark_loops, mark_ats, mark_ids) q LOOP
         take := wanted - cardinality(claimed);
         EXIT WHEN take = 0;
         IF live THEN
@@ -128,10 +128,10 @@ BEGIN
         SELECT c.made, c.counted INTO made, counted FROM activation._claim_checked(of_loop, of_version, ids, counts, now) c;
         RETURN;
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         ELSIF middle = 0 THEN
-            PERFORM activation._fail(ids, activation._short(SQLERRM));
+            PERFORM activation._fail_messages(ids, activation._shortened(SQLERRM));
             RETURN;
         END IF;
     END;
@@ -168,7 +168,7 @@ BEGIN
     counted := counts;
     SELECT v.owner, v.users, v.users_function, v.goal_step, v.send_window, v.over_cap, v.transactional, v.definition ->> 'topic' AS topic,
            s.max_per_user IS NOT NULL AND NOT v.transactional AND s.mode <> 'capture' AS capped, goal.evaluate_function AS goal_function,
-           EXISTS (SELECT FROM activation.step x WHERE x.loop_id = v.loop_id AND x.version = v.version AND activation._nudges(x)) AS nudges
+           EXISTS (SELECT FROM activation.step x WHERE x.loop_id = v.loop_id AND x.version = v.version AND activation._has_nudge(x)) AS nudges
       INTO owned
       FROM activation.loop_version v
       LEFT JOIN activation.step goal ON goal.loop_id = v.loop_id AND goal.version = v.version AND goal.step = v.goal_step
@@ -189,7 +189,7 @@ BEGIN
                   CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
                   JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
                   CROSS JOIN LATERAL (SELECT owned.goal_function AS function_name UNION SELECT x.evaluate_function) q
-                 WHERE activation._nudge(x, m.branch) AND q.function_name IS NOT NULL
+                 WHERE activation._is_nudge(x, m.branch) AND q.function_name IS NOT NULL
                  GROUP BY 1, 2
             LOOP
                 SELECT * INTO answer FROM activation._safe_eval_each(asked.function_name, owned.owner, asked.keys);
@@ -200,7 +200,7 @@ BEGIN
                      CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
                      WHERE m.user_id = ANY (answer.answers));
                 IF asked.goal THEN
-                    PERFORM activation._claim_reached(asked.ids, answer.answers, now);
+                    PERFORM activation._claim_goal_reached(asked.ids, answer.answers, now);
                 END IF;
             END LOOP;
         END IF;
@@ -208,7 +208,7 @@ BEGIN
     EXCEPTION
         WHEN others OR assert_failure OR query_canceled THEN
             PERFORM activation._evaluating(NULL);
-            too_long := SQLSTATE = '57014' AND activation._too_long(extract(epoch FROM clock_timestamp() - began));
+            too_long := SQLSTATE = '57014' AND activation._over_condition_timeout(extract(epoch FROM clock_timestamp() - began));
             IF SQLSTATE IN ('ACT04', 'ACT05') THEN
                 PERFORM activation._fail_at_once(of_loop, 'claim', SQLERRM, SQLSTATE = 'ACT05');
             ELSIF too_long THEN
@@ -219,7 +219,7 @@ BEGIN
                SET next_attempt_at = CASE WHEN too_long THEN m.next_attempt_at
                                           WHEN SQLSTATE IN ('40001', '40P01', '55P03', '57014') THEN now + interval '3 seconds'
                                           ELSE now + interval '30 seconds' END,
-                   last_error = CASE WHEN too_long THEN 'the loop''s own code was cancelled: it ran too long' ELSE activation._short(SQLERRM) END
+                   last_error = CASE WHEN too_long THEN 'the loop''s own code was cancelled: it ran too long' ELSE activation._shortened(SQLERRM) END
              WHERE m.message_id = ANY (ids);
             RETURN;
     END;
@@ -231,7 +231,7 @@ BEGIN
              CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
              CROSS JOIN LATERAL (SELECT y.activated_at FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
               JOIN activation.step x ON (x.loop_id, x.version, x.step) = (m.loop_id, m.version, m.step)
-             WHERE e.activated_at IS NOT NULL AND activation._nudge(x, m.branch));
+             WHERE e.activated_at IS NOT NULL AND activation._is_nudge(x, m.branch));
     END IF;
     IF dropped <> '{}' THEN
         UPDATE activation.message m
@@ -253,14 +253,14 @@ BEGIN
     PERFORM activation._remark_left_out(kept, rows, now);
     made := ARRAY(
         WITH mail AS MATERIALIZED (
-            SELECT m.*, e.template_mark, e.context::text AS context
+            SELECT m.*, e.newest_template_id, e.context::text AS context
               FROM unnest(kept) AS u(id)
               CROSS JOIN LATERAL (SELECT x.message_id, x.loop_id, x.version, x.step, x.branch, x.next_attempt_at, x.batch_limit, x.user_id, x.enrollment_id
                                     FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-              CROSS JOIN LATERAL (SELECT y.template_mark, y.context FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
+              CROSS JOIN LATERAL (SELECT y.newest_template_id, y.context FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id OFFSET 0) e
         )
         SELECT (m.message_id, m.loop_id, m.version, m.step, m.branch, m.next_attempt_at, m.batch_limit, m.user_id,
-                f.email, f.body, m.template_mark, m.context, m.enrollment_id)::activation.claimed
+                f.email, f.body, m.newest_template_id, m.context, m.enrollment_id)::activation.claimed
           FROM mail m JOIN unnest(rows) AS f(key, email, zone, left_out, body) ON f.key = m.user_id
          WHERE f.body IS NOT NULL
          ORDER BY m.next_attempt_at, m.message_id);

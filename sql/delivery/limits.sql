@@ -9,7 +9,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce((activation._setting()).max_per_hour,
                     greatest(1000, (SELECT 10 * avg(h.emails) FROM (
-                        SELECT sum(p.emails) AS emails FROM activation.pace p
+                        SELECT sum(p.emails) AS emails FROM activation.hourly_sends p
                          WHERE p.loop_id = _hourly_limit.loop_id AND p.at > now - interval '28 days' AND p.at <= now - interval '1 hour'
                          GROUP BY date_bin('1 hour', p.at, 'epoch')) h))::bigint)
 $$;
@@ -18,7 +18,7 @@ CREATE FUNCTION activation._sent_within_the_hour(loop_id integer, now timestampt
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(sum(p.emails), 0) FROM activation.pace p
+    SELECT coalesce(sum(p.emails), 0) FROM activation.hourly_sends p
      WHERE p.loop_id = _sent_within_the_hour.loop_id AND p.at > now - interval '1 hour 5 minutes' AND p.at >= coalesce(
         (SELECT l.resumed_at FROM activation."loop" l WHERE l.loop_id = _sent_within_the_hour.loop_id), '-infinity')
 $$;
@@ -36,20 +36,20 @@ END
 $$;
 
 -- Counts emails that are about to leave, or, with a negative number, that came back to the queue after all.
-CREATE FUNCTION activation._count_pace(loop_ids integer[], emails integer[]) RETURNS void
+CREATE FUNCTION activation._count_hourly_sends(loop_ids integer[], emails integer[]) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO activation.pace AS p (loop_id, at, emails)
+    INSERT INTO activation.hourly_sends AS p (loop_id, at, emails)
     SELECT l.loop_id, greatest(date_bin('5 minutes', activation._now(), 'epoch'), l.resumed_at), u.emails
       FROM unnest(loop_ids, emails) AS u(loop_id, emails) JOIN activation."loop" l USING (loop_id) ORDER BY 1
-    ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails
+    ON CONFLICT ON CONSTRAINT hourly_sends_pkey DO UPDATE SET emails = p.emails + excluded.emails
 $$;
 
 -- When a send window that is closed at this moment opens next, in this time zone; NULL while it is open. A window that
 -- closes before it opens goes over midnight and belongs to the day on which it opens. Times are those of the clock on the
 -- wall there: a day on which the clock changes has the same ones.
-CREATE FUNCTION activation._window_opens(send_window jsonb, zone text, at timestamptz) RETURNS timestamptz
+CREATE FUNCTION activation._next_opening(send_window jsonb, zone text, at timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -82,7 +82,7 @@ END
 $$;
 
 -- A user's time zone: as their row has it, else, or where there is none of this name, the setting.
-CREATE FUNCTION activation._zone(named text, OUT zone text, OUT unknown boolean)
+CREATE FUNCTION activation._known_time_zone(named text, OUT zone text, OUT unknown boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -20,13 +20,13 @@ BEGIN
     RETURN QUERY SELECT s.mode, s.redirect_to, activation._disarmed(host),
         CASE WHEN p.paused_until > now THEN p.pause_reason END, p.paused_key,
         s.sender, s.reply_to, s.resend_url, s.api_key, s.public_url, (SELECT x.key FROM activation.signing x), activation._slow_provider(),
-        EXISTS (SELECT FROM activation._queues(now, mark_loops, mark_ats, mark_ids))
+        EXISTS (SELECT FROM activation._due_loops(now, mark_loops, mark_ats, mark_ids))
         OR EXISTS (SELECT FROM activation.request r
                     WHERE r.state = 'open' AND r.next_attempt_at <= now
-                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)),
+                      AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start)),
         EXISTS (SELECT FROM activation.request r
                  WHERE r.state = 'open' AND r.created_at < now - interval '23 hours'
-                   AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
+                   AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start));
 END
 $$;
 
@@ -47,13 +47,13 @@ BEGIN
                       AND NOT EXISTS (SELECT FROM activation.strike s WHERE s.loop_id = l.loop_id AND s.kind = 'claim' AND s.retry_at > now))
         OR EXISTS (SELECT FROM activation.request r
                     WHERE r.state = 'open' AND (r.next_attempt_at <= now OR r.created_at < now - interval '23 hours')
-                      AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start));
+                      AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start));
 END
 $$;
 
 -- Loops that have mail due which may be claimed, by priority, then the longest due first, and where to begin in the queue
 -- of each. Only who waits in these loops is looked at: what waits in a loop that is paused costs nothing.
-CREATE FUNCTION activation._queues(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
+CREATE FUNCTION activation._due_loops(now timestamptz, mark_loops integer[], mark_ats timestamptz[], mark_ids uuid[])
 RETURNS TABLE (loop_id integer, after_at timestamptz, after_id uuid)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp

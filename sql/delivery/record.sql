@@ -2,7 +2,7 @@
 
 -- Messages that end at the claim: captured (nothing leaves in capture mode), or failed because they cannot be rendered or
 -- have nowhere to go.
-CREATE FUNCTION activation._finish(members uuid[], states text[], recipients text[], subjects text[], errors text[]) RETURNS void
+CREATE FUNCTION activation._finish_messages(members uuid[], states text[], recipients text[], subjects text[], errors text[]) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -36,7 +36,7 @@ $$;
 --
 -- A worker that has lost its lease records nothing over the one who took over: returns false. Its try is still an attempt,
 -- and if it was accepted that is the end of the matter, whatever the other one is still trying.
-CREATE FUNCTION activation._record(request_id uuid, token uuid, outcome text, resend_ids text[], http_status integer,
+CREATE FUNCTION activation._record_try(request_id uuid, token uuid, outcome text, resend_ids text[], http_status integer,
                                    error_name text, error text, retry_after double precision,
                                    started_at timestamptz, finished_at timestamptz) RETURNS boolean
 LANGUAGE plpgsql
@@ -51,21 +51,21 @@ DECLARE
     again timestamptz;
     message_state text;
 BEGIN
-    SELECT * INTO r FROM activation.request x WHERE x.request_id = _record.request_id FOR UPDATE;
+    SELECT * INTO r FROM activation.request x WHERE x.request_id = _record_try.request_id FOR UPDATE;
     IF r.request_id IS NULL THEN
         RETURN false;
     END IF;
-    mine := r.state = 'open' AND r.lease_token IS NOT DISTINCT FROM token;
+    mine := r.state = 'open' AND r.lease_id IS NOT DISTINCT FROM token;
     retries := (r.recovery ->> 'retries')::integer;
-    r.tries := r.tries + 1;
+    r.known_tries := r.known_tries + 1;
     IF outcome <> 'unanswered' THEN
-        r.unclear := greatest(r.unclear - 1, 0);
+        r.open_tries := greatest(r.open_tries - 1, 0);
     END IF;
-    IF outcome IN ('split', 'terminal') AND error_name IS NULL AND r.unclear + r.errors > 0 THEN
+    IF outcome IN ('split', 'terminal') AND error_name IS NULL AND r.open_tries + r.error_tries > 0 THEN
         outcome := 'erred';
     END IF;
     IF outcome = 'erred' THEN
-        r.errors := r.errors + 1;
+        r.error_tries := r.error_tries + 1;
     END IF;
 
     CASE outcome
@@ -75,32 +75,32 @@ BEGIN
             message_state := 'queued';
             again := now;
         WHEN 'refused' THEN
-            message_state := CASE WHEN r.unclear + r.errors = 0 THEN 'queued' ELSE 'sending' END;
+            message_state := CASE WHEN r.open_tries + r.error_tries = 0 THEN 'queued' ELSE 'sending' END;
             again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
-                                ELSE activation._backoff(r.recovery, least(r.tries, 3)) END;
+                                ELSE activation._backoff(r.recovery, least(r.known_tries, 3)) END;
         WHEN 'terminal' THEN
             message_state := 'failed';
         WHEN 'unknowable' THEN
             message_state := 'unknown';
         WHEN 'erred' THEN
             -- Tries spent, but one of them may have been accepted: it is not sent again and ends as unknown.
-            message_state := CASE WHEN r.errors > retries AND r.unclear = 0 THEN 'failed' ELSE 'sending' END;
-            again := CASE WHEN r.errors <= retries THEN now + activation._backoff(r.recovery, r.errors) ELSE 'infinity'::timestamptz END;
+            message_state := CASE WHEN r.error_tries > retries AND r.open_tries = 0 THEN 'failed' ELSE 'sending' END;
+            again := CASE WHEN r.error_tries <= retries THEN now + activation._backoff(r.recovery, r.error_tries) ELSE 'infinity'::timestamptz END;
         WHEN 'unanswered' THEN
             message_state := 'sending';
             again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
-                                ELSE activation._backoff(r.recovery, r.tries) END;
+                                ELSE activation._backoff(r.recovery, r.known_tries) END;
     END CASE;
 
     IF mine OR outcome = 'sent' THEN
         UPDATE activation.request x
-           SET tries = r.tries, errors = r.errors, unclear = r.unclear,
-               lease_token = NULL, lease_until = NULL, lease_pid = NULL, lease_start = NULL,
+           SET known_tries = r.known_tries, error_tries = r.error_tries, open_tries = r.open_tries,
+               lease_id = NULL, lease_until = NULL, lease_pid = NULL, lease_start = NULL,
                state = CASE message_state WHEN 'sending' THEN 'open' ELSE 'done' END,
                next_attempt_at = coalesce(again, x.next_attempt_at)
          WHERE x.request_id = r.request_id;
     ELSE
-        UPDATE activation.request x SET tries = r.tries, errors = r.errors, unclear = r.unclear WHERE x.request_id = r.request_id;
+        UPDATE activation.request x SET known_tries = r.known_tries, error_tries = r.error_tries, open_tries = r.open_tries WHERE x.request_id = r.request_id;
     END IF;
     WITH tried AS (
         UPDATE activation.message m
@@ -111,7 +111,7 @@ BEGIN
                request_id = CASE message_state WHEN 'queued' THEN NULL ELSE r.request_id END,
                sent_at = CASE message_state WHEN 'sent' THEN now END,
                resend_id = resend_ids[array_position(r.members, m.message_id)],
-               last_error = CASE message_state WHEN 'sent' THEN NULL ELSE concat_ws(': ', _record.error_name, _record.error) END,
+               last_error = CASE message_state WHEN 'sent' THEN NULL ELSE concat_ws(': ', _record_try.error_name, _record_try.error) END,
                finished_at = CASE WHEN message_state IN ('failed', 'unknown') THEN now END
          WHERE m.message_id = ANY (r.members)
            AND (mine AND m.request_id = r.request_id AND m.state = 'sending'
@@ -123,11 +123,11 @@ BEGIN
         RETURNING m.message_id, m.attempts
     )
     INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome, http_status, error_name, error, retry_at)
-    SELECT t.message_id, t.attempts, r.request_id, _record.started_at, _record.finished_at, _record.outcome,
-           _record.http_status, _record.error_name, _record.error, CASE WHEN mine THEN nullif(again, 'infinity') END
+    SELECT t.message_id, t.attempts, r.request_id, _record_try.started_at, _record_try.finished_at, _record_try.outcome,
+           _record_try.http_status, _record_try.error_name, _record_try.error, CASE WHEN mine THEN nullif(again, 'infinity') END
       FROM (SELECT * FROM tried UNION ALL SELECT * FROM late) t;
     IF mine AND message_state = 'queued' THEN
-        PERFORM activation._count_pace(array_agg(b.loop_id), array_agg(-b.emails))
+        PERFORM activation._count_hourly_sends(array_agg(b.loop_id), array_agg(-b.emails))
            FROM (SELECT m.loop_id, count(*)::integer AS emails FROM activation.message m WHERE m.message_id = ANY (r.members) GROUP BY 1) b;
     END IF;
     RETURN mine;

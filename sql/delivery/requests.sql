@@ -1,9 +1,9 @@
 -- Requests that are open: who holds them, and which are to be repeated.
 
 -- Whether nobody holds a request: no lease, one that has run out, or one whose holder is gone.
-CREATE FUNCTION activation._unheld(lease_token uuid, lease_until timestamptz, lease_pid integer, lease_start timestamptz) RETURNS boolean
+CREATE FUNCTION activation._lease_is_free(lease_id uuid, lease_until timestamptz, lease_pid integer, lease_start timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
-RETURN lease_token IS NULL OR lease_until < activation._now()
+RETURN lease_id IS NULL OR lease_until < activation._now()
     OR NOT activation._is_alive(lease_pid, lease_start);
 
 -- Requests whose outcome was not known for 23 hours end as unknown: Resend forgets their key after 24.
@@ -12,9 +12,9 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     WITH old AS (
-        UPDATE activation.request r SET state = 'done', lease_token = NULL
+        UPDATE activation.request r SET state = 'done', lease_id = NULL
          WHERE r.state = 'open' AND r.created_at < activation._now() - interval '23 hours'
-           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
+           AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start)
         RETURNING r.request_id, r.members
     )
     UPDATE activation.message m
@@ -41,11 +41,11 @@ BEGIN
         SELECT r.request_id FROM activation.request r
          WHERE r.state = 'open' AND r.mode = current_mode AND r.next_attempt_at <= now
            AND r.created_at >= now - interval '23 hours'
-           AND activation._unheld(r.lease_token, r.lease_until, r.lease_pid, r.lease_start)
+           AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start)
          ORDER BY r.created_at LIMIT wanted FOR UPDATE SKIP LOCKED
     )
     UPDATE activation.request r
-       SET lease_token = token, lease_until = now + lease, lease_pid = pg_backend_pid(), unclear = r.unclear + 1,
+       SET lease_id = token, lease_until = now + lease, lease_pid = pg_backend_pid(), open_tries = r.open_tries + 1,
            lease_start = activation._backend_start(pg_backend_pid())
       FROM due WHERE r.request_id = due.request_id
     RETURNING r.request_id, r.endpoint, r.body;

@@ -1,7 +1,7 @@
 -- Asking a condition about people at one step, while saying which loop is evaluated: others watch that.
 
 -- Where a worker says in which loop's code it is; NULL for tick and the puller, which no other session watches.
-CREATE FUNCTION activation._said_in(kind text, slot integer) RETURNS regclass
+CREATE FUNCTION activation._watch_sequence(kind text, slot integer) RETURNS regclass
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -19,14 +19,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- The newest: who died under the same pid may have left a lease behind.
-    PERFORM setval(activation._said_in(w.kind, w.slot),
+    PERFORM setval(activation._watch_sequence(w.kind, w.slot),
                    ceil(extract(epoch FROM clock_timestamp()))::bigint << 31 | coalesce(loop_id, 0))
        FROM activation.worker w WHERE w.pid = pg_backend_pid() ORDER BY w.backend_start DESC LIMIT 1;
 END
 $$;
 
 -- Whether code that was cancelled after so long was cancelled for that.
-CREATE FUNCTION activation._too_long(seconds double precision) RETURNS boolean
+CREATE FUNCTION activation._over_condition_timeout(seconds double precision) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT seconds >= extract(epoch FROM (activation._setting()).condition_timeout) $$;

@@ -2,14 +2,14 @@
 
 -- Locks people's enrollments one by one, by their own key, and says where they are. The statement that follows finds them
 -- there, so no plan of it can read all who wait for each of these people; and it sees what others did meanwhile.
-CREATE FUNCTION activation._locked(wanted activation.decided[], OUT places tid[], OUT people activation.decided[])
+CREATE FUNCTION activation._lock_enrollments(wanted activation.decided[], OUT places tid[], OUT people activation.decided[])
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    SELECT array_agg(e.ctid), array_agg((p.id, p.branch, p.at, p.fresh)::activation.decided) INTO places, people
-      FROM unnest(wanted) AS p(id, branch, at, fresh)
+    SELECT array_agg(e.ctid), array_agg((p.id, p.branch, p.at, p.is_new)::activation.decided) INTO places, people
+      FROM unnest(wanted) AS p(id, branch, at, is_new)
       CROSS JOIN LATERAL (SELECT x.ctid FROM activation.enrollment x WHERE x.enrollment_id = p.id FOR NO KEY UPDATE OFFSET 0) e;
 END
 $$;
@@ -18,7 +18,7 @@ $$;
 -- asked. true_keys: whose answer was true; NULL for a step without a condition, which is decided by its own start. For the
 -- goal, true is activation. For the step that somebody is at, true is the action's message, and still false at the
 -- deadline the otherwise message; either way the next step follows, if there is one.
-CREATE FUNCTION activation._detect_decide(question integer, ids bigint[], woken timestamptz[], fresh boolean[], true_keys text[]) RETURNS void
+CREATE FUNCTION activation._detect_decide(question integer, ids bigint[], woken_at timestamptz[], is_new boolean[], true_keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -35,21 +35,21 @@ BEGIN
         acted := ARRAY(SELECT (a.id, 'action', NULL, NULL)::activation.decided FROM unnest(ids) AS a(id));
     ELSE
         IF true_keys <> '{}' THEN
-            acted := ARRAY(SELECT (a.id, 'action', a.at, a.fresh)::activation.decided
-                             FROM unnest(ids, woken, fresh) AS a(id, at, fresh)
+            acted := ARRAY(SELECT (a.id, 'action', a.at, a.is_new)::activation.decided
+                             FROM unnest(ids, woken_at, is_new) AS a(id, at, is_new)
                              CROSS JOIN LATERAL (SELECT x.user_id FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
                             WHERE e.user_id = ANY (true_keys));
             -- For those who are at the goal's own step, _advance() does.
-            SELECT array_agg((a.id, a.branch, a.at, a.fresh)::activation.decided) INTO reached
-              FROM unnest(acted) AS a(id, branch, at, fresh)
+            SELECT array_agg((a.id, a.branch, a.at, a.is_new)::activation.decided) INTO reached
+              FROM unnest(acted) AS a(id, branch, at, is_new)
               CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
              WHERE e.activated_at IS NULL AND NOT (e.step = question AND e.state = 'waiting' AND coalesce(e.starts_at <= now, true))
                AND EXISTS (SELECT FROM activation.loop_version v WHERE v.loop_id = e.loop_id AND v.version = e.version AND v.goal_step = question);
             IF reached IS NOT NULL THEN
-                SELECT l.places, l.people INTO places, reached FROM activation._locked(reached) l;
+                SELECT l.places, l.people INTO places, reached FROM activation._lock_enrollments(reached) l;
                 UPDATE activation.enrollment e
-                   SET activated_at = CASE WHEN a.fresh THEN e.enrolled_at ELSE coalesce(a.at, now) END
-                  FROM unnest(places, reached) AS a(place, id, branch, at, fresh)
+                   SET activated_at = CASE WHEN a.is_new THEN e.enrolled_at ELSE coalesce(a.at, now) END
+                  FROM unnest(places, reached) AS a(place, id, branch, at, is_new)
                  WHERE e.ctid = a.place AND e.activated_at IS NULL;
             END IF;
         END IF;
@@ -69,7 +69,7 @@ BEGIN
           CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = a.id OFFSET 0) e
          WHERE e.retry_at <= now OR e.step = question AND e.state = 'waiting' AND e.starts_at <= now;
         IF reached IS NOT NULL THEN
-            SELECT l.places INTO places FROM activation._locked(reached) l;
+            SELECT l.places INTO places FROM activation._lock_enrollments(reached) l;
             UPDATE activation.enrollment e
                SET starts_at = CASE WHEN e.step = question AND e.starts_at <= now THEN NULL ELSE e.starts_at END, retry_at = NULL, last_error = NULL
              WHERE e.ctid = ANY (places)
@@ -81,11 +81,11 @@ $$;
 
 -- Whether a branch of a step only nudges towards the goal, so that whoever has reached that gets none: the otherwise of any
 -- step, and what a step without a condition has waited with. Without SET clauses, so that they become parts of statements.
-CREATE FUNCTION activation._nudge(s activation.step, branch text) RETURNS boolean
+CREATE FUNCTION activation._is_nudge(s activation.step, branch text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN branch = 'otherwise' OR s.evaluate_function IS NULL AND s.delay > interval '0';
 
-CREATE FUNCTION activation._nudges(s activation.step) RETURNS boolean
+CREATE FUNCTION activation._has_nudge(s activation.step) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN s.otherwise IS NOT NULL OR s.action IS NOT NULL AND s.evaluate_function IS NULL AND s.delay > interval '0';
 
@@ -100,11 +100,11 @@ AS $$
 DECLARE
     places tid[];
 BEGIN
-    SELECT l.places, l.people INTO places, people FROM activation._locked(people) l;
+    SELECT l.places, l.people INTO places, people FROM activation._lock_enrollments(people) l;
     WITH moved AS (
         UPDATE activation.enrollment e
            SET activated_at = CASE WHEN d.branch = 'action' AND v.goal_step = question AND e.activated_at IS NULL
-                                   THEN CASE WHEN d.fresh THEN e.enrolled_at ELSE coalesce(d.at, now) END ELSE e.activated_at END,
+                                   THEN CASE WHEN d.is_new THEN e.enrolled_at ELSE coalesce(d.at, now) END ELSE e.activated_at END,
                state = CASE WHEN f.exits THEN 'exited' WHEN n.step IS NOT NULL THEN 'waiting' WHEN d.branch = 'action' THEN 'completed' ELSE 'timed_out' END,
                reason = CASE WHEN f.exits THEN format('step "%s" timed out', s.name) END,
                decided_at = CASE WHEN f.exits OR n.step IS NULL THEN now END,
@@ -114,7 +114,7 @@ BEGIN
                starts_at = CASE WHEN NOT f.exits AND n.step IS NOT NULL THEN now + n.delay END,
                deadline = CASE WHEN f.exits OR n.step IS NULL THEN e.deadline ELSE now + n.delay + n.timeout END,
                retry_at = NULL, last_error = NULL
-          FROM unnest(places, people) AS d(place, id, branch, at, fresh)
+          FROM unnest(places, people) AS d(place, id, branch, at, is_new)
           CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.ctid = d.place OFFSET 0) was
           JOIN activation.step s ON s.loop_id = was.loop_id AND s.version = was.version AND s.step = question
           JOIN activation.loop_version v ON v.loop_id = s.loop_id AND v.version = s.version
@@ -126,7 +126,7 @@ BEGIN
         RETURNING e.enrollment_id, e.loop_id, e.version, e.user_id, e.activated_at, e.holdout, d.branch,
                   coalesce(was.starts_at, CASE d.branch WHEN 'otherwise' THEN was.deadline END, now) AS due_at,
                   CASE d.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email,
-                  activation._nudge(s, d.branch) AS nudge
+                  activation._is_nudge(s, d.branch) AS nudge
     )
     INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at,
                                     finished_at, last_error)

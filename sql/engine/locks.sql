@@ -3,38 +3,38 @@
 -- ---- detect -------------------------------------------------------------------------------------------------------------
 
 -- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
-CREATE FUNCTION activation._lock_parts(parts integer[], wait boolean) RETURNS integer[]
+CREATE FUNCTION activation._lock_buckets(parts integer[], wait boolean) RETURNS integer[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- In this order always, so that nobody waits in a circle.
     IF wait THEN
-        RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE);
+        RETURN ARRAY(SELECT p.part FROM activation.user_bucket p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE);
     END IF;
-    RETURN ARRAY(SELECT p.part FROM activation.user_part p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE SKIP LOCKED);
+    RETURN ARRAY(SELECT p.part FROM activation.user_bucket p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE SKIP LOCKED);
 END
 $$;
 
 -- Waits until nobody else moves this user.
-CREATE FUNCTION activation._lock_part(user_id text) RETURNS void
+CREATE FUNCTION activation._lock_user(user_id text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM activation._lock_parts(ARRAY[activation._part(user_id)], true);
+    PERFORM activation._lock_buckets(ARRAY[activation._user_bucket(user_id)], true);
 END
 $$;
 
 -- Asks for a sweep of every step with a condition (of one loop, or of all): everybody whose condition is open is asked again.
-CREATE FUNCTION activation._sweep(loop_id integer, due_at timestamptz) RETURNS void
+CREATE FUNCTION activation._order_sweep(loop_id integer, due_at timestamptz) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
-    SELECT s.loop_id, s.version, s.step, p.part, _sweep.due_at
-      FROM activation.step s JOIN activation."loop" l USING (loop_id), unnest(activation._all_parts()) AS p(part)
-     WHERE (_sweep.loop_id IS NULL OR s.loop_id = _sweep.loop_id)
+    SELECT s.loop_id, s.version, s.step, p.part, _order_sweep.due_at
+      FROM activation.step s JOIN activation."loop" l USING (loop_id), unnest(activation._all_buckets()) AS p(part)
+     WHERE (_order_sweep.loop_id IS NULL OR s.loop_id = _order_sweep.loop_id)
        AND s.evaluate_function IS NOT NULL AND l.state <> 'archived'
      ORDER BY 1, 2, 3, 4
     ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, mark = 0
@@ -42,7 +42,7 @@ $$;
 
 -- The marker row of wake is gone after a crash or a promotion, and with it the wakes: sweep once, put it back.
 -- The table is emptied first, so that the marker stands on its first page and is found at once.
-CREATE FUNCTION activation._mend_wake(now timestamptz) RETURNS boolean
+CREATE FUNCTION activation._restore_wake_marker(now timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -53,7 +53,7 @@ BEGIN
     END IF;
     DELETE FROM activation.wake;
     INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
-    PERFORM activation._sweep(NULL, now);
+    PERFORM activation._order_sweep(NULL, now);
     RETURN true;
 END
 $$;

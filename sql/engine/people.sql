@@ -6,7 +6,7 @@ LANGUAGE sql IMMUTABLE
 RETURN share > 0 AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
 
 -- Which of these users exist, asked through the black box of any loop on their table; NULL where there is none to ask.
-CREATE FUNCTION activation._existing(users regclass, user_ids text[]) RETURNS text[]
+CREATE FUNCTION activation._existing_users(users regclass, user_ids text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -15,7 +15,7 @@ DECLARE
     rows text[];
 BEGIN
     SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
-     WHERE x.users = _existing.users AND l.state <> 'archived'
+     WHERE x.users = _existing_users.users AND l.state <> 'archived'
        AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = x.users_function)
      ORDER BY x.loop_id LIMIT 1;
     IF v.users_function IS NULL THEN
@@ -39,7 +39,7 @@ $$;
 
 -- Writes down, for each loop that these users wait in, that nobody knows whether they exist. Who is gone gets no mail all the
 -- same: a claim reads their row.
-CREATE FUNCTION activation._cannot_tell(of_users regclass, user_ids text[], problem text) RETURNS void
+CREATE FUNCTION activation._note_unreadable_deletion(of_users regclass, user_ids text[], problem text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -60,7 +60,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing(users, user_ids)));
+    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing_users(users, user_ids)));
 EXCEPTION
     WHEN lock_not_available OR serialization_failure OR deadlock_detected OR query_canceled THEN
         -- It cannot be told now. An author's code may say so as well, so that nobody else waits for it.
@@ -72,7 +72,7 @@ EXCEPTION
             RETURN user_ids;
         END IF;
         -- Nobody is taken for gone because a function failed.
-        PERFORM activation._cannot_tell(users, user_ids, SQLERRM);
+        PERFORM activation._note_unreadable_deletion(users, user_ids, SQLERRM);
         RETURN ARRAY[]::text[];
 END
 $$;

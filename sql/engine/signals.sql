@@ -7,7 +7,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    found tid[] := ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._part(s.user_id) = ANY (parts) LIMIT batch);
+    found tid[] := ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._user_bucket(s.user_id) = ANY (parts) LIMIT batch);
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN
@@ -26,10 +26,10 @@ BEGIN
     BEGIN
         RETURN activation._enroll_signals(places);
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         ELSIF middle = 0 THEN
-            PERFORM activation._set_signal_aside(places[1], activation._short(SQLERRM));
+            PERFORM activation._set_signal_aside(places[1], activation._shortened(SQLERRM));
             RETURN NULL;
         END IF;
     END;
@@ -50,7 +50,7 @@ AS $$
       FROM aside t
       LEFT JOIN activation.source s ON s.source_id = t.source_id
       -- A deletion in the users table is for every loop whose users those are.
-      JOIN activation.loop_version v ON CASE WHEN t.gone THEN v.users = s.table_name
+      JOIN activation.loop_version v ON CASE WHEN t.user_deleted THEN v.users = s.table_name
                                              WHEN t.loop_id IS NULL THEN v.source_id = t.source_id
                                              ELSE v.loop_id = t.loop_id END
       JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
@@ -78,14 +78,14 @@ BEGIN
     WITH signals AS (
         DELETE FROM activation.signal WHERE ctid = ANY (places) RETURNING *
     ), meant AS (
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id) AS fits
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id) AS fits
           FROM signals t
           JOIN activation.loop_version v ON v.source_id = t.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= t.generation
           JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
-         WHERE t.loop_id IS NULL AND t.error IS NULL AND t.gone IS NULL AND l.state <> 'archived'
+         WHERE t.loop_id IS NULL AND t.error IS NULL AND t.user_deleted IS NULL AND l.state <> 'archived'
         UNION ALL
         -- Who passed the filter of an earlier version of a loop is in it.
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.how, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id)
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id)
           FROM signals t
           JOIN activation."loop" l USING (loop_id)
           JOIN activation.loop_version v ON v.loop_id = l.loop_id AND v.version = l.version AND t.source_id IN (0, v.source_id)
@@ -98,11 +98,11 @@ BEGIN
           FROM meant m WHERE NOT m.fits
     ), enrolled AS (
         INSERT INTO activation.enrollment (loop_id, version, user_id, pass, state, step, enrolled_at, created_at, starts_at, deadline,
-                                           holdout, template_mark, how, context)
+                                           holdout, newest_template_id, enrolled_by, context)
         SELECT DISTINCT ON (m.loop_id, m.user_id)
                m.loop_id, m.version, m.user_id, coalesce(last.pass, 0) + 1, 'waiting', s.step, m.at, now,
                CASE WHEN s.delay > interval '0' THEN m.at + s.delay END, m.at + s.delay + s.timeout,
-               activation._held_out(l.name, m.user_id, m.holdout), mark, m.how, m.context
+               activation._held_out(l.name, m.user_id, m.holdout), mark, m.enrolled_by, m.context
           FROM meant m
           JOIN activation."loop" l USING (loop_id)
           JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.position = 1
@@ -118,7 +118,7 @@ BEGIN
            (SELECT jsonb_object_agg(t.loop_id, t.harm) FROM signals t WHERE t.harm IS NOT NULL)
       INTO ids, gone_sources, gone_users, gone_addresses, harmful
       FROM (SELECT array_agg(t.source_id) AS sources, array_agg(t.user_id) AS users, array_agg(t.address) AS addresses
-              FROM signals t WHERE t.gone AND activation._key_fits(t.user_id)) g;
+              FROM signals t WHERE t.user_deleted AND activation._key_fits(t.user_id)) g;
     FOR harm IN SELECT h.key::integer AS loop_id, h.value FROM jsonb_each_text(harmful) AS h LOOP
         PERFORM activation._fail_at_once(harm.loop_id, 'detect', harm.value, false);
     END LOOP;
@@ -129,13 +129,13 @@ BEGIN
         LOOP
             IF gone.users IS NULL THEN
                 -- A later round asks again.
-                INSERT INTO activation.signal (at, source_id, generation, user_id, gone, address)
+                INSERT INTO activation.signal (at, source_id, generation, user_id, user_deleted, address)
                 SELECT now, u.source_id, 0, u.user_id, true, u.address
                   FROM unnest(gone_sources, gone_users, gone_addresses) AS u(source_id, user_id, address) JOIN activation.source s USING (source_id)
                  WHERE s.table_name = gone.table_name;
                 CONTINUE;
             END IF;
-            PERFORM activation._leave(ARRAY(
+            PERFORM activation._exit_enrollments(ARRAY(
                 SELECT e.enrollment_id
                   FROM unnest(gone.users) AS k(user_id)
                   CROSS JOIN LATERAL (SELECT x.enrollment_id, x.loop_id, x.version FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
@@ -154,7 +154,7 @@ END
 $$;
 
 -- Lets people out of a loop: they are exited, and what is queued for them is cancelled.
-CREATE FUNCTION activation._leave(ids bigint[], reason text) RETURNS void
+CREATE FUNCTION activation._exit_enrollments(ids bigint[], reason text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -168,11 +168,11 @@ DECLARE
                            WHERE m.state = 'queued');
 BEGIN
     UPDATE activation.enrollment e
-       SET state = 'exited', decided_at = activation._now(), reason = _leave.reason, deadline = NULL
+       SET state = 'exited', decided_at = activation._now(), reason = _exit_enrollments.reason, deadline = NULL
      WHERE e.ctid = ANY (places);
     -- No index names the state, so that this one cannot walk the whole queue.
     UPDATE activation.message m
-       SET state = 'cancelled', finished_at = activation._now(), last_error = _leave.reason
+       SET state = 'cancelled', finished_at = activation._now(), last_error = _exit_enrollments.reason
      WHERE m.message_id = ANY (mails) AND m.state = 'queued';
 END
 $$;

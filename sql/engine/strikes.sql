@@ -43,7 +43,7 @@ $$;
 CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT activation._sweep(loop_id, activation._strike(loop_id, 'detect', error)) $$;
+AS $$ SELECT activation._order_sweep(loop_id, activation._strike(loop_id, 'detect', error)) $$;
 
 -- The condition waited for a lock of the app, or somebody cancelled it: nobody's fault, no strike. Its people are swept a
 -- little later.
@@ -58,7 +58,7 @@ BEGIN
     VALUES (_detect_postpone.loop_id, 'detect', 0, again, error, activation._now())
     ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
        SET retry_at = excluded.retry_at, last_error = excluded.last_error, struck_at = excluded.struck_at;
-    PERFORM activation._sweep(_detect_postpone.loop_id, again);
+    PERFORM activation._order_sweep(_detect_postpone.loop_id, again);
 END
 $$;
 
@@ -69,7 +69,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF activation._too_long(seconds) THEN
+    IF activation._over_condition_timeout(seconds) THEN
         PERFORM activation._detect_strike(loop_id, 'its condition was cancelled, because it ran too long');
     ELSIF EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = _detect_cancelled.loop_id AND k.kind = 'detect') THEN
         PERFORM activation._detect_strike(loop_id, 'its condition raised: it was cancelled');
@@ -79,20 +79,20 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION activation._detect_well(loop_id integer) RETURNS void
+CREATE FUNCTION activation._clear_strikes(loop_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _detect_well.loop_id AND k.kind = 'detect' $$;
+AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _clear_strikes.loop_id AND k.kind = 'detect' $$;
 
--- People about whom this round has no time to ask: the next one does, and knows from retry_at when they were woken, or that
+-- People about whom this round has no time to ask: the next one does, and knows from retry_at when they were woken_at, or that
 -- they are new.
-CREATE FUNCTION activation._detect_defer(ids bigint[], woken timestamptz[], fresh boolean[]) RETURNS void
+CREATE FUNCTION activation._detect_defer(ids bigint[], woken_at timestamptz[], is_new boolean[]) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-    UPDATE activation.enrollment e SET retry_at = CASE WHEN a.fresh THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
-      FROM unnest(ids, woken, fresh) AS a(id, at, fresh) WHERE e.enrollment_id = a.id AND e.retry_at IS NULL
+    UPDATE activation.enrollment e SET retry_at = CASE WHEN a.is_new THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
+      FROM unnest(ids, woken_at, is_new) AS a(id, at, is_new) WHERE e.enrollment_id = a.id AND e.retry_at IS NULL
 $$;
 
 -- One user on whom the condition raises: kept aside and tried again, without harm to the others.

@@ -25,7 +25,7 @@ AS $$
              WHERE e.loop_id = _detect_stretch.loop_id AND e.version = _detect_stretch.version
                AND (e.step = _detect_stretch.step OR (SELECT v.goal_step = _detect_stretch.step FROM activation.loop_version v
                                                        WHERE v.loop_id = _detect_stretch.loop_id AND v.version = _detect_stretch.version))
-               AND activation._part(e.user_id) = part AND e.enrollment_id > mark
+               AND activation._user_bucket(e.user_id) = part AND e.enrollment_id > mark
                AND (e.activated_at IS NULL OR e.state = 'waiting') AND e.retry_at IS NULL
              ORDER BY e.enrollment_id LIMIT batch) s
 $$;
@@ -51,19 +51,19 @@ BEGIN
         PERFORM activation._evaluating(loop_id);
         true_keys := activation._safe_eval(asked.evaluate_function, asked.owner, stretch.keys);
         PERFORM activation._evaluating(NULL);
-        PERFORM activation._detect_well(loop_id);
+        PERFORM activation._clear_strikes(loop_id);
         IF true_keys <> '{}' THEN
             PERFORM activation._detect_decide(step, ARRAY(SELECT u.id FROM unnest(stretch.ids, stretch.keys) AS u(id, key)
                                                            WHERE u.key = ANY (true_keys)), '{}', '{}', true_keys);
         END IF;
     END IF;
-    PERFORM activation._detect_swept(loop_id, version, step, part, stretch.ids, batch);
+    PERFORM activation._advance_sweep(loop_id, version, step, part, stretch.ids, batch);
     RETURN cardinality(stretch.ids);
 END
 $$;
 
 -- A stretch that was full goes on in the next round; otherwise the sweep is over until its next time.
-CREATE FUNCTION activation._detect_swept(loop_id integer, version integer, step integer, part integer, ids bigint[], batch integer) RETURNS void
+CREATE FUNCTION activation._advance_sweep(loop_id integer, version integer, step integer, part integer, ids bigint[], batch integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -72,5 +72,5 @@ AS $$
                          ELSE activation._now() + coalesce((SELECT s.every FROM activation.step s
                                                              WHERE s.loop_id = w.loop_id AND s.version = w.version AND s.step = w.step), '10 minutes') END,
            mark = CASE WHEN cardinality(ids) = batch THEN ids[batch] ELSE 0 END
-     WHERE w.loop_id = _detect_swept.loop_id AND w.version = _detect_swept.version AND w.step = _detect_swept.step AND w.part = _detect_swept.part
+     WHERE w.loop_id = _advance_sweep.loop_id AND w.version = _advance_sweep.version AND w.step = _advance_sweep.step AND w.part = _advance_sweep.part
 $$;

@@ -33,7 +33,7 @@ BEGIN
     sweeps := unmarked OR EXISTS (SELECT FROM activation.sweep w JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
                                    WHERE w.due_at <= now);
     -- Who signs up now does not wait for a multitude.
-    rolls := NOT signals AND EXISTS (SELECT FROM activation.roll r JOIN activation._detect_loops(now) l(loop_id) USING (loop_id) WHERE r.due_at <= now);
+    rolls := NOT signals AND EXISTS (SELECT FROM activation.backfill r JOIN activation._detect_loops(now) l(loop_id) USING (loop_id) WHERE r.due_at <= now);
 END
 $$;
 
@@ -48,7 +48,7 @@ BEGIN
     WITH wakes AS (
         DELETE FROM activation.wake
          WHERE ctid = ANY (ARRAY(SELECT w.ctid FROM activation.wake w
-                                  WHERE w.source_id <> 0 AND activation._part(w.user_id) = ANY (parts) LIMIT batch))
+                                  WHERE w.source_id <> 0 AND activation._user_bucket(w.user_id) = ANY (parts) LIMIT batch))
         RETURNING source_id, user_id, at
     ), newest AS MATERIALIZED (
         SELECT t.source_id, t.user_id, max(t.at) AS at FROM wakes t GROUP BY 1, 2
@@ -80,7 +80,7 @@ AS $$
               FROM activation._detect_loops(_find_due.now) l(loop_id)
               CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY coalesce(x.starts_at, x.deadline)) AS place FROM activation.enrollment x
                                    WHERE x.loop_id = l.loop_id AND x.state = 'waiting' AND coalesce(x.starts_at, x.deadline) <= _find_due.now
-                                     AND (x.retry_at IS NULL OR x.retry_at <= _find_due.now) AND activation._part(x.user_id) = ANY (parts)
+                                     AND (x.retry_at IS NULL OR x.retry_at <= _find_due.now) AND activation._user_bucket(x.user_id) = ANY (parts)
                                    ORDER BY coalesce(x.starts_at, x.deadline) LIMIT batch) d
              ORDER BY d.place LIMIT batch) e
 $$;
@@ -94,19 +94,19 @@ AS $$
       FROM (SELECT d.enrollment_id
               FROM activation._detect_loops(_find_retries.now) l(loop_id)
               CROSS JOIN LATERAL (SELECT x.enrollment_id, row_number() OVER (ORDER BY x.retry_at) AS place FROM activation.enrollment x
-                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= _find_retries.now AND activation._part(x.user_id) = ANY (parts)
+                                   WHERE x.loop_id = l.loop_id AND x.retry_at <= _find_retries.now AND activation._user_bucket(x.user_id) = ANY (parts)
                                    ORDER BY x.retry_at LIMIT batch) d
              ORDER BY d.place LIMIT batch) e
 $$;
 
 -- Gathers who is to be evaluated now, by question: the condition of the step that somebody is at, and the goal where that
--- is another one. Who: the newly enrolled, the woken, those whose step begins or is at its deadline, and those to be tried
+-- is another one. Who: the newly enrolled, the woken_at, those whose step begins or is at its deadline, and those to be tried
 -- again. Runs under the locks of the parts it is given, in one transaction with the evaluation: an action committed
 -- before the enrollment is seen by its first evaluation, and a later one brings a wake that finds it. signals, wakes,
 -- people: what to look for, see _detect_due(). The first row only says how many were taken of what most were taken of, and what
 -- could not be looked at, which does not keep the rest waiting.
 CREATE FUNCTION activation._detect_take(parts integer[], batch integer, signals boolean, wakes boolean, people boolean)
-RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken timestamptz[], fresh boolean[], taken integer, problem text)
+RETURNS TABLE (loop_id integer, version integer, step integer, ids bigint[], woken_at timestamptz[], is_new boolean[], taken integer, problem text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -125,22 +125,22 @@ BEGIN
         BEGIN
             SELECT s.* INTO new FROM activation._take_signals(parts, batch) s;
         EXCEPTION WHEN others THEN
-            IF NOT activation._of_a_person(SQLSTATE) THEN
+            IF NOT activation._is_about_one_person(SQLSTATE) THEN
                 RAISE;
             END IF;
-            problems := activation._problem('signals', SQLERRM, problems);
+            problems := activation._error_text('signals', SQLERRM, problems);
         END;
     END IF;
     IF wakes THEN
         BEGIN
-            IF NOT activation._mend_wake(now) THEN
+            IF NOT activation._restore_wake_marker(now) THEN
                 SELECT w.* INTO awake FROM activation._take_wakes(parts, batch) w;
             END IF;
         EXCEPTION WHEN others THEN
-            IF NOT activation._of_a_person(SQLSTATE) THEN
+            IF NOT activation._is_about_one_person(SQLSTATE) THEN
                 RAISE;
             END IF;
-            problems := activation._problem('wakes', SQLERRM, problems);
+            problems := activation._error_text('wakes', SQLERRM, problems);
         END;
     END IF;
     IF people THEN
@@ -148,10 +148,10 @@ BEGIN
             due_ids := activation._find_due(parts, batch, now);
             retried_ids := activation._find_retries(parts, batch, now);
         EXCEPTION WHEN others THEN
-            IF NOT activation._of_a_person(SQLSTATE) THEN
+            IF NOT activation._is_about_one_person(SQLSTATE) THEN
                 RAISE;
             END IF;
-            problems := activation._problem('people who are due', SQLERRM, problems);
+            problems := activation._error_text('people who are due', SQLERRM, problems);
         END;
     END IF;
     RETURN QUERY SELECT 0, 0, 0, NULL::bigint[], NULL::timestamptz[], NULL::boolean[],
@@ -161,17 +161,17 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT e.loop_id, e.version, q.step, array_agg(e.enrollment_id ORDER BY e.enrollment_id),
-           array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.fresh OR p.fresh ORDER BY e.enrollment_id), NULL::integer, NULL::text
-      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.fresh) AS fresh, bool_and(u.due) AS due
+           array_agg(coalesce(c.at, p.at) ORDER BY e.enrollment_id), array_agg(c.is_new OR p.is_new ORDER BY e.enrollment_id), NULL::integer, NULL::text
+      FROM (SELECT u.id, max(u.at) AS at, bool_or(u.is_new) AS is_new, bool_and(u.due) AS due
               FROM (SELECT unnest(new.ids), NULL::timestamptz, true, false
                     UNION ALL SELECT w.id, w.at, false, false FROM unnest(awake.ids, awake.ats) AS w(id, at)
                     UNION ALL SELECT unnest(due_ids), NULL, false, true
-                    UNION ALL SELECT unnest(retried_ids), NULL, false, false) AS u(id, at, fresh, due)
+                    UNION ALL SELECT unnest(retried_ids), NULL, false, false) AS u(id, at, is_new, due)
              GROUP BY u.id) c
       CROSS JOIN LATERAL (SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
       -- What _detect_defer() kept.
       CROSS JOIN LATERAL (SELECT CASE WHEN e.last_error IS NULL AND isfinite(e.retry_at) THEN e.retry_at END AS at,
-                                 e.last_error IS NULL AND coalesce(e.retry_at = '-infinity', false) AS fresh) p
+                                 e.last_error IS NULL AND coalesce(e.retry_at = '-infinity', false) AS is_new) p
       JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version
       CROSS JOIN LATERAL (SELECT e.step WHERE e.state = 'waiting' AND (e.starts_at IS NULL OR e.starts_at <= now)
                           UNION SELECT v.goal_step WHERE NOT c.due AND e.activated_at IS NULL AND v.goal_step IS NOT NULL) q

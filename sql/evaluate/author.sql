@@ -51,7 +51,7 @@ DECLARE
     last integer := cardinality(statements);
     answer jsonb;
 BEGIN
-    answer := activation._run(names, statements[:last - 1] || 'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)'::text || statements[last:],
+    answer := activation._run_on_path(names, statements[:last - 1] || 'SELECT pg_catalog.set_config(''transaction_read_only'', ''on'', true)'::text || statements[last:],
                               false, shown);
     PERFORM activation._check_session(held, locks);
     RETURN answer;
@@ -71,7 +71,7 @@ $$;
 
 -- What the server makes of an author's text without reading its strings: the type of each of them, in their order, and the path
 -- that names are looked up on, of the schemas that the author may use. {"types", "path"} or {"error"}.
-CREATE FUNCTION activation._prepared(owner oid, names text, prepared jsonb, key_type text) RETURNS jsonb
+CREATE FUNCTION activation._prepare_text(owner oid, names text, prepared jsonb, key_type text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -151,7 +151,7 @@ DECLARE
     path text;
 BEGIN
     PERFORM activation._raise_compile(loop, what, prepared -> 'error');
-    answer := activation._prepared(owner, names, prepared, key_type);
+    answer := activation._prepare_text(owner, names, prepared, key_type);
     PERFORM activation._raise_compile(loop, what, answer -> 'error');
     SELECT t.oid::oid INTO literal FROM jsonb_array_elements_text(answer -> 'types') AS t(oid) WHERE activation._checks_when_read(t.oid::oid) LIMIT 1;
     IF literal IS NOT NULL THEN
@@ -198,7 +198,7 @@ AS $$
 $$;
 
 -- Statements that give a compiled function to its owner. The engine calls those that are called from outside.
-CREATE FUNCTION activation._own(signature text, owner oid, called boolean DEFAULT true) RETURNS text[]
+CREATE FUNCTION activation._ownership_statements(signature text, owner oid, called boolean DEFAULT true) RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$

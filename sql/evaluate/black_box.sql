@@ -2,20 +2,20 @@
 
 -- Whether an error may come from one person's data: not what a loop's code always raises (a missing table, a right, a write),
 -- nor what comes of meeting others, of a cancel, or of the machine.
-CREATE FUNCTION activation._of_a_person(code text) RETURNS boolean
+CREATE FUNCTION activation._is_about_one_person(code text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN left(code, 2) NOT IN ('08', '25', '2D', '40', '42', '53', '55', '57', '58', 'AC');
 
 -- As much of an error's text, or of any other that is not ours, as is worth keeping.
-CREATE FUNCTION activation._short(said text) RETURNS text
+CREATE FUNCTION activation._shortened(said text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE WHEN length(said) > 500 THEN left(said, 500) || '…' ELSE said END;
 
 -- What raised in one of several parts of some work, as words for status; the others go on. Not for an error that is not about
 -- the data (somebody else's lock, a cancel, a machine without room): that ends the whole work, which is done anew.
-CREATE FUNCTION activation._problem(what text, said text, others text DEFAULT NULL) RETURNS text
+CREATE FUNCTION activation._error_text(what text, said text, others text DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN concat_ws('; ', others, format('%s: %s', what, activation._short(said)));
+RETURN concat_ws('; ', others, format('%s: %s', what, activation._shortened(said)));
 
 -- An author's compiled function is only ever called through here. It runs with its owner's rights (it is SECURITY DEFINER,
 -- checked before every call), read-only, and in a subtransaction that is always rolled back. Nothing but the returned
@@ -113,13 +113,13 @@ BEGIN
         answers := activation._safe_eval(function_name, owner, CASE WHEN first_lines THEN NULL::text || keys ELSE keys END, again);
         RETURN;
     EXCEPTION WHEN others OR assert_failure THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         END IF;
         answers := '{}';
         IF size = 1 AND again THEN
             bad_keys := keys;
-            errors := ARRAY[activation._short(SQLERRM)];
+            errors := ARRAY[activation._shortened(SQLERRM)];
             codes := ARRAY[SQLSTATE::text];
             RETURN;
         END IF;

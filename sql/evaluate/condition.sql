@@ -2,7 +2,7 @@
 
 -- The tables a compiled condition reads, through views, and whether it can change while no row does: it asks for the time,
 -- or calls functions we cannot look into.
-CREATE FUNCTION activation._reads(function_name name) RETURNS TABLE (tables regclass[], unseen boolean)
+CREATE FUNCTION activation._tables_read(function_name name) RETURNS TABLE (tables regclass[], unseen boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -64,7 +64,7 @@ DECLARE
     every interval := (condition ->> 'every')::interval;
 BEGIN
     FOREACH wrapped IN ARRAY array_remove(ARRAY[texts ->> 'starless', texts ->> 'body'], NULL) LOOP
-        answer := activation._run(texts ->> 'path', ARRAY[format(
+        answer := activation._run_on_path(texts ->> 'path', ARRAY[format(
             E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.int4 LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT 1 WHERE EXISTS (\n%s\n); END',
             signature, wrapped)], true);
         EXIT WHEN answer -> 'error' IS NULL;
@@ -87,17 +87,17 @@ BEGIN
         RAISE EXCEPTION 'loop "%": the condition locks rows', loop
             USING ERRCODE = '0A000', HINT = 'Leave out FOR UPDATE or FOR SHARE: a condition only looks.';
     END IF;
-    SELECT r.* INTO reads FROM activation._reads(condition_name) r;
+    SELECT r.* INTO reads FROM activation._tables_read(condition_name) r;
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reads.tables::oid[]) AND c.relpersistence = 't') THEN
         RAISE EXCEPTION 'loop "%": the condition reads a temporary table', loop
             USING ERRCODE = '0A000', HINT = 'It is gone when you disconnect. Use a permanent table.';
     END IF;
 
-    answer := activation._run(names, ARRAY[format(
+    answer := activation._run_on_path(names, ARRAY[format(
         E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
         'BEGIN ATOMIC SELECT k.key FROM pg_catalog.unnest($1) AS k(key), LATERAL activation_compiled.%I(k.key::%s) AS c; END',
         evaluate_signature, condition_name, type_name)]
-        || activation._own(signature, owner, false) || activation._own(evaluate_signature, owner), true);
+        || activation._ownership_statements(signature, owner, false) || activation._ownership_statements(evaluate_signature, owner), true);
     PERFORM activation._raise_compile(loop, 'condition', answer -> 'error');
 
     -- One run with a NULL key.

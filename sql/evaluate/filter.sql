@@ -61,10 +61,10 @@ BEGIN
     END IF;
     -- It reads no row of the table: the second half makes it depend on the columns, so that none of them changes its type
     -- under the call in the capture function, where a cast would run with the rights of that function's owner.
-    answer := activation._run(texts ->> 'path', ARRAY[format(
+    answer := activation._run_on_path(texts ->> 'path', ARRAY[format(
         E'CREATE FUNCTION %s RETURNS pg_catalog.bool LANGUAGE sql STABLE SECURITY DEFINER\n'
         'BEGIN ATOMIC SELECT (%s)::pg_catalog.bool FROM %s; END', signature, substr(texts ->> 'body', length(head) + 1), rows.bound)]
-        || activation._own(signature, owner), true);
+        || activation._ownership_statements(signature, owner), true);
     PERFORM activation._raise_compile(loop, 'filter', answer -> 'error');
     answer := activation._in_box(names, ARRAY[format('SELECT activation_compiled.%I(%s)', function_name, rows.no_arguments)]);
     IF answer #>> '{error,code}' = '42501' THEN
@@ -94,9 +94,9 @@ DECLARE
     signature text := format('activation_compiled.%I(pg_catalog.text[])', function_name);
     answer jsonb;
 BEGIN
-    answer := activation._run(activation._type_path(key_type), ARRAY[format(
+    answer := activation._run_on_path(activation._type_path(key_type), ARRAY[format(
         E'CREATE FUNCTION %s RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
-        'BEGIN ATOMIC %s; END', signature, body)] || activation._own(signature, owner), true);
+        'BEGIN ATOMIC %s; END', signature, body)] || activation._ownership_statements(signature, owner), true);
     PERFORM activation._raise(answer -> 'error');
     RETURN function_name;
 END

@@ -9,7 +9,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     key_type oid := activation._key_type(table_name, key_column);
-    made name := activation._made_column(table_name, key_column);
+    made name := activation._users_since_column(table_name, key_column);
 BEGIN
     RETURN activation._compile_box(activation._compiled_name(base, ': roll' || suffix), key_type, format(
         CASE WHEN made IS NULL THEN
@@ -30,7 +30,7 @@ $$;
 
 -- The column that tells when a row was made, where the key itself does not: NULL for keys that are numbers, and where
 -- there is no such column.
-CREATE FUNCTION activation._made_column(table_name regclass, key_column name) RETURNS name
+CREATE FUNCTION activation._users_since_column(table_name regclass, key_column name) RETURNS name
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -58,7 +58,7 @@ DECLARE
     answer jsonb;
     reads record;
 BEGIN
-    answer := activation._run(texts ->> 'path', ARRAY[format(
+    answer := activation._run_on_path(texts ->> 'path', ARRAY[format(
         E'CREATE FUNCTION activation_compiled.%I() RETURNS SETOF %s LANGUAGE sql STABLE\nBEGIN ATOMIC SELECT * FROM (\n%s\n) AS q; END', query_name, type_name,
         texts ->> 'body')], true);
     IF answer #>> '{error,code}' IN ('42P13', '42804') THEN
@@ -67,19 +67,19 @@ BEGIN
                   HINT = format('Let it return one column of type %s, the key of the users table: SELECT id FROM users WHERE …', format_type(key_type, NULL));
     END IF;
     PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
-    SELECT r.* INTO reads FROM activation._reads(query_name) r;
+    SELECT r.* INTO reads FROM activation._tables_read(query_name) r;
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (reads.tables::oid[]) AND c.relpersistence = 't') THEN
         RAISE EXCEPTION 'loop "%": the schedule''s query reads a temporary table', loop
             USING ERRCODE = '0A000', HINT = 'It is gone when you disconnect. Use a permanent table.';
     END IF;
-    answer := activation._run(names, ARRAY[format(
+    answer := activation._run_on_path(names, ARRAY[format(
         E'CREATE FUNCTION activation_compiled.%1$I(pg_catalog.text[]) RETURNS SETOF pg_catalog.text LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT\n'
         'BEGIN ATOMIC SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)::pg_catalog.text\n'
         '  FROM (SELECT DISTINCT s.key FROM activation_compiled.%2$I() AS s(key)\n'
         '         WHERE s.key IS NOT NULL AND ($1[2] IS NULL OR s.key > $1[2]::%3$s) ORDER BY 1 LIMIT $1[1]::pg_catalog.int4) AS k ORDER BY k.key; END',
         function_name, query_name, type_name)]
-        || activation._own(format('activation_compiled.%I()', query_name), owner, false)
-        || activation._own(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
+        || activation._ownership_statements(format('activation_compiled.%I()', query_name), owner, false)
+        || activation._ownership_statements(format('activation_compiled.%I(pg_catalog.text[])', function_name), owner), true);
     PERFORM activation._raise_compile(loop, 'schedule''s query', answer -> 'error');
     answer := activation._try_eval(function_name, owner, ARRAY['1', NULL, NULL, NULL]);
     IF answer #>> '{error,code}' = '42501' THEN

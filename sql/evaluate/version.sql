@@ -2,31 +2,31 @@
 
 -- The functions of a version that are called from outside, whether each is there, and whether it still runs with the rights of
 -- the loop's owner.
-CREATE FUNCTION activation._boxes(loop_id integer, version integer) RETURNS TABLE (function_name name, there boolean, intact boolean)
+CREATE FUNCTION activation._compiled_functions(loop_id integer, version integer) RETURNS TABLE (function_name name, there boolean, intact boolean)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT f.name, p.oid IS NOT NULL, coalesce(p.prosecdef AND p.proowner = v.owner, false)
       FROM activation.loop_version v
-     CROSS JOIN LATERAL (SELECT unnest(ARRAY[coalesce(v.users_function, ''), v.filter_function, v.roll_function, v.passes_function])
+     CROSS JOIN LATERAL (SELECT unnest(ARRAY[coalesce(v.users_function, ''), v.filter_function, v.backfill_function, v.passing_function])
                          UNION ALL SELECT s.evaluate_function FROM activation.step s WHERE s.loop_id = v.loop_id AND s.version = v.version) AS f(name)
       LEFT JOIN pg_proc p ON p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = f.name
-     WHERE v.loop_id = _boxes.loop_id AND v.version = _boxes.version AND f.name IS NOT NULL
+     WHERE v.loop_id = _compiled_functions.loop_id AND v.version = _compiled_functions.version AND f.name IS NOT NULL
 $$;
 
 -- Whether everything that a version was compiled to is there, as it was made.
-CREATE FUNCTION activation._compiled(loop_id integer, version integer) RETURNS boolean
+CREATE FUNCTION activation._is_compiled(loop_id integer, version integer) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT NOT EXISTS (SELECT FROM activation._boxes(loop_id, version) b WHERE NOT b.intact)
+    SELECT NOT EXISTS (SELECT FROM activation._compiled_functions(loop_id, version) b WHERE NOT b.intact)
            AND NOT EXISTS (SELECT FROM activation.step s
-                            WHERE s.loop_id = _compiled.loop_id AND s.version = _compiled.version AND s.evaluate_function IS NOT NULL
+                            WHERE s.loop_id = _is_compiled.loop_id AND s.version = _is_compiled.version AND s.evaluate_function IS NOT NULL
                               AND NOT activation._function_exists(s.condition_function))
 $$;
 
 -- What the functions of a step's condition are called after. The goal of its own is step 0.
-CREATE FUNCTION activation._which_condition(step integer) RETURNS text
+CREATE FUNCTION activation._condition_label(step integer) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE step WHEN 0 THEN ' of the goal' WHEN 1 THEN '' ELSE format(' of step %s', step) END;
 
@@ -62,7 +62,7 @@ BEGIN
          WHERE p.pronamespace = 'activation_compiled'::regnamespace
            AND p.proname IN (SELECT activation._compiled_name(loop_name, k.kind || w.which || suffix)
                                FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users', ': passes', ': roll', ': schedule']) AS k(kind),
-                                    (SELECT '' AS which UNION SELECT activation._which_condition(s.step) FROM activation.step s
+                                    (SELECT '' AS which UNION SELECT activation._condition_label(s.step) FROM activation.step s
                                       WHERE s.loop_id = v.loop_id AND s.version = v.version) w)
          -- Those first that use others.
          ORDER BY p.proname LIKE '%: condition%' OR p.proname LIKE '%: filter%' OR p.proname LIKE '%: schedule%'
@@ -87,7 +87,7 @@ BEGIN
     old_columns := ARRAY(SELECT jsonb_array_elements_text(filter -> 'old_columns'));
     UPDATE activation.loop_version x
        SET users_function = activation._compile_users(loop_name, suffix, v.users, v.owner),
-           filter_function = filter ->> 'function', roll_function = roll, passes_function = passes,
+           filter_function = filter ->> 'function', backfill_function = roll, passing_function = passes,
            filter_columns = new_columns, filter_attnums = activation._column_numbers(triggered.table_name, new_columns),
            old_columns = here.old_columns, old_attnums = activation._column_numbers(triggered.table_name, here.old_columns)
      WHERE x.loop_id = v.loop_id AND x.version = v.version;
@@ -99,18 +99,18 @@ BEGIN
          WHERE c.condition <> 'null'
          ORDER BY c.position
     LOOP
-        compiled := activation._compile_condition(loop_name, loop_name, activation._which_condition(defined.number) || suffix, defined.condition, key_type, v.owner, v.names);
+        compiled := activation._compile_condition(loop_name, loop_name, activation._condition_label(defined.number) || suffix, defined.condition, key_type, v.owner, v.names);
         UPDATE activation.step s
            SET every = (compiled ->> 'every')::interval, condition_function = compiled ->> 'condition', evaluate_function = compiled ->> 'evaluate'
          WHERE s.loop_id = v.loop_id AND s.version = v.version AND s.step = defined.number;
         DELETE FROM activation.watch w WHERE w.loop_id = v.loop_id AND w.version = v.version AND w.step = defined.number;
         INSERT INTO activation.watch (loop_id, version, step, source_id, on_delete, goal)
-        SELECT DISTINCT v.loop_id, v.version, defined.number, activation._source((w ->> 0)::oid::regclass, (w ->> 1)::name),
+        SELECT DISTINCT v.loop_id, v.version, defined.number, activation._capture_source((w ->> 0)::oid::regclass, (w ->> 1)::name),
                (compiled ->> 'on_delete')::boolean, defined.number = v.goal_step
           FROM jsonb_array_elements(compiled -> 'watches') AS w;
         INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
         SELECT v.loop_id, v.version, defined.number, p.part, activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')
-          FROM unnest(activation._all_parts()) AS p(part)
+          FROM unnest(activation._all_buckets()) AS p(part)
         ON CONFLICT DO NOTHING;
     END LOOP;
 END

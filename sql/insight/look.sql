@@ -8,7 +8,7 @@
 -- planning alone runs constant parts of its indexes, statistics, checks and partition keys, and of those of its children. A
 -- text may besides mean anything of such a name: views, functions, operators, casts, and types, whose literals run code
 -- while they are parsed. So nothing is parsed here: what is in the catalogs under a name of the text counts.
-CREATE FUNCTION activation._look(look jsonb) RETURNS TABLE (table_oid oid, object text, owner name)
+CREATE FUNCTION activation._look_up(look jsonb) RETURNS TABLE (table_oid oid, object text, owner name)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET jit = off
@@ -152,7 +152,7 @@ BEGIN
 END
 $$;
 
--- What _look() has to see before these texts are parsed. Names in Unicode escapes would hide from it.
+-- What _look_up() has to see before these texts are parsed. Names in Unicode escapes would hide from it.
 CREATE FUNCTION activation._look_for(what text, texts text[], names text, tables regclass[], columns name[]) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -169,7 +169,7 @@ END
 $$;
 
 -- The column that tells when a row was inserted: by its default, else by its name. NULL where there is none.
-CREATE FUNCTION activation._time_column(table_name regclass) RETURNS name
+CREATE FUNCTION activation._inserted_at_column(table_name regclass) RETURNS name
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$

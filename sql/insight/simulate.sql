@@ -53,7 +53,7 @@ BEGIN
     rehearsed := plan -> 'definition';
     goal_name := CASE WHEN rehearsed -> 'goal' <> 'null' THEN '' ELSE (SELECT x.step ->> 'name' FROM jsonb_array_elements(rehearsed -> 'steps') WITH ORDINALITY AS x(step, n)
                                                                         WHERE x.step -> 'condition' <> 'null' ORDER BY x.n LIMIT 1) END;
-    PERFORM activation._look(plan -> 'look');
+    PERFORM activation._look_up(plan -> 'look');
     -- Which conditions can be replayed. A step whose cannot ends the rehearsal there.
     EXECUTE format('EXPLAIN (VERBOSE, FORMAT JSON) SELECT (pg_catalog.current_setting(''activation.key'', true)::%s)', plan ->> 'type') INTO shown;
     shown := shown::jsonb #>> '{0,Plan,Output,0}';
@@ -61,7 +61,7 @@ BEGIN
         -- Planning is running: what cannot be looked into is not planned.
         asked := activation._simulate_query(c.query, NULL, shown, plan ->> 'type', timestamps);
         IF asked ->> 'problem' IS NULL THEN
-            PERFORM activation._look(plan -> 'look');
+            PERFORM activation._look_up(plan -> 'look');
             -- @plpgsql_check_options: security_warnings = off
             PERFORM set_config('search_path', path, true);
             EXECUTE 'EXPLAIN (VERBOSE, FORMAT JSON) ' || c.explained INTO explained;
@@ -82,7 +82,7 @@ BEGIN
         remarks := remarks || 'existing users are not enrolled in a rehearsal, only those who came since'::text;
     END IF;
 
-    PERFORM activation._look(plan -> 'look');
+    PERFORM activation._look_up(plan -> 'look');
     -- @plpgsql_check_options: security_warnings = off
     PERFORM set_config('search_path', CASE WHEN (plan ->> 'own_filter')::boolean THEN 'pg_catalog, pg_temp' ELSE path END, true);
     EXECUTE format('SELECT pg_catalog.array_agg(x.key ORDER BY x.at, x.key), pg_catalog.array_agg(x.at ORDER BY x.at, x.key)'
@@ -100,7 +100,7 @@ BEGIN
                  ELSE ARRAY(SELECT activation._held_out(plan ->> 'loop', u.key, (rehearsed ->> 'holdout')::numeric) FROM unnest(keys) WITH ORDINALITY AS u(key, n) ORDER BY u.n) END;
     IF rehearsed -> 'send_window' <> 'null' THEN
         IF plan ->> 'zone' IS NOT NULL THEN
-            PERFORM activation._look(plan -> 'look');
+            PERFORM activation._look_up(plan -> 'look');
             EXECUTE format('SELECT array_agg(t.%s::text ORDER BY u.n) FROM unnest($1) WITH ORDINALITY AS u(key, n) LEFT JOIN %s AS t ON t.%s::text COLLATE "C" = u.key',
                            plan ->> 'zone', plan ->> 'users', plan ->> 'key') INTO zones USING keys;
         END IF;
@@ -140,7 +140,7 @@ BEGIN
                     WHEN m.sent_at > until THEN 'queued' ELSE 'sent' END,
                m.sent_at, m.goal_at, m.held, NULL::jsonb
           FROM (SELECT d.*, coalesce(CASE WHEN rehearsed -> 'send_window' <> 'null' AND NOT d.held
-                                          THEN activation._window_opens(rehearsed -> 'send_window', d.zone, d.decided_at) END, d.decided_at) AS sent_at
+                                          THEN activation._next_opening(rehearsed -> 'send_window', d.zone, d.decided_at) END, d.decided_at) AS sent_at
                   FROM (SELECT u.key, u.enrolled_at, u.held, u.goal_at, u.zone, CASE WHEN u.true_at IS NOT NULL THEN 'action' WHEN u.ends_at <= until THEN 'otherwise' END AS branch,
                                coalesce(u.true_at, u.ends_at) AS decided_at
                           FROM unnest(keys, enrolled, held, goals, zones, trues, ends, starts) AS u(key, enrolled_at, held, goal_at, zone, true_at, ends_at, begins)

@@ -1,7 +1,7 @@
 -- simulate(), what is to be asked: which query, over which tables, as of when.
 
 -- The loop that is to be rehearsed, in one document: its name, definition, names, and its trigger as what can be read:
--- {"table", "user_key", "made", "filter"}; look: what _look() has to see before any of it is parsed. known: of a loop that
+-- {"table", "user_key", "made", "filter"}; look: what _look_up() has to see before any of it is parsed. known: of a loop that
 -- there is, its tables, which may have other names by now: {"users", "table", "key"}. Raises what define_loop() would. It
 -- parses nothing of the text, and tells nothing that its caller did not put in or could not look up.
 CREATE FUNCTION activation._simulate_plan(loop text, definition jsonb, known jsonb, since timestamptz, until timestamptz, timestamps jsonb, names text) RETURNS jsonb
@@ -58,7 +58,7 @@ BEGIN
             USING ERRCODE = '0A000', DETAIL = 'Only inserts leave behind when they were, in a column of their own.',
                   HINT = 'Rehearse its steps with a trigger => activation.on_insert(…) or on_event(…).';
     ELSE
-        made := coalesce(timestamps ->> activation._table_name(table_name), activation._time_column(table_name)::text);
+        made := coalesce(timestamps ->> activation._table_name(table_name), activation._inserted_at_column(table_name)::text);
     END IF;
     IF made IS NULL OR NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = table_name AND a.attname = made AND NOT a.attisdropped) THEN
         RAISE EXCEPTION '%: no column of % tells when a row was inserted', what, activation._table_name(table_name)
@@ -124,7 +124,7 @@ BEGIN
         IF reading.root = 'activation.event'::regclass THEN
             made := 'at';
         ELSE
-            made := coalesce(timestamps ->> activation._table_name(reading.root), activation._time_column(reading.root)::text);
+            made := coalesce(timestamps ->> activation._table_name(reading.root), activation._inserted_at_column(reading.root)::text);
         END IF;
         IF made IS NULL THEN
             RETURN jsonb_build_object('problem', format('no column of %s tells when a row came', activation._table_name(reading.root)));
@@ -171,13 +171,13 @@ BEGIN
             ' UNION ALL SELECT s.place, s.key, t.%s::timestamptz FROM span s JOIN %s AS t ON t.%s::text COLLATE "C" = s.key WHERE t.%1$s::timestamptz > s.begins AND t.%1$s::timestamptz <= s.ends',
             r ->> 'made', r ->> 'table', r ->> 'column');
     END LOOP;
-    PERFORM activation._look(plan -> 'look');
+    PERFORM activation._look_up(plan -> 'look');
     EXECUTE 'WITH span AS (SELECT u.place::integer, u.key, u.begins, least(u.ends, $4) AS ends FROM unnest($1, $2, $3) WITH ORDINALITY AS u(key, begins, ends, place)'
             ' WHERE u.begins <= $4), moment AS (SELECT s.place, s.key, s.begins AS at FROM span s' || moments || ')'
             ' SELECT array_agg(m.place), array_agg(m.at), array_agg(m.key) FROM moment m'
        INTO places, ats, moment_keys USING keys, begins, ends, until;
     IF places IS NOT NULL THEN
-        PERFORM activation._look(plan -> 'look');
+        PERFORM activation._look_up(plan -> 'look');
         -- On the author's path, and nothing of ours in it that the path could change.
         -- @plpgsql_check_options: security_warnings = off
         PERFORM set_config('search_path', names, true);

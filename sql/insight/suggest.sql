@@ -49,7 +49,7 @@ BEGIN
         EXIT WHEN reads <@ looked;
         problems := (SELECT coalesce(jsonb_object_agg(l.table_oid, l.why), '{}')
                        FROM (SELECT l.table_oid, min(format('%s of %s would run with your rights', l.object, quote_ident(l.owner))) AS why
-                               FROM activation._look(jsonb_build_object('tables', to_jsonb(reads))) l GROUP BY 1) l);
+                               FROM activation._look_up(jsonb_build_object('tables', to_jsonb(reads))) l GROUP BY 1) l);
         looked := reads;
     END LOOP;
     IF problems ? (plan ->> 'users_oid') THEN
@@ -96,7 +96,7 @@ BEGIN
             USING ERRCODE = '55000', DETAIL = 'It takes 200 to tell a marker from chance.', HINT = 'Ask again when there are more of them.';
     END IF;
     IF plan ->> 'retained' IS NOT NULL THEN
-        PERFORM activation._look(plan -> 'look');
+        PERFORM activation._look_up(plan -> 'look');
         -- The caller's own text, with the caller's rights and on the caller's path, and nothing of ours in it that
         -- the path could change.
         -- @plpgsql_check_options: security_warnings = off
@@ -109,7 +109,7 @@ BEGIN
     ELSE
         -- In how many tables somebody does anything in their second week.
         FOR t IN SELECT x FROM jsonb_array_elements(plan -> 'tables') AS x LOOP
-            PERFORM activation._look(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
+            PERFORM activation._look_up(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
             EXECUTE format('SELECT array_agg(DISTINCT p.place::integer) FROM unnest($1, $2) WITH ORDINALITY AS p(key, made, place) JOIN %s ON %s = p.key'
                            ' WHERE t.%I::timestamptz >= p.made + interval ''168 hours'' AND t.%3$I::timestamptz < p.made + interval ''336 hours''',
                            t ->> 'from', t ->> 'key_text', t ->> 'made')
@@ -123,7 +123,7 @@ BEGIN
     place := -1;
     FOR t IN SELECT x FROM jsonb_array_elements(plan -> 'tables') AS x LOOP
         place := place + 1;
-        PERFORM activation._look(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
+        PERFORM activation._look_up(jsonb_build_object('tables', t -> 'reads', 'what', t -> 'table'));
         -- What comes within seconds of the signup is made by it, not by the person.
         FOR c IN SELECT 'null'::jsonb UNION ALL SELECT x FROM jsonb_array_elements(t -> 'columns') AS x LOOP
             EXECUTE format('SELECT jsonb_agg(jsonb_build_object(''value'', v.value, ''rows'', v.rows)) FROM ('

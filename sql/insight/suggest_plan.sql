@@ -18,7 +18,7 @@ $$;
 
 -- What suggest() would read, from the catalogs: {"users", "users_oid", "key", "made", "days", "tables": [{"table", "relname",
 -- "from": as t and its way to the user, "reads": the tables on it, "key": the user's column on that way, "key_text", "made",
--- "rows": an estimate, "columns": [{"name", "quoted", "text"}]}], "left_out": [why]; look: what _look() has to see before the
+-- "rows": an estimate, "columns": [{"name", "quoted", "text"}]}], "left_out": [why]; look: what _look_up() has to see before the
 -- query retained is parsed}. Raises where there is nothing to go by. What the caller may read is seen by suggest().
 CREATE FUNCTION activation._suggest_plan(users regclass, within interval, retained jsonb, names text) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
@@ -46,7 +46,7 @@ BEGIN
             USING ERRCODE = '0A000', DETAIL = 'Only keys of built-in types, enums, and domains over them are read here.',
                   HINT = format('SELECT activation.set_users(%L, key => ''…''); names another column that identifies a user.', shown);
     END IF;
-    made := activation._time_column(users);
+    made := activation._inserted_at_column(users);
     IF made IS NULL THEN
         RAISE EXCEPTION 'table % has no column that tells when a user signed up', shown
             USING ERRCODE = '55000', DETAIL = 'It takes a timestamp with now() as its default, or with a name such as created_at.',
@@ -85,7 +85,7 @@ BEGIN
                  WHERE l.from_table <> users AND m.from_table <> users AND l.from_table <> m.from_table) w
          ORDER BY w.table_oid, w.hops, w.first_column
     ), judged AS (
-        SELECT w.*, activation._table_name(w.table_oid::regclass) AS name, c.relname, activation._time_column(w.table_oid::regclass) AS made,
+        SELECT w.*, activation._table_name(w.table_oid::regclass) AS name, c.relname, activation._inserted_at_column(w.table_oid::regclass) AS made,
                greatest(c.reltuples, 0) AS rows
           FROM way w JOIN pg_class c ON c.oid = w.table_oid
     )

@@ -115,7 +115,7 @@ BEGIN
      WHERE w.slot > CASE w.kind WHEN 'detector' THEN start.detectors WHEN 'deliverer' THEN start.deliverers ELSE start.pull::integer END
        AND NOT activation._is_alive(w.pid, w.backend_start);
     IF activation._set_watching(true) THEN
-        PERFORM activation._sweep(NULL, activation._now());
+        PERFORM activation._order_sweep(NULL, activation._now());
     END IF;
 END
 $$;

@@ -124,7 +124,7 @@ return server.journey(name, journey)
 $$;
 
 -- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep. shown: see _in_box().
-CREATE FUNCTION activation._run(names text, statements text[], keep boolean, shown text DEFAULT NULL) RETURNS jsonb
+CREATE FUNCTION activation._run_on_path(names text, statements text[], keep boolean, shown text DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -4,7 +4,7 @@
 
 -- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and no more.
 -- loop_id is NULL for "every loop on this source that waits for an insert, without a filter"; error is set when a filter
--- raised, harm when it did something to the app's session, for which its loop is failing at once; gone, when the user's own
+-- raised; harm, when it did something to the app's session, for which its loop is failing at once; user_deleted, when the user's own
 -- row was deleted (address: which it held); source_id is 0 where no row of a table is behind it.
 CREATE TABLE activation.signal (
     at         timestamptz NOT NULL DEFAULT now(),
@@ -14,8 +14,8 @@ CREATE TABLE activation.signal (
     user_id    text NOT NULL,
     error      text,
     harm       text,
-    gone       boolean,
-    how        text,
+    user_deleted boolean,
+    enrolled_by text,
     context    jsonb,
     address    text
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
@@ -49,8 +49,8 @@ CREATE TABLE activation.enrollment (
     last_error    text,
     reason        text,
     holdout       boolean NOT NULL DEFAULT false,
-    template_mark integer NOT NULL,
-    how           text,
+    newest_template_id integer NOT NULL,
+    enrolled_by   text,
     context       jsonb,
     history       jsonb,
     UNIQUE (user_id, loop_id, pass)
@@ -62,14 +62,14 @@ CREATE INDEX enrollment_due ON activation.enrollment (loop_id, coalesce(starts_a
 CREATE INDEX enrollment_retry ON activation.enrollment (loop_id, retry_at) WHERE retry_at IS NOT NULL;
 -- What a sweep reads, and all that it reads: everybody whose step or goal is still open, also after the deadline (a late
 -- activation counts), but for those who are tried again by themselves.
-CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, activation._part(user_id), enrollment_id) INCLUDE (user_id, step)
+CREATE INDEX enrollment_open ON activation.enrollment (loop_id, version, activation._user_bucket(user_id), enrollment_id) INCLUDE (user_id, step)
     WHERE (activated_at IS NULL OR state = 'waiting') AND retry_at IS NULL;
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment_enrollment_id_seq', '');
-COMMENT ON TABLE activation.enrollment IS 'One user''s pass through one loop. starts_at: when the step it is at begins, NULL once it has; deadline: when that step''s timeout ends; how: what enrolled the user where it was not the loop''s trigger; history: the steps decided before, as [step, branch, time]. template_mark: the newest template when it began; later ones are not used for it.';
+COMMENT ON TABLE activation.enrollment IS 'One user''s pass through one loop. starts_at: when the step it is at begins, NULL once it has; deadline: when that step''s timeout ends; enrolled_by: what enrolled the user where it was not the loop''s trigger; history: the steps decided before, as [step, branch, time]. newest_template_id: the newest template when it began; later ones are not used for it.';
 
--- How a step was decided for somebody: what _detect_decide() hands on. at: when they were woken; fresh: they are new.
-CREATE TYPE activation.decided AS (enrollment_id bigint, branch text, at timestamptz, fresh boolean);
+-- How a step was decided for somebody: what _detect_decide() hands on. at: when they were woken; is_new: they are new.
+CREATE TYPE activation.decided AS (enrollment_id bigint, branch text, at timestamptz, is_new boolean);
 COMMENT ON TYPE activation.decided IS 'How a step was decided for one enrollment, on its way between functions of the engine.';
 
 -- What the app said that a user did, by track(): for loops that wait for such an event, and for conditions.
@@ -88,7 +88,7 @@ COMMENT ON TABLE activation.event IS 'Events told by track(), for conditions suc
 
 -- Users who are enrolled not one by one but by walking over them in chunks: those whom a schedule's query returns, and those
 -- who were there before the loop.
-CREATE TABLE activation.roll (
+CREATE TABLE activation.backfill (
     loop_id  integer PRIMARY KEY REFERENCES activation.loop,
     due_at   timestamptz NOT NULL,
     began_at timestamptz NOT NULL,
@@ -96,8 +96,8 @@ CREATE TABLE activation.roll (
     until    text,
     enrolled bigint NOT NULL DEFAULT 0
 );
-SELECT pg_catalog.pg_extension_config_dump('activation.roll', '');
-COMMENT ON TABLE activation.roll IS 'Walks over users that enroll them in chunks: when the next chunk is due, how far it came (mark, until), how many it took.';
+SELECT pg_catalog.pg_extension_config_dump('activation.backfill', '');
+COMMENT ON TABLE activation.backfill IS 'Walks over users that enroll them in chunks: when the next chunk is due, how far it came (mark, until), how many it took.';
 
 -- When a step's people are to be looked at as a whole: a step whose condition can change unseen, after a crash, after an
 -- error, after a pause. One row for each part of the users, so that detectors share the work.

@@ -47,8 +47,8 @@ CREATE TABLE activation.loop_version (
     filter_columns  name[],
     filter_attnums  smallint[],
     users_function  name,
-    roll_function   name,
-    passes_function name,
+    backfill_function   name,
+    passing_function name,
     goal_step       integer,
     reentry         interval,
     holdout         numeric NOT NULL DEFAULT 0,
@@ -61,7 +61,7 @@ CREATE TABLE activation.loop_version (
     CHECK ((source_id IS NULL) = (event IN ('event', 'schedule')))
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.loop_version', '');
-COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with (owner; owner_name is what a dump carries, and where the row is another installation''s, all that holds), the path its names were looked up on, and its compiled functions. source_id: the captured column that names the user in a row of the trigger''s table. event: existing, for an insert that only those who were there before count for. goal_step: the step whose condition is the goal; 0, one of its own; NULL, none. reentry: how long after an enrollment the next may begin; NULL, never. filter_columns, old_columns: what the filter takes of NEW and OLD. roll_function: the users that a schedule''s query or an existing table enrolls, in order; passes_function: which of some users the filter lets pass by their rows as they are.';
+COMMENT ON TABLE activation.loop_version IS 'Every version of every loop: its definition in full, whose rights it runs with (owner; owner_name is what a dump carries, and where the row is another installation''s, all that holds), the path its names were looked up on, and its compiled functions. source_id: the captured column that names the user in a row of the trigger''s table. event: existing, for an insert that only those who were there before count for. goal_step: the step whose condition is the goal; 0, one of its own; NULL, none. reentry: how long after an enrollment the next may begin; NULL, never. filter_columns, old_columns: what the filter takes of NEW and OLD. backfill_function: the users that a schedule''s query or an existing table enrolls, in order; passing_function: which of some users the filter lets pass by their rows as they are.';
 
 CREATE TABLE activation.step (
     loop_id            integer NOT NULL,

@@ -13,10 +13,10 @@ CREATE TABLE activation.request (
     state           text NOT NULL CHECK (state IN ('open', 'done')),
     created_at      timestamptz NOT NULL,
     next_attempt_at timestamptz NOT NULL,
-    tries           integer NOT NULL DEFAULT 0,
-    errors          integer NOT NULL DEFAULT 0,
-    unclear         integer NOT NULL DEFAULT 1,
-    lease_token     uuid,
+    known_tries     integer NOT NULL DEFAULT 0,
+    error_tries     integer NOT NULL DEFAULT 0,
+    open_tries      integer NOT NULL DEFAULT 1,
+    lease_id        uuid,
     lease_until     timestamptz,
     lease_pid       integer,
     lease_start     timestamptz
@@ -33,7 +33,7 @@ CREATE INDEX request_open ON activation.request (created_at) WHERE state = 'open
 CREATE INDEX request_done ON activation.request (created_at) WHERE state = 'done';
 CREATE INDEX request_body ON activation.request (created_at) WHERE state = 'done' AND body <> '';
 SELECT pg_catalog.pg_extension_config_dump('activation.request', $$WHERE state = 'open'$$);
-COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. tries: how many outcomes are known; errors: how many of them were server errors; unclear: tries on their way, or of which nobody knows whether they were accepted.';
+COMMENT ON TABLE activation.request IS 'Calls of Resend''s API as they were sent. known_tries: how many outcomes are known; error_tries: how many of them were server errors; open_tries: tries on their way, or of which nobody knows whether they were accepted.';
 
 CREATE TABLE activation.message (
     message_id      uuid PRIMARY KEY,
@@ -89,14 +89,14 @@ SELECT pg_catalog.pg_extension_config_dump('activation.attempt', '');
 COMMENT ON TABLE activation.attempt IS 'Every try of every message: when, what came of it, and when the next one is due.';
 
 -- What the brake counts, in steps of five minutes: the claim's emails that were about to leave.
-CREATE TABLE activation.pace (
+CREATE TABLE activation.hourly_sends (
     loop_id integer NOT NULL,
     at      timestamptz NOT NULL,
     emails  integer NOT NULL,
     PRIMARY KEY (loop_id, at)
 ) WITH (fillfactor = 50);
-SELECT pg_catalog.pg_extension_config_dump('activation.pace', '');
-COMMENT ON TABLE activation.pace IS 'How many emails each loop sent in each five minutes; no more than max_per_hour leave in an hour.';
+SELECT pg_catalog.pg_extension_config_dump('activation.hourly_sends', '');
+COMMENT ON TABLE activation.hourly_sends IS 'How many emails each loop sent in each five minutes; no more than max_per_hour leave in an hour.';
 
 CREATE TABLE activation.provider (
     singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -105,17 +105,17 @@ CREATE TABLE activation.provider (
     paused_key   text,
     learnt_rate  numeric,
     min_rtt      double precision,
-    stretch_rtt  double precision,
+    window_min_rtt  double precision,
     rtt_since    timestamptz,
-    careful_until timestamptz,
+    cautious_until timestamptz,
     answers      integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; stretch_rtt: within the ten seconds since rtt_since), until when tokens return carefully, how many answers there were (up to 10); not dumped.';
+COMMENT ON TABLE activation.provider IS 'What is known of Resend: a pause and its reason, the rate it names, the shortest round trip in seconds (min_rtt; window_min_rtt: within the ten seconds since rtt_since), until when tokens return carefully, how many answers there were (up to 10); not dumped.';
 
-CREATE TABLE activation.token (
+CREATE TABLE activation.rate_permit (
     n            integer PRIMARY KEY,
     free_at      timestamptz NOT NULL,
     holder_pid   integer,
     holder_start timestamptz
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.token IS 'One row for each request that may be made in a second; not dumped.';
+COMMENT ON TABLE activation.rate_permit IS 'One row for each request that may be made in a second; not dumped.';

@@ -55,7 +55,7 @@ SELECT pg_catalog.pg_extension_config_dump('activation.retention', '');
 COMMENT ON TABLE activation.retention IS 'How long kinds of history are kept, where that differs from the setting retention; written by set_retention().';
 
 -- The time before which history of a kind is old.
-CREATE FUNCTION activation._oldest(of_kind text, now timestamptz) RETURNS timestamptz
+CREATE FUNCTION activation._retention_cutoff(of_kind text, now timestamptz) RETURNS timestamptz
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT now - coalesce((SELECT r.keep FROM activation.retention r WHERE r.kind = of_kind), (activation._setting()).retention) $$;

@@ -2,9 +2,9 @@
 
 -- Locks are rows, taken by SELECT … FOR UPDATE: an advisory lock can be taken by anybody who may connect, and be kept. A row
 -- that is locked is no new version of it, so that transactions of any isolation level may wait for it.
-CREATE TABLE activation.user_part (part integer PRIMARY KEY);
-COMMENT ON TABLE activation.user_part IS 'One row for each part of the users, locked by who moves people of that part; not dumped.';
-INSERT INTO activation.user_part SELECT unnest(activation._all_parts());
+CREATE TABLE activation.user_bucket (part integer PRIMARY KEY);
+COMMENT ON TABLE activation.user_bucket IS 'One row for each part of the users, locked by who moves people of that part; not dumped.';
+INSERT INTO activation.user_bucket SELECT unnest(activation._all_buckets());
 
 CREATE TABLE activation.mutex (name text PRIMARY KEY);
 COMMENT ON TABLE activation.mutex IS 'One row for each thing that one transaction does at a time, which locks it; not dumped.';

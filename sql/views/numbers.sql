@@ -103,8 +103,8 @@ CREATE VIEW activation.mail_numbers AS
 SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sent, sum(g.delivered)::bigint AS delivered, sum(g.bounced)::bigint AS bounced,
        sum(g.complained)::bigint AS complained, sum(g.opened)::bigint AS opened, sum(g.clicked)::bigint AS clicked, sum(g.activated)::bigint AS activated_in_7_days, round(sum(g.activated) / sum(g.sent), 4) AS rate
   FROM (SELECT CASE m.branch WHEN 'action' THEN s.action ELSE s.otherwise END ->> 'template' AS template,
-               m.template_mark, m.sent, m.delivered, m.bounced, m.complained, m.opened, m.clicked, m.activated
-          FROM (SELECT x.loop_id, x.version, x.step, x.branch, e.template_mark, count(*) AS sent,
+               m.newest_template_id, m.sent, m.delivered, m.bounced, m.complained, m.opened, m.clicked, m.activated
+          FROM (SELECT x.loop_id, x.version, x.step, x.branch, e.newest_template_id, count(*) AS sent,
                        count(*) FILTER (WHERE x.state IN ('delivered', 'complained')) AS delivered, count(*) FILTER (WHERE x.state = 'bounced') AS bounced,
                        count(*) FILTER (WHERE x.state = 'complained') AS complained, count(*) FILTER (WHERE w.opened) AS opened, count(*) FILTER (WHERE w.clicked) AS clicked,
                        count(*) FILTER (WHERE e.activated_at >= x.sent_at AND e.activated_at <= x.sent_at + interval '7 days') AS activated
@@ -115,7 +115,7 @@ SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sen
                  GROUP BY 1, 2, 3, 4, 5) m
           JOIN activation.step s USING (loop_id, version, step)) g
   LEFT JOIN LATERAL (SELECT x.version FROM activation.template x
-                      WHERE x.name = g.template AND x.template_id <= g.template_mark ORDER BY x.version DESC LIMIT 1) t ON true
+                      WHERE x.name = g.template AND x.template_id <= g.newest_template_id ORDER BY x.version DESC LIMIT 1) t ON true
  GROUP BY 1, 2
  ORDER BY 1, 2;
 COMMENT ON VIEW activation.mail_numbers IS

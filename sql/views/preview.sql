@@ -7,7 +7,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    l activation.loop := activation._own_loop(caller, loop_name);
+    l activation.loop := activation._require_loop_owner(caller, loop_name);
     v activation.loop_version;
     read record;
     rows activation.users_row[];

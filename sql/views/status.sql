@@ -116,7 +116,7 @@ BEGIN
                          CASE WHEN u.people > 0 THEN format('%s people within a day had no mail: %s', u.people, u.error) END,
                          CASE WHEN w.people > 0 THEN format('%s messages wait because its code raised: %s', w.people, w.error) END)
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
-          LEFT JOIN activation.roll r USING (loop_id)
+          LEFT JOIN activation.backfill r USING (loop_id)
           LEFT JOIN LATERAL (SELECT x.* FROM activation.strike x WHERE x.loop_id = l.loop_id ORDER BY x.struck_at DESC LIMIT 1) k ON true
           CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM activation.message m
                                WHERE l.state = 'stopped' AND m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL) q

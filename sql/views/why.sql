@@ -1,7 +1,7 @@
 -- why(): everything that happened to one user, and what does not happen and why.
 
 -- Whether the condition of an enrollment holds right now, in words: asked through the black box.
-CREATE FUNCTION activation._now_true(enrollment_id bigint) RETURNS text
+CREATE FUNCTION activation._condition_now(enrollment_id bigint) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -10,7 +10,7 @@ DECLARE
 BEGIN
     SELECT x.user_id, s.evaluate_function, v.owner INTO asked
       FROM activation.enrollment x JOIN activation.step s USING (loop_id, version, step) JOIN activation.loop_version v USING (loop_id, version)
-     WHERE x.enrollment_id = _now_true.enrollment_id;
+     WHERE x.enrollment_id = _condition_now.enrollment_id;
     IF asked.evaluate_function IS NULL THEN
         RETURN NULL;
     END IF;
@@ -49,8 +49,8 @@ BEGIN
         WHEN 'delete' THEN format('no row of this user%s was deleted from %s %s', coalesce(' that passed its filter ' || (trigger ->> 'filter'), ''),
                                   trigger ->> 'table', since)
         ELSE CASE
-            WHEN v.passes_function IS NULL THEN format('no insert of user %s into %s was captured %s', wanted_user, trigger ->> 'table', since)
-            WHEN wanted_user = ANY (activation._safe_eval(v.passes_function, v.owner, ARRAY[wanted_user]))
+            WHEN v.passing_function IS NULL THEN format('no insert of user %s into %s was captured %s', wanted_user, trigger ->> 'table', since)
+            WHEN wanted_user = ANY (activation._safe_eval(v.passing_function, v.owner, ARRAY[wanted_user]))
             THEN format('no insert of user %s into %s was captured %s that its filter let pass: %s; it would let the row pass as it is now',
                         wanted_user, trigger ->> 'table', since, trigger ->> 'filter')
             ELSE format('no insert of user %s into %s was captured %s that its filter let pass: %s; it does not let the row pass as it is now, either',
@@ -93,7 +93,7 @@ BEGIN
           CROSS JOIN LATERAL (SELECT CASE m.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email) b
     ), told (at, position, loop, event, detail) AS (
         SELECT e.enrolled_at, 1, e.loop_name, 'enrolled',
-               format('in version %s, %s', e.version, coalesce(e.how,
+               format('in version %s, %s', e.version, coalesce(e.enrolled_by,
                    CASE e.trigger_event WHEN 'insert' THEN 'by an insert into ' || (e.definition #>> '{trigger,table}')
                                         WHEN 'update' THEN 'by an update of ' || (e.definition #>> '{trigger,table}')
                                         WHEN 'delete' THEN 'by a deletion from ' || (e.definition #>> '{trigger,table}')
@@ -146,7 +146,7 @@ BEGIN
                CASE WHEN e.starts_at > activation._now() THEN format('step %s begins at %s', e.step_name, e.starts_at)
                     ELSE concat_ws('; ', CASE WHEN e.several THEN 'at step ' || e.step_name END,
                                    CASE WHEN e.loop_state <> 'active' THEN format('the loop is %s', e.loop_state)
-                                        WHEN e.evaluate_function IS NOT NULL THEN 'condition is now ' || activation._now_true(e.enrollment_id) END,
+                                        WHEN e.evaluate_function IS NOT NULL THEN 'condition is now ' || activation._condition_now(e.enrollment_id) END,
                                    coalesce('deadline ' || e.deadline, 'no deadline'), e.last_error) END
           FROM enrolled e WHERE e.state = 'waiting'
         UNION ALL
@@ -167,7 +167,7 @@ BEGIN
           FROM activation.signal s JOIN activation.loop_version v ON v.loop_id = s.loop_id AND s.source_id IN (0, v.source_id)
                OR s.loop_id IS NULL AND v.source_id = s.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= s.generation
           JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
-         WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop) AND s.error IS NULL AND s.gone IS NULL
+         WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop) AND s.error IS NULL AND s.user_deleted IS NULL
     )
     SELECT t.at, t.loop, t.event, t.detail FROM (
         SELECT t.* FROM told t

@@ -24,7 +24,7 @@ BEGIN
         RETURN false;
     END IF;
     -- Before others can know whose it is: what was said last was said by another.
-    PERFORM setval(activation._said_in(_take_slot.kind, _take_slot.slot), 0);
+    PERFORM setval(activation._watch_sequence(_take_slot.kind, _take_slot.slot), 0);
     UPDATE activation.worker w
        SET pid = pg_backend_pid(), backend_start = activation._backend_start(pg_backend_pid()),
            started_at = clock_timestamp(), struck = NULL
@@ -68,7 +68,7 @@ END
 $$;
 
 -- The parts of the users that a detector looks after: those of its slot, and those of slots nobody works in now.
-CREATE FUNCTION activation._my_parts(slot integer) RETURNS integer[]
+CREATE FUNCTION activation._my_buckets(slot integer) RETURNS integer[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -79,8 +79,8 @@ AS $$
            AND activation._is_alive(w.pid, w.backend_start)
     )
     SELECT coalesce(array_agg(p.part ORDER BY p.part), '{}')
-      FROM alive, unnest(activation._all_parts()) AS p(part)
+      FROM alive, unnest(activation._all_buckets()) AS p(part)
      WHERE cardinality(coalesce(alive.slots, '{}')) = 0
-        OR alive.slots[1 + p.part % cardinality(alive.slots)] = _my_parts.slot
-        OR NOT _my_parts.slot = ANY (alive.slots)
+        OR alive.slots[1 + p.part % cardinality(alive.slots)] = _my_buckets.slot
+        OR NOT _my_buckets.slot = ANY (alive.slots)
 $$;

@@ -13,9 +13,9 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     now timestamptz := activation._now();
-    oldest timestamptz := activation._oldest('messages', now);
-    bodies timestamptz := activation._oldest('bodies', now);
-    attempts timestamptz := activation._oldest('attempts', now);
+    oldest timestamptz := activation._retention_cutoff('messages', now);
+    bodies timestamptz := activation._retention_cutoff('bodies', now);
+    attempts timestamptz := activation._retention_cutoff('attempts', now);
     spoken uuid[];
     tried tid[];
     requests uuid[];
@@ -51,10 +51,10 @@ BEGIN
         DELETE FROM activation.message m WHERE m.message_id = ANY (messages || ended);
         DELETE FROM activation.request r WHERE r.request_id = ANY (requests);
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         END IF;
-        problem := activation._problem('messages of the past', SQLERRM, problem);
+        problem := activation._error_text('messages of the past', SQLERRM, problem);
         requests := '{}';
         ended := '{}';
     END;
@@ -70,50 +70,50 @@ BEGIN
             DELETE FROM activation.attempt a WHERE a.ctid = ANY (tried);
         END IF;
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         END IF;
-        problem := activation._problem('bodies and attempts of the past', SQLERRM, problem);
+        problem := activation._error_text('bodies and attempts of the past', SQLERRM, problem);
         spoken := '{}';
         tried := '{}';
     END;
     BEGIN
-        failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < activation._oldest('failures', now) ORDER BY c.at LIMIT 1000);
+        failures := ARRAY(SELECT c.ctid FROM activation.capture_failure c WHERE c.at < activation._retention_cutoff('failures', now) ORDER BY c.at LIMIT 1000);
         DELETE FROM activation.capture_failure c WHERE c.ctid = ANY (failures);
         DELETE FROM activation.past_address p WHERE p.ctid = ANY (ARRAY(
             SELECT x.ctid FROM activation.past_address x
              WHERE x.at < oldest AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.hash = x.hash) ORDER BY x.at LIMIT 1000));
         more := more OR FOUND;
-        events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < activation._oldest('events', now) ORDER BY x.at LIMIT 1000);
+        events := ARRAY(SELECT x.event_id FROM activation.event x WHERE x.at < activation._retention_cutoff('events', now) ORDER BY x.at LIMIT 1000);
         DELETE FROM activation.event x WHERE x.event_id = ANY (events);
         DELETE FROM activation.remark k WHERE k.ctid = ANY (ARRAY(
-            SELECT x.ctid FROM activation.remark x WHERE x.at < activation._oldest('failures', now) ORDER BY x.at LIMIT 1000));
+            SELECT x.ctid FROM activation.remark x WHERE x.at < activation._retention_cutoff('failures', now) ORDER BY x.at LIMIT 1000));
         more := more OR FOUND;
         DELETE FROM activation.webhook_event w WHERE w.webhook_id = ANY (ARRAY(
-            SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < activation._oldest('webhooks', now) ORDER BY x.received_at LIMIT 1000));
+            SELECT x.webhook_id FROM activation.webhook_event x WHERE x.received_at < activation._retention_cutoff('webhooks', now) ORDER BY x.received_at LIMIT 1000));
         more := more OR FOUND;
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         END IF;
-        problem := activation._problem('events and failures of the past', SQLERRM, problem);
+        problem := activation._error_text('events and failures of the past', SQLERRM, problem);
         failures := '{}';
         events := '{}';
         more := false;
     END;
     BEGIN
-        DELETE FROM activation.pace p WHERE p.at < now - interval '28 days';
+        DELETE FROM activation.hourly_sends p WHERE p.at < now - interval '28 days';
         WITH fine AS (
-            DELETE FROM activation.pace p WHERE p.at < now - interval '3 hours' AND p.at <> date_bin('1 hour', p.at, 'epoch') RETURNING *
+            DELETE FROM activation.hourly_sends p WHERE p.at < now - interval '3 hours' AND p.at <> date_bin('1 hour', p.at, 'epoch') RETURNING *
         )
-        INSERT INTO activation.pace AS p (loop_id, at, emails)
+        INSERT INTO activation.hourly_sends AS p (loop_id, at, emails)
         SELECT f.loop_id, date_bin('1 hour', f.at, 'epoch'), sum(f.emails) FROM fine f GROUP BY 1, 2 ORDER BY 1, 2
-        ON CONFLICT ON CONSTRAINT pace_pkey DO UPDATE SET emails = p.emails + excluded.emails;
+        ON CONFLICT ON CONSTRAINT hourly_sends_pkey DO UPDATE SET emails = p.emails + excluded.emails;
     EXCEPTION WHEN others THEN
-        IF NOT activation._of_a_person(SQLSTATE) THEN
+        IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         END IF;
-        problem := activation._problem('what the brake counts', SQLERRM, problem);
+        problem := activation._error_text('what the brake counts', SQLERRM, problem);
     END;
     more := more OR coalesce(requests <> '{}' OR ended <> '{}' OR failures <> '{}' OR events <> '{}' OR spoken <> '{}' OR tried <> '{}', false);
 END

@@ -4,7 +4,7 @@
 
 -- Whether pg_cron started this run while stop() was removing its job: it would go on for a minute, and have the tables
 -- watched for nobody.
-CREATE FUNCTION activation._too_late(application_name text) RETURNS boolean
+CREATE FUNCTION activation._started_during_stop(application_name text) RETURNS boolean
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -20,7 +20,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT w.kind, w.slot, w.pid, greatest(w.started_at, w.beat_at, s.at), x.said, s.loop_id, CASE WHEN s.loop_id IS NOT NULL THEN s.at END
       FROM activation.worker w
-      CROSS JOIN LATERAL (SELECT nullif(pg_sequence_last_value(activation._said_in(w.kind, w.slot)), 0) AS said OFFSET 0) x
+      CROSS JOIN LATERAL (SELECT nullif(pg_sequence_last_value(activation._watch_sequence(w.kind, w.slot)), 0) AS said OFFSET 0) x
       CROSS JOIN LATERAL (SELECT to_timestamp(x.said >> 31) AS at, nullif((x.said & 2147483647)::integer, 0) AS loop_id) s
      WHERE w.pid IS NOT NULL AND activation._is_alive(w.pid, w.backend_start)
 $$;

@@ -55,7 +55,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT string_agg(format('GRANT SELECT ON %s TO %s;', activation._table_name(t), activation._role_name(owner)), E'\n')
-      FROM activation._reads(condition_function) r, unnest(r.tables) AS t
+      FROM activation._tables_read(condition_function) r, unnest(r.tables) AS t
      WHERE NOT has_any_column_privilege(owner, t, 'SELECT')
 $$;
 
@@ -68,16 +68,16 @@ DECLARE
     box record;
 BEGIN
     RETURN QUERY
-    SELECT 'problem', format(CASE WHEN EXISTS (SELECT FROM activation._boxes(v.loop_id, v.version) b WHERE b.there AND NOT b.intact)
+    SELECT 'problem', format(CASE WHEN EXISTS (SELECT FROM activation._compiled_functions(v.loop_id, v.version) b WHERE b.there AND NOT b.intact)
                                   THEN 'a compiled function of loop %I, version %s, no longer runs with the rights of %s'
                                   ELSE 'compiled functions of loop %I, version %s, are gone: nobody is evaluated' END,
                              l.name, v.version, activation._role_name(v.owner)), 'SELECT activation.bind();'
       FROM activation."loop" l JOIN activation.loop_version v USING (loop_id)
-     WHERE l.state <> 'archived' AND NOT activation._compiled(v.loop_id, v.version);
+     WHERE l.state <> 'archived' AND NOT activation._is_compiled(v.loop_id, v.version);
     FOR box IN
         SELECT l.name, v.owner, s.condition_function, s.evaluate_function, b.intact
           FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version)
-          JOIN activation._boxes(l.loop_id, l.version) b ON b.function_name = s.evaluate_function AND b.there
+          JOIN activation._compiled_functions(l.loop_id, l.version) b ON b.function_name = s.evaluate_function AND b.there
          WHERE l.state <> 'archived' ORDER BY l.name, s.step
     LOOP
         CONTINUE WHEN NOT box.intact;

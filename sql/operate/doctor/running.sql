@@ -101,7 +101,7 @@ AS $$
                              ', held by process ' || a.pid),
            concat_ws(E'\n', 'SELECT pg_terminate_backend(' || a.pid || ', 5000);', 'CALL activation.tick();')
       FROM activation.request r LEFT JOIN pg_stat_activity a ON a.pid = r.lease_pid AND a.backend_start = r.lease_start AND a.pid <> pg_backend_pid()
-     WHERE r.state = 'open' AND r.mode = (activation._setting()).mode AND r.lease_token IS NOT NULL AND r.lease_until < activation._now() - interval '5 minutes' AND NOT pg_is_in_recovery()
+     WHERE r.state = 'open' AND r.mode = (activation._setting()).mode AND r.lease_id IS NOT NULL AND r.lease_until < activation._now() - interval '5 minutes' AND NOT pg_is_in_recovery()
      GROUP BY a.pid
 $$;
 

@@ -72,7 +72,7 @@ DECLARE
     late record;
 BEGIN
     FOR late IN
-        SELECT k.kind, k.oldest, activation._oldest(k.kind, now) AS kept
+        SELECT k.kind, k.oldest, activation._retention_cutoff(k.kind, now) AS kept
           FROM (VALUES ('messages', (SELECT min(r.created_at) FROM activation.request r WHERE r.state = 'done')),
                        ('messages', (SELECT min(m.finished_at) FROM activation.message m WHERE m.finished_at IS NOT NULL AND m.state <> 'unknown')),
                        ('events', (SELECT min(e.at) FROM activation.event e)),
