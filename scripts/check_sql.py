@@ -104,7 +104,8 @@ def problems() -> Iterator[str]:
         lines = (SQL / f"{part}.sql").read_text().splitlines() if part in there else []
         if len(lines) > PART_LINES:
             yield f"sql/{part}.sql: {len(lines)} lines"
-        yield from (f"sql/{part}.sql:{n}: {len(line)} columns" for n, line in enumerate(lines, 1) if len(line) > COLUMNS)
+        wide = [(number, len(line)) for number, line in enumerate(lines, 1) if len(line) > COLUMNS]
+        yield from (f"sql/{part}.sql:{number}: {length} columns" for number, length in wide)
 
 
 def main() -> int:
