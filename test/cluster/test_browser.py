@@ -16,8 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from activation.sandbox import Sandbox
 from harness import Database
 from loops import tick
-from test_fastapi import Site, make_app, prepare
-from web import address, app_role, serving
+from web import Site, address, app_role, make_app, prepare, serving
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 
