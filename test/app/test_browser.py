@@ -41,7 +41,7 @@ def site(db: Database, sandbox: Sandbox) -> Iterator[Site]:
 
 
 def look(page: Page, name: str) -> None:
-    """Keep a picture for whoever asks: SCREENSHOTS=folder make test T=test/cluster/test_browser.py."""
+    """Keep a picture for whoever asks: SCREENSHOTS=folder make test T=test/app/test_browser.py."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
