@@ -1,125 +1,65 @@
-"""Makes tests of the files in test/sql and test/isolation/specs, and ends a run with a plain count."""
+"""The fixtures of the tests on throwaway clusters, the order of the tests, and how a run ends."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Cluster, programs
+from harness import Cluster, Connection, Database
+from mail import go_live
+from suites import collected
 
-HERE = Path(__file__).parent
-CLUSTER = pytest.StashKey[Cluster]()
-
-
-class ScriptFailed(Exception):
-    """A file that PostgreSQL's own tools have run, and that failed."""
+if TYPE_CHECKING:
+    from activation.sandbox import Sandbox
 
 
-class Script(pytest.Item):
-    """A file that is one test."""
-
-    def runtest(self) -> None:
-        raise NotImplementedError
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        if isinstance(excinfo.value, ScriptFailed):
-            return str(excinfo.value)
-        return super().repr_failure(excinfo, style)
-
-    def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, str(self.path.relative_to(HERE))
-
-    @property
-    def cluster(self) -> Cluster:
-        """The server that these files share."""
-        stash = self.config.stash
-        if CLUSTER not in stash:
-            stash[CLUSTER] = cluster = Cluster(cron=True, environment={"RESEND_API_KEY": "re_test"})
-            self.config.add_cleanup(cluster.destroy)
-            # Out of the way of the names that the tests use.
-            cluster.sql("CREATE SCHEMA tap; CREATE EXTENSION pgtap SCHEMA tap; GRANT USAGE ON SCHEMA tap TO PUBLIC")
-        return stash[CLUSTER]
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A server without pg_cron, for one module."""
+    with Cluster(environment={"RESEND_API_KEY": "re_test"}) as server:
+        yield server
 
 
-class PgTap(Script):
-    """A script for pgTAP. It rolls back what it does, so that all can share one database."""
-
-    def runtest(self) -> None:
-        cluster = self.cluster
-        environment = {**os.environ, **cluster.address(), "PGUSER": "postgres", "PGDATABASE": cluster.name}
-        command = ["pg_prove", "--verbose", "--merge", "--psql-bin", str(programs() / "psql")]
-        command.append(str(self.path.relative_to(HERE.parent)))
-        result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            lines = (result.stdout + result.stderr).splitlines()
-            raise ScriptFailed("\n".join(line for line in lines if not line.startswith("ok ")))
+@pytest.fixture(scope="session")
+def cron_cluster() -> Iterator[Cluster]:
+    """The one server with pg_cron. A new job can wait a minute for its first run, so share it."""
+    with Cluster(cron=True, environment={"RESEND_API_KEY": "re_test"}) as server:
+        yield server
 
 
-class Isolation(Script):
-    """A specification for isolationtester, in a database of its own."""
-
-    def runtest(self) -> None:
-        database = self.cluster.create_database()
-        # As workers have it: compiling the statements of a round takes a hundred times as long as running them.
-        database.sql(f"ALTER DATABASE {database.name} SET jit = off")
-        with tempfile.TemporaryDirectory(prefix="activation-isolation-") as folder:
-            command = [
-                str(_isolation_regress()),
-                "--use-existing",
-                f"--dbname={database.name}",
-                f"--host={self.cluster.socket}",
-                f"--port={self.cluster.port}",
-                "--user=postgres",
-                f"--bindir={programs()}",
-                f"--inputdir={HERE / 'isolation'}",
-                f"--outputdir={folder}",
-                self.path.stem,
-            ]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            output = next(Path(folder).rglob(f"{self.path.stem}.out"), None)
-            if result.returncode != 0:
-                raise ScriptFailed(self._explanation(Path(folder), output) or result.stdout + result.stderr)
-        database.drop()
-
-    def _explanation(self, folder: Path, output: Path | None) -> str | None:
-        """The difference to what was expected, and where the new output is kept."""
-        if output is None:
-            return None
-        kept = Path(os.environ["ACTIVATION_CACHE"], output.name)
-        shutil.copy(output, kept)
-        differences = next(folder.rglob("regression.diffs"), None)
-        text = (differences and differences.read_text()) or output.read_text()
-        return f"{text}\nThe whole output is in {kept}. Expected was test/isolation/expected/{output.name}."
+@pytest.fixture
+def db(cluster: Cluster) -> Iterator[Database]:
+    """A fresh database that has the extension and nothing else."""
+    database = cluster.create_database()
+    yield database
+    database.drop()
 
 
-def _isolation_regress() -> Path:
-    libraries = subprocess.run(
-        [programs() / "pg_config", "--pkglibdir"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return Path(libraries, "pgxs/src/test/isolation/pg_isolation_regress")
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A server in Resend's place."""
+    from activation.sandbox import Sandbox
+
+    with Sandbox() as server:
+        yield server
 
 
-class ScriptFile(pytest.File):
-    """What collects such a file."""
-
-    def collect(self) -> list[pytest.Item]:
-        kind = PgTap if self.path.suffix == ".sql" else Isolation
-        return [kind.from_parent(self, name=self.path.stem)]
+@pytest.fixture
+def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
+    """A live database with one loop and the sandbox in Resend's place; the app's connection."""
+    connection = db.connect()
+    go_live(connection, sandbox)
+    yield connection
+    connection.close()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    pgtap = file_path.suffix == ".sql" and file_path.parent == HERE / "sql" and file_path.name != "setup.sql"
-    if pgtap or file_path.suffix == ".spec":
-        return ScriptFile.from_parent(parent, path=file_path)
-    return None
+    return collected(file_path, parent)
 
 
 #: Files that mostly wait. They come first, so that the other process works meanwhile.

@@ -1,7 +1,7 @@
 """The statistics of suggest(): two proportions compared, and many comparisons at once. Pure; nothing but the standard
 library, since it runs inside the server.
 
-Checked against scipy and statsmodels in test/python/test_statistics.py.
+Checked against scipy and statsmodels in test/insight/test_statistics.py.
 """
 
 from __future__ import annotations

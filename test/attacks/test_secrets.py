@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from documents import blocks
 from harness import Cluster, Database
-from test_docs import blocks
 
 
 @pytest.mark.parametrize("argument", ["api_key", "webhook_secret"])

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from harness import Cluster, Connection, Database, wait_until
-from test_failover import standby_of
+from standby import standby_of
 
 #: Says who runs it, and takes what it can get.
 EVIL = """

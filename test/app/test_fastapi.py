@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,23 +22,7 @@ from activation.fastapi import Track, Tracker, TrackingMiddleware, activation_ro
 from activation.sandbox import Sandbox
 from harness import Cluster, Database, wait_until
 from loops import tick
-from web import POOLS, SECRET, app_role, lifespan, serving, signed
-
-SET_UP = """
-    CREATE TABLE users (id text PRIMARY KEY, email text, name text);
-    CREATE TABLE actions (user_id text);
-    CREATE INDEX ON actions (user_id);
-"""
-LOOP = """
-    SELECT activation.define_loop('first', trigger => activation.on_insert('users'), topic => 'onboarding',
-        condition => activation.query('SELECT FROM actions WHERE user_id = $1', timeout => '1 hour'),
-        action => activation.email('activation_welcome'), otherwise => activation.email('activation_nudge'))
-"""
-
-
-def operator(x_token: Annotated[str | None, Header()] = None) -> None:
-    if x_token != "right":
-        raise HTTPException(401, "Log in")
+from web import POOLS, Site, app_role, make_app, prepare, serving, signed
 
 
 def current_user(request: Request, x_user: Annotated[str | None, Header()] = None) -> str:
@@ -47,52 +30,6 @@ def current_user(request: Request, x_user: Annotated[str | None, Header()] = Non
         raise HTTPException(401)
     request.state.user_id = x_user
     return x_user
-
-
-@dataclass
-class Site:
-    """The app, as it is reached."""
-
-    url: str
-    db: Database
-    sandbox: Sandbox
-    app: FastAPI
-
-    def get(self, path: str, **more: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=30, **more)
-
-    def post(self, path: str, **more: Any) -> requests.Response:
-        return requests.post(self.url + path, timeout=30, **more)
-
-    def sign_up(self, *users: str) -> None:
-        for user in users:
-            self.db.sql("INSERT INTO users VALUES (%s, %s, %s)", user, f"{user}@acme.dev", f"Name of {user}")
-
-    def nudge(self, user: str) -> str:
-        """Sign somebody up and let them get a mail; its token."""
-        self.sign_up(user)
-        tick(self.db)
-        tick(self.db, "2 hours")
-        (email,) = (email for email in self.sandbox.emails if email.to == [f"{user}@acme.dev"])
-        return str(email.as_json()["headers"]["List-Unsubscribe"].strip("<>").partition("token=")[2])
-
-
-def prepare(db: Database, sandbox: Sandbox) -> None:
-    db.sql(SET_UP)
-    db.sql("SELECT activation.set_secret('hook', %s)", SECRET)
-    db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s,"
-        " public_url => 'https://acme.dev/activation', webhook_secret => 'secret:hook')",
-        sandbox.url,
-    )
-    db.sql("SELECT activation.set_mode('live')")
-    db.sql(LOOP)
-
-
-def make_app(db: Database, role: str, kind: str = "psycopg") -> FastAPI:
-    app = FastAPI(title="Acme", lifespan=lifespan(POOLS[kind], db, role))
-    app.include_router(activation_router(lambda: app.state.pool, dashboard=operator))
-    return app
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from activation.sandbox import Sandbox
 from harness import Cluster, Connection, Database, wait_until
 from loops import define, tick
 from mail import go_live, sign_up
-from test_failover import standby_of
+from standby import standby_of
 
 CHECKS = [
     "versions", "mode", "key", "sender", "public_url", "webhooks", "pause", "pg_cron", "jobs", "workers", "lag", "leases",

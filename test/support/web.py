@@ -1,4 +1,4 @@
-"""What tests of the FastAPI router have in common: an app's role, its pools, uvicorn, signed webhooks."""
+"""What tests of the FastAPI router share: an app with a loop, its role, its pools, uvicorn, signed webhooks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import requests
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Header, HTTPException
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from activation.fastapi import activation_router
+from activation.sandbox import Sandbox
 from harness import Database, wait_until
+from loops import tick
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -140,3 +145,66 @@ def signed(body: str, webhook_id: str | None = None, at: int | None = None, secr
         "svix-timestamp": stamp,
         "svix-signature": "v1," + base64.b64encode(mac).decode(),
     }
+
+
+SET_UP = """
+    CREATE TABLE users (id text PRIMARY KEY, email text, name text);
+    CREATE TABLE actions (user_id text);
+    CREATE INDEX ON actions (user_id);
+"""
+LOOP = """
+    SELECT activation.define_loop('first', trigger => activation.on_insert('users'), topic => 'onboarding',
+        condition => activation.query('SELECT FROM actions WHERE user_id = $1', timeout => '1 hour'),
+        action => activation.email('activation_welcome'), otherwise => activation.email('activation_nudge'))
+"""
+
+
+def operator(x_token: Annotated[str | None, Header()] = None) -> None:
+    if x_token != "right":
+        raise HTTPException(401, "Log in")
+
+
+@dataclass
+class Site:
+    """The app, as it is reached."""
+
+    url: str
+    db: Database
+    sandbox: Sandbox
+    app: FastAPI
+
+    def get(self, path: str, **more: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=30, **more)
+
+    def post(self, path: str, **more: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=30, **more)
+
+    def sign_up(self, *users: str) -> None:
+        for user in users:
+            self.db.sql("INSERT INTO users VALUES (%s, %s, %s)", user, f"{user}@acme.dev", f"Name of {user}")
+
+    def nudge(self, user: str) -> str:
+        """Sign somebody up and let them get a mail; its token."""
+        self.sign_up(user)
+        tick(self.db)
+        tick(self.db, "2 hours")
+        (email,) = (email for email in self.sandbox.emails if email.to == [f"{user}@acme.dev"])
+        return str(email.as_json()["headers"]["List-Unsubscribe"].strip("<>").partition("token=")[2])
+
+
+def prepare(db: Database, sandbox: Sandbox) -> None:
+    db.sql(SET_UP)
+    db.sql("SELECT activation.set_secret('hook', %s)", SECRET)
+    db.sql(
+        "SELECT activation.configure(sender => 'a@acme.dev', api_key => 'env:RESEND_API_KEY', resend_url => %s,"
+        " public_url => 'https://acme.dev/activation', webhook_secret => 'secret:hook')",
+        sandbox.url,
+    )
+    db.sql("SELECT activation.set_mode('live')")
+    db.sql(LOOP)
+
+
+def make_app(db: Database, role: str, kind: str = "psycopg") -> FastAPI:
+    app = FastAPI(title="Acme", lifespan=lifespan(POOLS[kind], db, role))
+    app.include_router(activation_router(lambda: app.state.pool, dashboard=operator))
+    return app

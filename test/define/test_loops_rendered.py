@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Loops as Python, without a server: what they render to. test/cluster/test_loops_as_code.py runs it."""
+"""Loops as Python, without a server: what they render to. test_loops_as_code.py runs it."""
 
 from __future__ import annotations
 

@@ -16,8 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from activation.sandbox import Sandbox
 from harness import Database
 from loops import tick
-from test_fastapi import Site, make_app, prepare
-from web import address, app_role, serving
+from web import Site, address, app_role, make_app, prepare, serving
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 
@@ -42,7 +41,7 @@ def site(db: Database, sandbox: Sandbox) -> Iterator[Site]:
 
 
 def look(page: Page, name: str) -> None:
-    """Keep a picture for whoever asks: SCREENSHOTS=folder make test T=test/cluster/test_browser.py."""
+    """Keep a picture for whoever asks: SCREENSHOTS=folder make test T=test/app/test_browser.py."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
