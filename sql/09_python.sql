@@ -29,8 +29,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.normalise(name, document)
+from activation.server import entry
+return entry.normalise(name, document)
 $$;
 
 CREATE FUNCTION activation._fragment(kind text, document jsonb) RETURNS jsonb
@@ -38,8 +38,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.fragment(kind, document)
+from activation.server import entry
+return entry.fragment(kind, document)
 $$;
 
 -- An author's text with a parameter in place of each string, from `parameters` + 1 on: {"text": without its end, "prepared",
@@ -49,8 +49,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_strings(query, parameters)
+from activation.server import entry
+return entry.query_strings(query, parameters)
 $$;
 
 CREATE FUNCTION activation._query_text(query text, key_type text, string_types text[] DEFAULT NULL) RETURNS jsonb
@@ -58,8 +58,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_text(query, key_type, string_types)
+from activation.server import entry
+return entry.query_text(query, key_type, string_types)
 $$;
 
 CREATE FUNCTION activation._row_columns(expression text, row_name text, columns text[]) RETURNS text[]
@@ -67,8 +67,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.row_columns(expression, row_name, columns)
+from activation.server import entry
+return entry.row_columns(expression, row_name, columns)
 $$;
 
 -- When a cron expression is due next after a time, on the clock of a time zone.
@@ -79,8 +79,8 @@ SET timezone = 'UTC'
 SET datestyle = 'ISO'
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.next_run(cron, timezone, after)
+from activation.server import entry
+return entry.next_run(cron, timezone, after)
 $$;
 
 CREATE FUNCTION activation._coverage(plan text, key_expressions text[]) RETURNS jsonb
@@ -88,8 +88,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.coverage(plan, key_expressions)
+from activation.server import entry
+return entry.coverage(plan, key_expressions)
 $$;
 
 -- The enrollment that a token of ours is of, else NULL.
@@ -98,8 +98,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.read_token(key, token)
+from activation.server import entry
+return entry.read_token(key, token)
 $$;
 
 -- What is wrong with a webhook's signature, or NULL. secrets: those stored under the names that references name.
@@ -109,11 +109,11 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 # Once a session: it comes for every webhook, and would take as long as the rest.
-if "server" not in SD:
+if "entry" not in SD:
     plpy.execute("SELECT activation._python()")
-    from activation import server
-    SD["server"] = server
-return SD["server"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
+    from activation.server import entry
+    SD["entry"] = entry
+return SD["entry"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
 $$;
 
 -- The dashboard as a page, from what overview() returns.
@@ -122,8 +122,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.report(overview)
+from activation.server import entry
+return entry.report(overview)
 $$;
 
 -- What a query calls, and whether it reads the clock.
@@ -132,8 +132,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_names(query)
+from activation.server import entry
+return entry.query_names(query)
 $$;
 
 -- A query about a user, as of an earlier moment.
@@ -142,8 +142,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.as_of(query, tables, key, at)
+from activation.server import entry
+return entry.as_of(query, tables, key, at)
 $$;
 
 -- What goes with staying, from what suggest() counted. With its owner's rights, for callers who may not call _python().
@@ -152,8 +152,8 @@ LANGUAGE plpython3u SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.suggest_rank(plan, counted, totals)
+from activation.server import entry
+return entry.suggest_rank(plan, counted, totals)
 $$;
 
 -- What a skene.config.ts says. users: [{"table", "key"}] of the users tables, as SQL writes them.
@@ -162,8 +162,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.skene_config(name, config, users)
+from activation.server import entry
+return entry.skene_config(name, config, users)
 $$;
 
 -- What a journey.yaml says.
@@ -172,8 +172,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.journey(name, journey)
+from activation.server import entry
+return entry.journey(name, journey)
 $$;
 
 -- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep. shown: see _in_box().
@@ -182,8 +182,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.run(plpy, names, statements, keep, shown)
+from activation.server import entry
+return entry.run(plpy, names, statements, keep, shown)
 $$;
 
 CREATE FUNCTION activation._check_template(what text, subject text, html text, body_text text, personalization jsonb, columns text[])
@@ -192,8 +192,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.check_template(what, subject, html, body_text, personalization, columns)
+from activation.server import entry
+return entry.check_template(what, subject, html, body_text, personalization, columns)
 $$;
 
 CREATE FUNCTION activation._built_in_template(name text) RETURNS jsonb
@@ -201,8 +201,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.built_in_template(name)
+from activation.server import entry
+return entry.built_in_template(name)
 $$;
 
 CREATE FUNCTION activation._rendered(action jsonb, loop text, user_row text, subject text, html text, body_text text) RETURNS jsonb
@@ -210,8 +210,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.preview(action, loop, user_row, subject, html, body_text)
+from activation.server import entry
+return entry.preview(action, loop, user_row, subject, html, body_text)
 $$;
 
 CREATE FUNCTION activation._is_reference(reference text) RETURNS boolean
@@ -219,8 +219,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.is_reference(reference)
+from activation.server import entry
+return entry.is_reference(reference)
 $$;
 
 -- {"mailbox"}: one mailbox, quoted where its name needs it; or {"error"}. what: the name of the setting.
@@ -229,8 +229,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.mailbox(what, mailbox)
+from activation.server import entry
+return entry.mailbox(what, mailbox)
 $$;
 
 CREATE FUNCTION activation._key_problem(reference text, stored text) RETURNS text
@@ -238,8 +238,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.key_problem(reference, stored)
+from activation.server import entry
+return entry.key_problem(reference, stored)
 $$;
 
 -- As _key_problem(), of a secret that signs webhooks.
@@ -248,8 +248,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.webhook_secret_problem(reference, stored)
+from activation.server import entry
+return entry.webhook_secret_problem(reference, stored)
 $$;
 
 CREATE FUNCTION activation._host_name() RETURNS text
@@ -257,8 +257,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.host_name()
+from activation.server import entry
+return entry.host_name()
 $$;
 
 -- These commit, so they can have no SET clause; they pin the path of the session themselves while they run.
@@ -267,8 +267,8 @@ CREATE PROCEDURE activation.detect(slot integer DEFAULT 1)
 LANGUAGE plpython3u
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-server.detect(plpy, slot)
+from activation.server import entry
+entry.detect(plpy, slot)
 $$;
 COMMENT ON PROCEDURE activation.detect(integer) IS
 'Runs a detector until one second after the next full minute: enrolls, evaluates conditions, promises messages. A pg_cron job calls it; slot tells detectors apart, and a second one in the same slot returns at once. Commits, so it cannot run inside a transaction.';
@@ -277,8 +277,8 @@ CREATE PROCEDURE activation.deliver(slot integer DEFAULT 1)
 LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
-from activation import server
-server.deliver(plpy, slot, folder)
+from activation.server import entry
+entry.deliver(plpy, slot, folder)
 $$;
 COMMENT ON PROCEDURE activation.deliver(integer) IS
 'Runs a deliverer until one second after the next full minute: claims due messages, sends them through Resend, records what came of it. A pg_cron job calls it; slot tells deliverers apart. Commits, so it cannot run inside a transaction.';
@@ -287,8 +287,8 @@ CREATE PROCEDURE activation.tick()
 LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
-from activation import server
-server.tick(plpy, folder)
+from activation.server import entry
+entry.tick(plpy, folder)
 $$;
 COMMENT ON PROCEDURE activation.tick() IS
 'Does everything that is due now, detecting and delivering, and returns: for tests, psql and servers without pg_cron. Commits, so it cannot run inside a transaction.';
@@ -297,8 +297,8 @@ CREATE PROCEDURE activation.pull_webhooks()
 LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
-from activation import server
-server.pull_webhooks(plpy, folder)
+from activation.server import entry
+entry.pull_webhooks(plpy, folder)
 $$;
 COMMENT ON PROCEDURE activation.pull_webhooks() IS
 'Asks Resend what became of mails, for a database that no webhook reaches: reads the new events of a webhook of the account, once each, and brings them where receive_webhook() would. Which one says configure(webhook_id => …), unless there is only one. start(pull => true) has pg_cron call it every minute; then it also calls sync_suppressions() every hour where configure(sync_suppressions => true). The API key must be one with full access. Commits, so it cannot run inside a transaction.';
@@ -307,8 +307,8 @@ CREATE PROCEDURE activation.sync_suppressions()
 LANGUAGE plpython3u
 AS $$
 folder = plpy.execute("SELECT activation._python() AS folder")[0]["folder"]
-from activation import server
-server.sync_suppressions(plpy, folder)
+from activation.server import entry
+entry.sync_suppressions(plpy, folder)
 $$;
 COMMENT ON PROCEDURE activation.sync_suppressions() IS
 'Makes our list of suppressed addresses and Resend''s the same: takes over what is only there, adds what suppress() put only here, removes what unsuppress() took away since configure(sync_suppressions => true). Hashes of forgotten addresses stay here. The API key must be one with full access. Commits, so it cannot run inside a transaction.';

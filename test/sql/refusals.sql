@@ -476,7 +476,7 @@ SELECT is(l.said LIKE '%' || argument || '%env:NAME%' AND l.code = '22023' AND p
 -- docs/errors.md has them all.
 
 \set documented `cat docs/errors.md`
-\set raised `grep -ohE "ERRCODE = '[0-9A-Z]{5}'|(code|sqlstate)=\"[0-9A-Z]{5}\"|'code', '[0-9A-Z]{5}'" sql/*.sql python/activation/*.py`
+\set raised `grep -rohE "ERRCODE = '[0-9A-Z]{5}'|(code|sqlstate)=\"[0-9A-Z]{5}\"|'code', '[0-9A-Z]{5}'" --include='*.sql' --include='*.py' sql python/activation`
 SELECT is_empty(format($$
     SELECT code FROM (SELECT code FROM refused_with UNION SELECT m[1] FROM regexp_matches(%L, '[''"]([0-9A-Z]{5})[''"]', 'g') AS m) AS used
      WHERE code <> 'ACT00' AND position('| ' || code || ' ' IN %L) = 0$$, :'raised', :'documented'), 'docs/errors.md lists every code');
