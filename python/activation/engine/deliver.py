@@ -271,7 +271,7 @@ class Deliverer:
             word = "split"
         ids = attempt.outcome.ids if isinstance(attempt.outcome, Accepted) and not plainly else []
         self._db.execute(
-            "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
+            "SELECT activation._record_try($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
             " $8::double precision,"
             " to_timestamp($9::double precision), to_timestamp($10::double precision))",
             flight.request_id,
@@ -305,7 +305,7 @@ class Deliverer:
         heard = error is None or attempt.rate is not None
         if heard or isinstance(error, Paused):
             self._db.execute(
-                f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
+                f"SELECT activation._learn_from_answer($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
                 attempt.rate,
                 attempt.rtt if heard else None,
                 storable(error.text) if isinstance(error, Paused) else None,
@@ -314,7 +314,7 @@ class Deliverer:
             )
         if answer.flight.rate_token:
             self._db.execute(
-                "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
+                "SELECT activation._free_permit($1::integer, to_timestamp($2::double precision),"
                 " to_timestamp($3::double precision))",
                 answer.flight.rate_token,
                 attempt.left_at,
@@ -417,7 +417,7 @@ class Deliverer:
             self._free_departed()
         tokens = db.execute(
             "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
-            f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
+            f" FROM activation._lock_permits($1::integer, interval '{AHEAD} seconds')",
             max(1, min(CLAIM, THREADS - len(self._flights))),
         )
         self.out_of_tokens = not tokens
@@ -466,7 +466,7 @@ class Deliverer:
                 emails_of = [mail.email for mail in group]
                 body = json.dumps(emails_of[0] if len(group) == 1 else emails_of, separators=(",", ":"))
                 db.execute(
-                    "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7,"
+                    "SELECT activation._store_request($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7,"
                     f" $8::jsonb, $9::uuid, {_LEASE_SQL})",
                     request_id,
                     endpoint,
@@ -483,7 +483,7 @@ class Deliverer:
             if leaving:
                 # Last before the commit: deliverers wait for each other here.
                 db.execute(
-                    "SELECT activation._count_pace($1::text[]::integer[], $2::text[]::integer[])",
+                    "SELECT activation._count_hourly_sends($1::text[]::integer[], $2::text[]::integer[])",
                     [str(loop_id) for loop_id in leaving],
                     [str(emails) for emails in leaving.values()],
                 )
@@ -493,7 +493,7 @@ class Deliverer:
             self._behind_since = time.monotonic()
         if any(taken):
             db.execute(
-                f"SELECT activation._take_tokens($1::text[]::integer[], {_LEASE_SQL})",
+                f"SELECT activation._take_permits($1::text[]::integer[], {_LEASE_SQL})",
                 [str(n) for n in taken],
             )
         return launches, did
@@ -504,7 +504,7 @@ class Deliverer:
         for flight in self._flights.values():
             if flight.rate_token and flight.departure.at is not None:
                 self._db.execute(
-                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision), NULL)",
+                    "SELECT activation._free_permit($1::integer, to_timestamp($2::double precision), NULL)",
                     flight.rate_token,
                     flight.departure.at,
                 )
@@ -514,7 +514,7 @@ class Deliverer:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
         rows = self._db.execute(
             "SELECT message_id::text, loop_id, version, step, branch, next_attempt_at::text, batch_limit, email,"
-            " user_row, template_mark, context, enrollment_id"
+            " user_row, newest_template_id, context, enrollment_id"
             f" FROM activation._claim_messages($1::integer, {_marks_sql(2)})",
             wanted,
             *self._mark_columns(),
@@ -573,7 +573,7 @@ class Deliverer:
             branch.loop,
             row["user_row"],
             row["context"],
-            self._source_for(branch.action, row["template_mark"]),
+            self._source_for(branch.action, row["newest_template_id"]),
             leave,
         )
         email = {
@@ -591,7 +591,7 @@ class Deliverer:
     def _finish(self, ended: _Ended) -> None:
         if ended.ids:
             self._db.execute(
-                "SELECT activation._finish($1::text[]::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])",
+                "SELECT activation._finish_messages($1::text[]::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])",
                 ended.ids,
                 ended.states,
                 ended.recipients,
@@ -608,7 +608,7 @@ class Deliverer:
     def _branch(self, loop_id: int, version: int, step: int, branch: str) -> _Branch:
         key = (loop_id, version, step, branch)
         if key not in self._branches:
-            row = self._db.execute("SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key)[
+            row = self._db.execute("SELECT * FROM activation._step_email($1::integer, $2::integer, $3::integer, $4)", *key)[
                 0
             ]
             self._branches[key] = _Branch(row["loop"], json.loads(row["action"]), row["recovery"], row["transactional"])

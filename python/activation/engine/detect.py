@@ -33,11 +33,11 @@ HARMED, LOST = "ACT04", "ACT05"
 
 _ASK = "SELECT activation._detect_ask($1::integer, $2::integer, $3::integer, $4::bigint[], $5) AS true_keys"
 _SWEEPS = "SELECT * FROM activation._detect_sweeps($1::integer[])"
-_ROLL = "SELECT activation._roll($1::integer, $2::integer) AS people"
+_ROLL = "SELECT activation._backfill_chunk($1::integer, $2::integer) AS people"
 _STEP = "$1::integer, $2::integer, $3::integer, $4::integer"
 _SWEEP = f"SELECT activation._detect_sweep({_STEP}, $5::bigint, $6::integer) AS people"
 _STRETCH = f"SELECT ids FROM activation._detect_stretch({_STEP}, $5::bigint, $6::integer)"
-_SWEPT = f"SELECT activation._detect_swept({_STEP}, $5::bigint[], $6::integer)"
+_SWEPT = f"SELECT activation._advance_sweep({_STEP}, $5::bigint[], $6::integer)"
 _DEFER = "SELECT activation._detect_defer($1::bigint[], $2::timestamptz[], $3::boolean[])"
 _BAD_USER = "SELECT activation._detect_bad_user($1::bigint, $2)"
 _DECIDE = "SELECT activation._detect_decide($1::integer, $2::bigint[], $3::timestamptz[], $4::boolean[], $5::text[])"
@@ -120,7 +120,7 @@ class Detector:
                 continue
             if place:
                 self.more = True
-                self._db.execute(_DEFER, item["ids"], item["woken"], item["fresh"])
+                self._db.execute(_DEFER, item["ids"], item["woken_at"], item["is_new"])
             else:
                 self._of_loop(item, self._loop)
 
@@ -150,7 +150,7 @@ class Detector:
         """A chunk of users that are enrolled by walking over them. Returns whether there were any."""
         loop_id = None
         with self._apart("walks over users"):
-            loop_id = self._db.execute("SELECT activation._roll_due() AS loop_id")[0]["loop_id"]
+            loop_id = self._db.execute("SELECT activation._next_backfill() AS loop_id")[0]["loop_id"]
         if loop_id is None:
             return False
         size, began, people = self._rolled, time.monotonic(), 0
@@ -213,9 +213,9 @@ class Detector:
 
     def _lock(self) -> list[int]:
         if self._slot is None:
-            sql = "SELECT activation._lock_parts(activation._all_parts(), true) AS parts"
+            sql = "SELECT activation._lock_buckets(activation._all_buckets(), true) AS parts"
             return list(self._db.execute(sql)[0]["parts"])
-        sql = "SELECT activation._lock_parts(activation._my_parts($1::integer), false) AS parts"
+        sql = "SELECT activation._lock_buckets(activation._my_buckets($1::integer), false) AS parts"
         return list(self._db.execute(sql, self._slot)[0]["parts"])
 
     def _sweeps(self, parts: list[int]) -> bool:
@@ -256,7 +256,7 @@ class Detector:
     def _loop(self, item: dict[str, Any]) -> None:
         """Asks a loop about its people, the first of them at least. Who was put off about one question is put off about
         all of them."""
-        rows: list[_Row] = list(zip(item["ids"], item["woken"], item["fresh"], strict=True))
+        rows: list[_Row] = list(zip(item["ids"], item["woken_at"], item["is_new"], strict=True))
         while rows and item["loop_id"] not in self._aside and item["loop_id"] not in self._put_off:
             size, began = self._size(item["loop_id"]), time.monotonic()
             self._ask(item, rows[:size])
@@ -312,7 +312,7 @@ class Detector:
         if failures and not spared and len(rows) > 1:
             self._strike(item, failures[-1].text)
         elif spared:
-            self._db.execute("SELECT activation._detect_well($1::integer)", item["loop_id"])
+            self._db.execute("SELECT activation._clear_strikes($1::integer)", item["loop_id"])
 
     def _decide(
         self, item: dict[str, Any], rows: list[_Row], true_keys: list[str] | None, failures: list[Failed]

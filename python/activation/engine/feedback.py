@@ -111,7 +111,7 @@ class Feedback:
             with contextlib.suppress(ValueError, RecursionError):
                 text = json.dumps(payload)
         self._rows(
-            "SELECT activation._keep_event($1, coalesce(activation._event($2), $3::jsonb), pg_catalog.to_timestamp($4),"
+            "SELECT activation._keep_event($1, coalesce(activation._parse_event($2), $3::jsonb), pg_catalog.to_timestamp($4),"
             " activation._now())",
             event["id"],
             text,
@@ -120,7 +120,7 @@ class Feedback:
         )
 
     def _pulled(self, webhook: str, upto: float) -> None:
-        self._rows("SELECT activation._pulled($1, $2)", webhook, upto)
+        self._rows("SELECT activation._note_pull($1, $2)", webhook, upto)
         self._db.commit()
 
     def sync(self) -> None:
@@ -128,7 +128,7 @@ class Feedback:
         try:
             for gone in _pages([row["address"] for row in self._rows("SELECT address FROM activation.unsuppression")]):
                 self._call("POST", "/suppressions/batch/remove", {"emails": gone})
-                self._rows("SELECT activation._unsuppressed($1)", gone)
+                self._rows("SELECT activation._note_unsuppressed($1)", gone)
                 self._db.commit()
             known: list[str] = []
             after: str | None = None
@@ -148,7 +148,7 @@ class Feedback:
             lacking = self._rows("SELECT address FROM activation._unexported_suppressions($1) AS address", known)
             for new in _pages([row["address"] for row in lacking]):
                 self._call("POST", "/suppressions/batch/add", {"emails": new})
-            self._rows("SELECT activation._synced()")
+            self._rows("SELECT activation._note_sync()")
             self._db.commit()
         except _Stopped as problem:
             self.note = str(problem)
@@ -170,7 +170,7 @@ class Feedback:
         finally:
             if token:
                 self._rows(
-                    "SELECT activation._free_token($1::integer, pg_catalog.to_timestamp($2),"
+                    "SELECT activation._free_permit($1::integer, pg_catalog.to_timestamp($2),"
                     " pg_catalog.to_timestamp($3))",
                     token,
                     left,
@@ -183,12 +183,12 @@ class Feedback:
         while time.monotonic() < self._end:
             found = self._rows(
                 "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
-                " FROM activation._lock_tokens(1, interval '1 second')"
+                " FROM activation._lock_permits(1, interval '1 second')"
             )
             if found:
                 number = int(found[0]["n"])
                 if number:
-                    self._rows("SELECT activation._take_tokens($1::integer[], interval '40 seconds')", [str(number)])
+                    self._rows("SELECT activation._take_permits($1::integer[], interval '40 seconds')", [str(number)])
                 self._db.commit()
                 return number, float(found[0]["free_at"])
             self._db.commit()

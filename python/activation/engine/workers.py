@@ -118,7 +118,7 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
         db.commit_settings()
         got = bool(
             db.execute(
-                "SELECT CASE WHEN activation._too_late($3) THEN false"
+                "SELECT CASE WHEN activation._started_during_stop($3) THEN false"
                 " ELSE activation._take_slot($1, $2::integer) END AS got",
                 kind,
                 slot,
@@ -182,7 +182,7 @@ def _worker(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
 
 def _watch_tables(db: WorkerDatabase) -> None:
     """Puts the wake part into the capture functions, and sweeps once for what came before it."""
-    db.execute("SELECT CASE WHEN activation._set_watching(true) THEN activation._sweep(NULL, activation._now()) END")
+    db.execute("SELECT CASE WHEN activation._set_watching(true) THEN activation._order_sweep(NULL, activation._now()) END")
     db.commit()
 
 
