@@ -30,8 +30,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.normalise(name, document)
+from activation.server import entry
+return entry.normalise(name, document)
 $$;
 
 CREATE FUNCTION activation._fragment(kind text, document jsonb) RETURNS jsonb
@@ -39,8 +39,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.fragment(kind, document)
+from activation.server import entry
+return entry.fragment(kind, document)
 $$;
 
 -- An author's text with a parameter in place of each string, from `parameters` + 1 on: {"text": without its end, "prepared",
@@ -50,8 +50,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_strings(query, parameters)
+from activation.server import entry
+return entry.query_strings(query, parameters)
 $$;
 
 CREATE FUNCTION activation._query_text(query text, key_type text, string_types text[] DEFAULT NULL) RETURNS jsonb
@@ -59,8 +59,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_text(query, key_type, string_types)
+from activation.server import entry
+return entry.query_text(query, key_type, string_types)
 $$;
 
 CREATE FUNCTION activation._row_columns(expression text, row_name text, columns text[]) RETURNS text[]
@@ -68,8 +68,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.row_columns(expression, row_name, columns)
+from activation.server import entry
+return entry.row_columns(expression, row_name, columns)
 $$;
 
 -- When a cron expression is due next after a time, on the clock of a time zone.
@@ -80,8 +80,8 @@ SET timezone = 'UTC'
 SET datestyle = 'ISO'
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.next_run(cron, timezone, after)
+from activation.server import entry
+return entry.next_run(cron, timezone, after)
 $$;
 
 CREATE FUNCTION activation._coverage(plan text, key_expressions text[]) RETURNS jsonb
@@ -89,8 +89,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.coverage(plan, key_expressions)
+from activation.server import entry
+return entry.coverage(plan, key_expressions)
 $$;
 
 -- What a query calls, and whether it reads the clock.
@@ -99,8 +99,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.query_names(query)
+from activation.server import entry
+return entry.query_names(query)
 $$;
 
 -- What a skene.config.ts says. users: [{"table", "key"}] of the users tables, as SQL writes them.
@@ -109,8 +109,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.skene_config(name, config, users)
+from activation.server import entry
+return entry.skene_config(name, config, users)
 $$;
 
 -- What a journey.yaml says.
@@ -119,8 +119,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.journey(name, journey)
+from activation.server import entry
+return entry.journey(name, journey)
 $$;
 
 -- Runs statements on an author's path; {"value"} of the last or {"error"}. Undone unless keep. shown: see _in_box().
@@ -129,6 +129,6 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.run(plpy, names, statements, keep, shown)
+from activation.server import entry
+return entry.run(plpy, names, statements, keep, shown)
 $$;

@@ -6,8 +6,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.as_of(query, tables, key, at)
+from activation.server import entry
+return entry.as_of(query, tables, key, at)
 $$;
 
 -- What goes with staying, from what suggest() counted. With its owner's rights, for callers who may not call _python().
@@ -16,8 +16,8 @@ LANGUAGE plpython3u SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.suggest_rank(plan, counted, totals)
+from activation.server import entry
+return entry.suggest_rank(plan, counted, totals)
 $$;
 
 -- The dashboard as a page, from what overview() returns.
@@ -26,6 +26,6 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.report(overview)
+from activation.server import entry
+return entry.report(overview)
 $$;

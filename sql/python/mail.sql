@@ -6,8 +6,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.check_template(what, subject, html, body_text, personalization, columns)
+from activation.server import entry
+return entry.check_template(what, subject, html, body_text, personalization, columns)
 $$;
 
 CREATE FUNCTION activation._built_in_template(name text) RETURNS jsonb
@@ -15,8 +15,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.built_in_template(name)
+from activation.server import entry
+return entry.built_in_template(name)
 $$;
 
 CREATE FUNCTION activation._rendered(action jsonb, loop text, user_row text, subject text, html text, body_text text) RETURNS jsonb
@@ -24,8 +24,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.preview(action, loop, user_row, subject, html, body_text)
+from activation.server import entry
+return entry.preview(action, loop, user_row, subject, html, body_text)
 $$;
 
 -- The enrollment that a token of ours is of, else NULL.
@@ -34,8 +34,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.read_token(key, token)
+from activation.server import entry
+return entry.read_token(key, token)
 $$;
 
 -- What is wrong with a webhook's signature, or NULL. secrets: those stored under the names that references name.
@@ -45,11 +45,11 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 # Once a session: it comes for every webhook, and would take as long as the rest.
-if "server" not in SD:
+if "entry" not in SD:
     plpy.execute("SELECT activation._python()")
-    from activation import server
-    SD["server"] = server
-return SD["server"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
+    from activation.server import entry
+    SD["entry"] = entry
+return SD["entry"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
 $$;
 
 CREATE FUNCTION activation._is_reference(reference text) RETURNS boolean
@@ -57,8 +57,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.is_reference(reference)
+from activation.server import entry
+return entry.is_reference(reference)
 $$;
 
 -- {"mailbox"}: one mailbox, quoted where its name needs it; or {"error"}. what: the name of the setting.
@@ -67,8 +67,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.mailbox(what, mailbox)
+from activation.server import entry
+return entry.mailbox(what, mailbox)
 $$;
 
 CREATE FUNCTION activation._key_problem(reference text, stored text) RETURNS text
@@ -76,8 +76,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.key_problem(reference, stored)
+from activation.server import entry
+return entry.key_problem(reference, stored)
 $$;
 
 -- As _key_problem(), of a secret that signs webhooks.
@@ -86,8 +86,8 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.webhook_secret_problem(reference, stored)
+from activation.server import entry
+return entry.webhook_secret_problem(reference, stored)
 $$;
 
 CREATE FUNCTION activation._host_name() RETURNS text
@@ -95,6 +95,6 @@ LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
-from activation import server
-return server.host_name()
+from activation.server import entry
+return entry.host_name()
 $$;

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from activation import tokens
+from activation.mail import unsubscribe
 from harness import Connection, Database
 from loops import define, journey, loop_status, tick
 
@@ -813,7 +813,7 @@ def test_locks_that_anybody_can_take(db: Database) -> None:
         assert {status for (status,) in db.sql("SELECT status FROM activation.message_log")} == {"captured"}
         owner.execute("CALL activation.tick()")
         assert owner.execute("SELECT activation.cancel('3', 'first')").fetchone() == (True,)
-        token = tokens.make(
+        token = unsubscribe.make(
             db.value("SELECT activation._signing_key()"),
             db.value("SELECT enrollment_id FROM activation.journey WHERE user_id = '4'"),
         )

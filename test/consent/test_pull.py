@@ -257,7 +257,7 @@ def test_the_sandbox_pushes(sandbox: Sandbox) -> None:
     import http.server
     import threading
 
-    from activation import signature
+    from activation.resend import signature
 
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     heard: list[str] = []

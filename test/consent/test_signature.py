@@ -10,10 +10,12 @@ import time
 
 import pytest
 
-from activation import keys, server, tokens
 from activation.errors import KeyUnavailable
+from activation.mail import unsubscribe
+from activation.resend import credentials
+from activation.resend.signature import BadSecret, BadSignature, key, verify
 from activation.sandbox import records
-from activation.signature import BadSecret, BadSignature, key, verify
+from activation.server import entry
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 ID, AT, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", '{"test": 2432232314}'
@@ -58,7 +60,7 @@ def test_secrets_that_are_none(secret: str, says: str) -> None:
         key(secret)
     assert not records._is_secret(secret)
     with pytest.raises(KeyUnavailable) as caught:
-        keys.webhook_key("secret:hook", lambda _: secret)
+        credentials.webhook_key("secret:hook", lambda _: secret)
     assert "secret:hook" in str(caught.value) and secret not in str(caught.value).replace("whsec_…", "")
 
 
@@ -67,7 +69,7 @@ def test_one_of_two_cannot_be_read() -> None:
 
     def problem(references: str, signature: str = SIGNATURE) -> str | None:
         stored = json.dumps({"good": SECRET, "short": "whsec_AAAA"})
-        return server.webhook_problem(BODY, ID, AT, signature, references, stored, float(AT))
+        return entry.webhook_problem(BODY, ID, AT, signature, references, stored, float(AT))
 
     for bad in ("secret:gone", "secret:short", "env:NOT_THERE"):
         assert problem(f"{bad} secret:good") is None and problem(f"secret:good {bad}") is None
@@ -128,9 +130,9 @@ def test_as_the_official_sdk(body: str) -> None:
 
 
 def test_tokens() -> None:
-    token = tokens.make("key", 42)
-    assert len(token) == 32 and tokens.read("key", token) == 42
-    assert tokens.read("another", token) is None
+    token = unsubscribe.make("key", 42)
+    assert len(token) == 32 and unsubscribe.read("key", token) == 42
+    assert unsubscribe.read("another", token) is None
     last = "B" if token[-1] == "A" else "A"
     for forged in (
         "",
@@ -144,7 +146,7 @@ def test_tokens() -> None:
         "ü" * 32,
         "=" * 32,
     ):
-        assert tokens.read("key", forged) is None, forged
-    assert tokens.read("key", tokens.make("key", 2**62)) == 2**62
-    assert tokens.link(None, "key", 1) is None and tokens.link("https://acme.dev/", None, 1) is None
-    assert tokens.link("https://acme.dev/a/", "key", 42) == f"https://acme.dev/a/unsubscribe?token={token}"
+        assert unsubscribe.read("key", forged) is None, forged
+    assert unsubscribe.read("key", unsubscribe.make("key", 2**62)) == 2**62
+    assert unsubscribe.link(None, "key", 1) is None and unsubscribe.link("https://acme.dev/", None, 1) is None
+    assert unsubscribe.link("https://acme.dev/a/", "key", 42) == f"https://acme.dev/a/unsubscribe?token={token}"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pglast import ast, parse_sql
 from pglast.parser import ParseError
 
+from activation.authoring.literals import literals, with_parameters, with_types
 from activation.errors import Refusal
-from activation.literals import literals, with_parameters, with_types
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation import definition
+from activation.authoring import definition
 from activation.errors import Refusal
-from activation.mailbox import mailbox
+from activation.mail.mailbox import mailbox
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from activation import definition, journey, skene
+from activation.authoring import definition, journey, skene
 from activation.errors import Refusal
 
 ACTIVATION = """\
@@ -334,7 +334,10 @@ def test_which_users_table() -> None:
 
 
 def test_parsers_come_when_they_are_called() -> None:
-    code = "import sys; from activation import server, skene, journey; print([m for m in ('tree_sitter', 'yaml') if m in sys.modules])"
+    code = (
+        "import sys; from activation.authoring import journey, skene; from activation.server import entry;"
+        " print([m for m in ('tree_sitter', 'yaml') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pglast.parser import ParseError, scan
 
-from activation import sqltext
+from activation.authoring import sqltext
 
 #: Refused for what a token holds, not for where it ends.
 CONTENT = (

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from activation import definition, keys, render, server, sqltext, watch
+from activation.authoring import coverage, definition, sqltext
 from activation.errors import KeyUnavailable, Refusal, RenderError
+from activation.mail import render
+from activation.resend import credentials
+from activation.server import entry
 
 
 @pytest.mark.parametrize(
@@ -58,20 +61,21 @@ def test_row_columns() -> None:
 
 
 def test_references(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert keys.is_reference("env:RESEND_API_KEY") and keys.is_reference("file:/etc/key")
-    assert not keys.is_reference("re_123") and not keys.is_reference("file:key") and not keys.is_reference("")
+    assert credentials.is_reference("env:RESEND_API_KEY") and credentials.is_reference("file:/etc/key")
+    for text in ("re_123", "file:key", ""):
+        assert not credentials.is_reference(text), text
     monkeypatch.setitem(os.environ, "A_KEY", " re_1\n")
-    assert keys.resolve("env:A_KEY", lambda _: None) == "re_1"
-    assert keys.resolve("secret:x", {"x": "re_2"}.get) == "re_2"
+    assert credentials.resolve("env:A_KEY", lambda _: None) == "re_1"
+    assert credentials.resolve("secret:x", {"x": "re_2"}.get) == "re_2"
     file = tmp_path / "key"
     file.write_bytes(b"re_3\n")
-    assert keys.resolve(f"file:{file}", lambda _: None) == "re_3"
+    assert credentials.resolve(f"file:{file}", lambda _: None) == "re_3"
     for reference, content in (("env:NOT_SET", None), ("secret:y", None), (f"file:{tmp_path}", None), (None, None)):
         with pytest.raises(KeyUnavailable):
-            keys.resolve(reference, lambda _, content=content: content)
+            credentials.resolve(reference, lambda _, content=content: content)
     file.write_bytes(b"re_4\nre_5")
     with pytest.raises(KeyUnavailable) as caught:
-        keys.resolve(f"file:{file}", lambda _: None)
+        credentials.resolve(f"file:{file}", lambda _: None)
     assert "re_" not in str(caught.value)
 
 
@@ -93,7 +97,7 @@ def plan(**node: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_coverage(condition: str, covered: bool) -> None:
-    found = watch.coverage(plan(Filter=condition), ["K"])
+    found = coverage.coverage(plan(Filter=condition), ["K"])
     assert bool(found.covered) is covered and bool(found.uncovered) is not covered
 
 
@@ -202,9 +206,9 @@ def test_documents_that_python_cannot_read() -> None:
     for value, problem in (("[" * 3000 + "]" * 3000, "nested too deeply"), ("9" * 5000, "a number that is too long")):
         document = json.dumps(_loop(opinion="X")).replace('"X"', value)
         for answer in (
-            server.normalise("first", document),
-            server.fragment("goal", document),
-            server.check_template('loop "first"', "x", "x", None, document, ["id"]),
+            entry.normalise("first", document),
+            entry.fragment("goal", document),
+            entry.check_template('loop "first"', "x", "x", None, document, ["id"]),
         ):
             error = json.loads(answer)["error"]
             assert problem in error["message"] and error["code"] == "22023" and 'loop "' in error["message"]
@@ -212,7 +216,7 @@ def test_documents_that_python_cannot_read() -> None:
 
 def test_long_values_are_not_repeated() -> None:
     for document in (_loop(type="x" * 10**6), _loop(**{"k" * 10**6: 1}), _loop(type=["x"] * 10**5)):
-        error = json.loads(server.normalise("first", json.dumps(document)))["error"]
+        error = json.loads(entry.normalise("first", json.dumps(document)))["error"]
         assert error["message"].startswith('loop "first": unknown ') and sum(map(len, error.values())) < 5_000
 
 

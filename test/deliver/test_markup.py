@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation import markup, render
 from activation.errors import RenderError
+from activation.mail import markup, render
 
 
 def html_of(template: str, **user: object) -> str:

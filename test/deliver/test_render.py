@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation import liquid_limits, render
 from activation.errors import Refusal, RenderError
+from activation.mail import liquid_limits, render
 
 
 def rendered(

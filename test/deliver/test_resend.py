@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from activation import resend
 from activation.errors import DeliveryError, Erred, Paused, Refused, Terminal, Unanswered, Unknowable
-from activation.resend import Accepted, Departure, Resend, is_content, understand
+from activation.resend import client as resend
+from activation.resend.client import Accepted, Departure, Resend, is_content, understand
 from activation.sandbox import Sandbox
 
 TABLE: list[tuple[int, str, type[DeliveryError]]] = [

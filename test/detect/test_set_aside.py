@@ -296,14 +296,14 @@ CODES = "08006 22012 25006 2D000 40001 42501 53200 54001 55P03 57014 58030 ACT02
 @pytest.mark.parametrize("code", CODES.split())
 def test_whose_error_it_is(db: Database, code: str) -> None:
     """Python and SQL say the same of it."""
-    from activation.database import Failed
+    from activation.engine.protocol import Failed
 
     assert Failed("", code).of_a_person is db.value("SELECT activation._is_about_one_person(%s)", code)
 
 
 @pytest.mark.parametrize("text", ["\ud800 half", "a\x00b", "x" * 3_000_000])
 def test_odd_texts_are_stored(text: str) -> None:
-    from activation.database import storable
+    from activation.engine.protocol import storable
 
     stored = storable(text)
     assert stored and len(stored) <= 1000 and "\x00" not in stored and stored.encode()
@@ -388,7 +388,7 @@ def test_an_error_that_nobody_expected(db: Database, live: Connection) -> None:
 
 def test_slow_rendering_is_cut_into_claims(db: Database, app: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a claim cannot render in its time stays queued, and comes with the next."""
-    from activation import delivery
+    from activation.engine import deliver
 
     class Clock:
         now = 0.0
@@ -411,8 +411,8 @@ def test_slow_rendering_is_cut_into_claims(db: Database, app: Connection, monkey
             ]
 
     rows = Rows()
-    monkeypatch.setattr(delivery, "time", Clock())
-    deliverer = delivery.Deliverer(rows, "here")  # type: ignore[arg-type]
+    monkeypatch.setattr(deliver, "time", Clock())
+    deliverer = deliver.Deliverer(rows, "here")  # type: ignore[arg-type]
     monkeypatch.setattr(deliverer, "_mail", lambda row, _: row)
     mails, ended, did = deliverer._prepare({}, 500)
     deliverer.close()

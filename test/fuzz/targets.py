@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 import psycopg
 
 import hostile
-from activation import render, server, tokens
 from activation.errors import RenderError
+from activation.mail import render, unsubscribe
+from activation.server import entry
 
 Input = Any
 
@@ -161,7 +162,7 @@ class ImportLoop(Target):
         return [rng.choice(NAMES), hostile.written(document)]
 
     def run(self, given: Input) -> str:
-        return _answered(server.normalise(*given))
+        return _answered(entry.normalise(*given))
 
 
 # ---- what others have written ----
@@ -267,7 +268,7 @@ class ImportSkene(Target):
         return ["first", text.replace("\0", ""), json.dumps(USERS[: rng.randrange(3)])]
 
     def run(self, given: Input) -> str:
-        return _answered(server.skene_config(*given))
+        return _answered(entry.skene_config(*given))
 
 
 class ImportJourney(Target):
@@ -278,7 +279,7 @@ class ImportJourney(Target):
         return ["first", hostile.mutated(rng, rng.choice(JOURNEYS), JOURNEYS).replace("\0", "")]
 
     def run(self, given: Input) -> str:
-        return _answered(server.journey(*given))
+        return _answered(entry.journey(*given))
 
 
 # ---- what the world sends ----
@@ -344,7 +345,7 @@ class Webhook(Target):
 
     def run(self, given: Input) -> str:
         body, webhook_id, timestamp, signatures, reference, stored = given
-        problem = server.webhook_problem(body, webhook_id, timestamp, signatures, reference, stored, float(NOW))
+        problem = entry.webhook_problem(body, webhook_id, timestamp, signatures, reference, stored, float(NOW))
         if problem is not None:
             if not re.match("(401|503) .", problem):
                 raise Escape(f"a problem without a status: {problem}")
@@ -364,7 +365,7 @@ class Tokens(Target):
 
     def make(self, rng: Random) -> Input:
         key = rng.choice(("k" * 32, "é", ""))
-        token = tokens.make(
+        token = unsubscribe.make(
             rng.choice((key, key, "other")), rng.choice((1, 2**63 - 1, 2**64 - 1, rng.randrange(2**40)))
         )
         match rng.randrange(5):
@@ -383,10 +384,10 @@ class Tokens(Target):
 
     def run(self, given: Input) -> str:
         key, token = given
-        found = tokens.read(key, token)
+        found = unsubscribe.read(key, token)
         if found is None:
             return "none"
-        if tokens.make(key, found) != token:
+        if unsubscribe.make(key, found) != token:
             raise Escape(f"a token was believed that nobody made: enrollment {found}")
         return "believed"
 
@@ -611,8 +612,8 @@ class Templates(Target):
 
     def run(self, given: Input) -> str:
         parts = given["subject"], given["html"], given["text"]
-        checked = _answered(server.check_template('template "x"', *parts, None, None))
-        _answered(server.check_template('loop "x"', *parts, json.dumps(given["personalization"]), COLUMNS))
+        checked = _answered(entry.check_template('template "x"', *parts, None, None))
+        _answered(entry.check_template('loop "x"', *parts, json.dumps(given["personalization"]), COLUMNS))
         try:
             variables = render.variables_of(
                 given["personalization"], given["row"], "first", given["context"], "https://x.y/u"

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from activation.statistics import Table, benjamini_hochberg, newcombe, wilson
+from activation.insight.proportions import Table, benjamini_hochberg, newcombe, wilson
 
 TABLES = [
     Table(10, 3, 20, 4),

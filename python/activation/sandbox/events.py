@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from activation import signature
+from activation.resend import signature
 
 from .records import Email
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from activation import signature
+from activation.resend import signature
 
 # What happens to mail for the test addresses at resend.dev; all other mail is delivered.
 _TEST_ADDRESSES = {"bounced": "bounced", "complained": "complained", "suppressed": "suppressed"}

@@ -29,9 +29,9 @@ from liquid.builtin.tags.unless_tag import UnlessNode
 from liquid.exceptions import LiquidError, UndefinedError
 from liquid.stringify import to_liquid_string
 
-from activation import liquid_limits, markup
 from activation.errors import Refusal, RenderError
-from activation.lines import one_line, writable
+from activation.mail import liquid_limits, markup
+from activation.mail.lines import one_line, writable
 
 BUILT_IN = ("activation_welcome", "activation_nudge", "milestone")
 
@@ -85,7 +85,7 @@ def built_in(name: str) -> Source | None:
     """The template of that name that comes with the package."""
     if name not in BUILT_IN:
         return None
-    folder = resources.files("activation") / "templates"
+    folder = resources.files(__package__) / "templates"
     return Source(
         *(
             (folder / f"{name}.{part}.liquid").read_text(encoding="utf-8").strip()

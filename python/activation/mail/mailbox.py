@@ -8,7 +8,7 @@ from email.utils import quote
 from typing import cast
 
 from activation.errors import Refusal
-from activation.lines import LINE_BREAK, UNSEEN
+from activation.mail.lines import LINE_BREAK, UNSEEN
 
 _HINT = "Write 'Acme <hello@acme.dev>' or 'hello@acme.dev'."
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from activation import signature
 from activation.errors import KeyUnavailable
+from activation.resend import signature
 
 _REFERENCE = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|secret:.+)$")
 

@@ -10,7 +10,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from activation import definition, sqltext
+from activation.authoring import definition, sqltext
 from activation.errors import Refusal
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tree_sitter import Node, Tree
 
-    from activation.definition import Document
+    from activation.authoring.definition import Document
 
 #: Characters of a config, and of all texts that come out of it. What people write has some thousand.
 LONGEST = 200_000

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from activation.database import Cancelled, Database, Failed, storable
-from activation.detection import Detector
+from activation.engine.detect import Detector
+from activation.engine.protocol import Cancelled, Database, Failed, storable
 
 if TYPE_CHECKING:
-    from activation.delivery import Deliverer
-    from activation.feedback import Feedback
+    from activation.engine.deliver import Deliverer
+    from activation.engine.feedback import Feedback
 
 #: Poll this often while there was work within the last WARM seconds, else that often (seconds). While at least MANY
 #: come at a time, a detector waits a little longer, so that even more come at a time: a look costs like hundreds.
@@ -343,7 +343,7 @@ def detect(db: WorkerDatabase, slot: int) -> None:
 def deliver(db: WorkerDatabase, slot: int) -> None:
     """One run of a deliverer: turns until a second past the next full minute, then until nothing is in flight. Other
     mail does not wait for an answer that is slow to come."""
-    from activation.delivery import Deliverer
+    from activation.engine.deliver import Deliverer
 
     with _worker(db, "deliverer", slot) as wanted:
         if not wanted:
@@ -390,7 +390,7 @@ def _watch(db: WorkerDatabase, deliverer: Deliverer, seconds: float) -> None:
 
 def tick(db: WorkerDatabase) -> None:
     """Everything that is due: rounds and turns until there is nothing left to do now."""
-    from activation.delivery import Deliverer
+    from activation.engine.deliver import Deliverer
 
     with _worker(db, "tick", 0) as wanted:
         if not wanted:
@@ -417,7 +417,7 @@ def tick(db: WorkerDatabase) -> None:
 
 def pull_webhooks(db: WorkerDatabase) -> None:
     """Reads what Resend has to tell since the last time; every hour also its suppression list, where that is wanted."""
-    from activation.feedback import Feedback
+    from activation.engine.feedback import Feedback
 
     with _worker(db, "puller", 1) as wanted:
         if not wanted:
@@ -432,7 +432,7 @@ def pull_webhooks(db: WorkerDatabase) -> None:
 
 def sync_suppressions(db: WorkerDatabase) -> None:
     """Makes Resend's list of suppressed addresses and ours the same."""
-    from activation.feedback import Feedback
+    from activation.engine.feedback import Feedback
 
     with _worker(db, "puller", 1) as wanted:
         if not wanted:

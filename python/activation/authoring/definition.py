@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from activation.errors import Refusal
-from activation.lines import LINE_BREAK
+from activation.mail.lines import LINE_BREAK
 
 Document = dict[str, Any]
 
@@ -260,7 +260,7 @@ def _trigger(check: _Checker, given: Document) -> Document:
 
 def check_cron(loop: str, expression: str) -> None:
     """Refuses what is not a cron expression of five fields."""
-    from activation import cron
+    from activation.authoring import cron
 
     try:
         cron.check(expression)
@@ -371,7 +371,7 @@ def _mailboxes(check: _Checker, given: Document, where: str) -> Document:
     if not keys:
         return {}
     # It takes the mail parser of the standard library, which a detector does without.
-    from activation.mailbox import mailbox
+    from activation.mail.mailbox import mailbox
 
     return {
         key: mailbox(f'loop "{check.loop}": {where}.{key}', check.text(given[key], f"{where}.{key}")) for key in keys

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from activation.sqltext import folded, significant, tokens, with_parameter, without_terminator
+from activation.authoring.sqltext import folded, significant, tokens, with_parameter, without_terminator
 
 #: What depends on the clock: the moment at which the answer changed is in no row.
 _CLOCK = frozenset(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from activation.database import Cancelled, Database, Failed, storable
+from activation.engine.protocol import Cancelled, Database, Failed, storable
 
 #: How many enrollments are taken at once, and about how many a loop is asked at once: at first, at least and at most;
 #: as many as keep each of these between so many seconds. A round's locks and snapshot last little longer, however slow

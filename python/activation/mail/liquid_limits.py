@@ -24,7 +24,7 @@ from liquid.filter import sequence_filter, with_context
 from liquid.token import Token
 from liquid.undefined import UNDEFINED
 
-from activation import markup
+from activation.mail import markup
 
 #: The rendering of one mail, in seconds.
 SECONDS = 2.0

@@ -12,8 +12,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from activation import bridge, definition, keys, literals, sqltext, watch
+from activation.authoring import definition, literals, sqltext
 from activation.errors import KeyUnavailable, Refusal
+from activation.resend import credentials
+from activation.server import bridge
 
 run = bridge.run
 
@@ -88,35 +90,37 @@ def row_columns(expression: str, row: str, columns: list[str]) -> list[str]:
 
 
 def next_run(expression: str, timezone: str, after: str) -> str:
-    from activation import cron
+    from activation.authoring import cron
 
     return cron.next_after(expression, timezone, datetime.datetime.fromisoformat(after)).isoformat()
 
 
 def coverage(plan: str, key_expressions: list[str]) -> str:
-    found = watch.coverage(json.loads(plan), key_expressions)
+    from activation.authoring import coverage
+
+    found = coverage.coverage(json.loads(plan), key_expressions)
     return json.dumps(
         {"covered": sorted(found.covered), "uncovered": sorted(found.uncovered), "negative": found.negative}
     )
 
 
 def read_token(key: str, token: str | None) -> int | None:
-    from activation import tokens
+    from activation.mail import unsubscribe
 
-    return tokens.read(key, token) if token is not None else None
+    return unsubscribe.read(key, token) if token is not None else None
 
 
 def webhook_problem(
     body: str, webhook_id: str, timestamp: str, signatures: str, references: str | None, stored: str | None, now: float
 ) -> str | None:
-    from activation import signature
+    from activation.resend import signature
 
     known = json.loads(stored or "{}")
     readable: list[bytes] = []
     problems: list[str] = []
     for reference in (references or "").split():
         try:
-            readable.append(keys.webhook_key(reference, known.get))
+            readable.append(credentials.webhook_key(reference, known.get))
         except KeyUnavailable as problem:
             # While a secret is rotated there are two, and one that cannot be read takes nothing from the other.
             problems.append(str(problem))
@@ -130,38 +134,38 @@ def webhook_problem(
 
 
 def query_names(sql: str) -> str:
-    from activation import simulation
+    from activation.insight import as_of
 
     return json.dumps(
         {
-            "clock": simulation.depends_on_clock(sql),
-            "called": simulation.called(sql),
-            "names": simulation.names(sql),
-            "escaped": simulation.has_escaped_names(sql),
+            "clock": as_of.depends_on_clock(sql),
+            "called": as_of.called(sql),
+            "names": as_of.names(sql),
+            "escaped": as_of.has_escaped_names(sql),
         }
     )
 
 
 def as_of(sql: str, tables: str, key: str, at: str) -> str:
-    from activation import simulation
+    from activation.insight import as_of
 
-    return simulation.as_of(sql, [simulation.TimedTable(**table) for table in json.loads(tables)], key, at)
+    return as_of.as_of(sql, [as_of.TimedTable(**table) for table in json.loads(tables)], key, at)
 
 
 def suggest_rank(plan: str, counted: str, totals: str) -> str:
-    from activation import suggestion
+    from activation.insight import suggestion
 
     return json.dumps(suggestion.rank(json.loads(plan), json.loads(counted), json.loads(totals)))
 
 
 def skene_config(name: str | None, config: str, users: str) -> str:
-    from activation import skene
+    from activation.authoring import skene
 
     return _answer(lambda: skene.read(name, config, json.loads(users)), f'loop "{name}"')
 
 
 def journey(name: str | None, text: str) -> str:
-    from activation import journey
+    from activation.authoring import journey
 
     return _answer(lambda: journey.read(name, text), f'loop "{name}"')
 
@@ -169,7 +173,7 @@ def journey(name: str | None, text: str) -> str:
 def check_template(
     what: str, subject: str, html: str | None, text: str | None, personalization: str | None, columns: list[str] | None
 ) -> str:
-    from activation import render
+    from activation.mail import render
 
     def compute() -> dict[str, Any]:
         source = render.Source(subject, html, text)
@@ -183,7 +187,7 @@ def check_template(
 
 
 def built_in_template(name: str) -> str | None:
-    from activation import render
+    from activation.mail import render
 
     source = render.built_in(name)
     return (
@@ -194,21 +198,22 @@ def built_in_template(name: str) -> str | None:
 
 
 def preview(action: str, loop: str, user_row: str, subject: str, html: str | None, text: str | None) -> str:
-    from activation import delivery, render
+    from activation.engine import deliver
+    from activation.mail import render
 
     try:
-        mail = delivery.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
+        mail = deliver.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
     except Exception as error:
-        return json.dumps({"problem": delivery.reason(error)})
+        return json.dumps({"problem": deliver.reason(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})
 
 
 def is_reference(text: str) -> bool:
-    return keys.is_reference(text)
+    return credentials.is_reference(text)
 
 
 def mailbox(what: str, text: str) -> str:
-    from activation import mailbox
+    from activation.mail import mailbox
 
     return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)}, what)
 
@@ -216,7 +221,7 @@ def mailbox(what: str, text: str) -> str:
 def key_problem(reference: str | None, stored: str | None) -> str | None:
     """Why the key cannot be read on this server, or None. The key itself goes nowhere."""
     try:
-        keys.resolve(reference, lambda _: stored)
+        credentials.resolve(reference, lambda _: stored)
     except KeyUnavailable as error:
         return str(error)
     return None
@@ -225,7 +230,7 @@ def key_problem(reference: str | None, stored: str | None) -> str | None:
 def webhook_secret_problem(reference: str, stored: str | None) -> str | None:
     """As key_problem(), of a secret that signs webhooks."""
     try:
-        keys.webhook_key(reference, lambda _: stored)
+        credentials.webhook_key(reference, lambda _: stored)
     except KeyUnavailable as error:
         return str(error)
     return None
@@ -236,34 +241,34 @@ def host_name() -> str:
 
 
 def detect(plpy: Any, slot: int) -> None:
-    from activation import workers
+    from activation.engine import workers
 
     workers.detect(bridge.PlpyDatabase(plpy), slot)
 
 
 def deliver(plpy: Any, slot: int, folder: str) -> None:
-    from activation import workers
+    from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
     workers.deliver(bridge.PlpyDatabase(plpy), slot)
 
 
 def tick(plpy: Any, folder: str) -> None:
-    from activation import workers
+    from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
     workers.tick(bridge.PlpyDatabase(plpy))
 
 
 def pull_webhooks(plpy: Any, folder: str) -> None:
-    from activation import workers
+    from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
     workers.pull_webhooks(bridge.PlpyDatabase(plpy))
 
 
 def sync_suppressions(plpy: Any, folder: str) -> None:
-    from activation import workers
+    from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
     workers.sync_suppressions(bridge.PlpyDatabase(plpy))

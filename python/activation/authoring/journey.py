@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from activation import definition
+from activation.authoring import definition
 from activation.errors import Refusal
 
 if TYPE_CHECKING:

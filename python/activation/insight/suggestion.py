@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from activation.statistics import Table, benjamini_hochberg, newcombe
+from activation.insight.proportions import Table, benjamini_hochberg, newcombe
 
 AT_LEAST = (1, 2, 3, 5, 10)
 #: What fewer or more of all people do tells nobody apart.

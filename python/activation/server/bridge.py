@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from activation.database import Cancelled, Failed
+from activation.engine.protocol import Cancelled, Failed
 
 
 class PlpyDatabase:
-    """activation.database.Database on plpy. Plans are prepared once a call: preparing again leaks memory."""
+    """activation.engine.protocol.Database on plpy. Plans are prepared once a call: preparing again leaks memory."""
 
     def __init__(self, plpy: Any) -> None:
         self._plpy = plpy

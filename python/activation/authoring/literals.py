@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from activation.authoring.sqltext import Token, problem, significant
 from activation.errors import Refusal
-from activation.sqltext import Token, problem, significant
 
 #: Keywords of built-in types that cannot be names of other types. What is read as such a type runs nobody's code.
 _BUILT_IN = frozenset((

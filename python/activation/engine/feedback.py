@@ -14,10 +14,10 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from activation import keys
-from activation.database import Database
+from activation.engine.protocol import Database
 from activation.errors import DeliveryError, KeyUnavailable
-from activation.resend import Resend
+from activation.resend import credentials
+from activation.resend.client import Resend
 
 #: The largest page there is, and how many addresses are added or removed at a time.
 PAGE = 100
@@ -55,7 +55,7 @@ class Feedback:
             self.note, self.idle = str(state["problem"]), True
             return
         try:
-            self._resend = Resend(state["resend_url"], keys.resolve(state["api_key"], self._stored_secret))
+            self._resend = Resend(state["resend_url"], credentials.resolve(state["api_key"], self._stored_secret))
         except KeyUnavailable as problem:
             self.note = str(problem)
         db.commit()

@@ -19,11 +19,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from activation import keys, tokens
-from activation.database import Cancelled, Database, Failed, storable
+from activation.engine.protocol import Cancelled, Database, Failed, storable
 from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError, Unanswered
-from activation.render import Rendered, Source, built_in, deadline, read, render, variables_of
-from activation.resend import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
+from activation.mail import unsubscribe
+from activation.mail.render import Rendered, Source, built_in, deadline, read, render, variables_of
+from activation.resend import credentials
+from activation.resend.client import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
 
 #: Requests in flight at once, how many of them one claim makes, emails a request, and how long a request belongs to its
 #: worker (seconds).
@@ -396,7 +397,7 @@ class Deliverer:
             self._finish(ended)
             return [], did
         try:
-            api_key = keys.resolve(state["api_key"], self._stored_secret)
+            api_key = credentials.resolve(state["api_key"], self._stored_secret)
         except KeyUnavailable as error:
             self.note = str(error)
             return [], False
@@ -566,7 +567,7 @@ class Deliverer:
         leave = (
             None
             if branch.transactional
-            else tokens.link(state["public_url"], state["signing_key"], row["enrollment_id"])
+            else unsubscribe.link(state["public_url"], state["signing_key"], row["enrollment_id"])
         )
         rendered = rendered_mail(
             branch.action,

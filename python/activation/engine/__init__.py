@@ -1,0 +1,1 @@
+"""Detection, delivery and feedback, and the runs of the workers. It knows a database by its protocol alone."""

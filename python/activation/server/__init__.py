@@ -1,0 +1,1 @@
+"""What PostgreSQL calls: the entries of the PL/Python functions, and the bridge to the server."""
