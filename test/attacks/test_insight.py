@@ -112,11 +112,10 @@ BUILT_IN_POLICY = """
     GRANT EXECUTE ON FUNCTION mal.evil TO PUBLIC;
 """
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-#: What docs/operations.md grants to an analyst.
-ANALYST = f"""
+#: An analyst, and what she may read of the app's.
+ANALYST = """
     DROP ROLE IF EXISTS analyst; CREATE ROLE analyst;
-    {PAGE[PAGE.index("-- an analyst") : PAGE.index("```", PAGE.index("-- an analyst"))]}
+    SELECT activation.grant_role('analyst', 'analyst');
     GRANT SELECT ON users, sessions TO analyst;
 """
 

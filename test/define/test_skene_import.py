@@ -238,12 +238,7 @@ def test_a_users_table_with_a_key_of_several_columns(db: Database, app: Connecti
 
 
 def test_an_author_needs_no_other_right(db: Database, app: Connection) -> None:
-    app.execute(
-        "CREATE ROLE author; GRANT USAGE ON SCHEMA activation TO author; GRANT SELECT ON activation.event TO author"
-    )
-    app.execute(
-        "GRANT EXECUTE ON FUNCTION activation.import_skene, activation.import_journey, activation.skene_definition TO author"
-    )
+    app.execute("CREATE ROLE author; SELECT activation.grant_role('author', 'author')")
     app.execute("ALTER TABLE users OWNER TO author; ALTER TABLE projects OWNER TO author; SET ROLE author")
     app.execute("SELECT activation.import_skene('first', %s)", [CONFIG])
     app.execute("SELECT activation.import_journey('ours', %s)", [JOURNEY])

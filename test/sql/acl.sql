@@ -10,24 +10,7 @@ CREATE ROLE viewer;
 CREATE ROLE analyst;
 CREATE ROLE stranger;
 
--- The grants of docs/operations.md.
-GRANT USAGE ON SCHEMA activation TO author;
-GRANT EXECUTE ON FUNCTION activation.define_loop, activation.import_loop, activation.export_loop, activation.on_insert,
-  activation.query, activation.email, activation.retry, activation.step, activation.set_users, activation.preview TO author;
-GRANT USAGE ON SCHEMA activation TO operator;
-GRANT EXECUTE ON FUNCTION activation.start, activation.stop, activation.resume, activation.set_mode, activation.pause_loop,
-  activation.resume_loop, activation.why, activation._status TO operator;
-GRANT SELECT ON activation.status, activation.message_log, activation.journey TO operator;
-GRANT USAGE ON SCHEMA activation TO viewer;
-GRANT EXECUTE ON FUNCTION activation.why, activation.power, activation._status, activation._now, activation._two_tails,
-  activation._wilson, activation._percent TO viewer;
-GRANT SELECT ON activation.status, activation.message_log, activation.journey, activation.funnel, activation.cohort,
-  activation.time_to_activate, activation.lift, activation.mail_numbers TO viewer;
-
-GRANT USAGE ON SCHEMA activation TO analyst;
-GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation.on_insert, activation.email, activation._suggest_plan, activation._suggest_rank, activation._look_up TO analyst;
-GRANT EXECUTE ON FUNCTION activation.simulate, activation.milestone, activation._suggest_users, activation._simulate, activation._simulate_plan, activation._simulate_query,
-  activation._first_true, activation._held_out, activation._next_opening TO analyst;
+SELECT activation.grant_role(k, k) FROM unnest('{author,operator,viewer,analyst}'::name[]) AS k;
 
 CREATE TABLE users (id bigint PRIMARY KEY, email text, plan text);
 CREATE TABLE actions (user_id bigint, what text);
@@ -60,8 +43,8 @@ SELECT pg_temp.refused($q$SELECT activation.define_loop('more', trigger => activ
 SELECT is_empty($$SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace
                    AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege('author', c.oid, 'USAGE, SELECT, UPDATE')
                             WHEN c.relkind IN ('r', 'v') THEN has_any_column_privilege('author', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES') END
-                   AND c.oid <> ALL ('{activation.call,activation.loop_definition}'::regclass[])$$,
-                'an author has no right on any table of ours but on what knows its caller');
+                   AND c.oid <> ALL ('{activation.call,activation.loop_definition,activation.template,activation.event}'::regclass[])$$,
+                'an author has no right on any table of ours but on what knows its caller, and reads templates and events');
 SELECT is(pg_temp.code('SELECT FROM activation.' || t, 'author'), '42501', 'and cannot read ' || t)
   FROM unnest(ARRAY['secret', 'identity', 'setting', 'enrollment', 'message', 'message_log', 'status']) AS t;
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) = '_'
@@ -69,7 +52,7 @@ SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace
 SELECT is(pg_temp.code('SELECT activation.' || f, 'author'), '42501', 'such as ' || f)
   FROM unnest(ARRAY['_setting()', '_secret(text ''resend'')', '_run_on_path(''public'', ''{SELECT 1}'', true)', '_safe_eval(''x'', ''postgres'', ''{}'')', '_generate_capture(''users'')']) AS f;
 SELECT is(pg_temp.code('SELECT activation.' || f, 'author'), '42501', 'or the verbs that it was not given, such as ' || f)
-  FROM unnest(ARRAY['configure(sender => ''a@example.net'')', 'set_secret(''a'', ''b'')', 'set_mode(''live'')', 'set_template(''a'', ''b'', ''c'')', 'start()', 'stop()', 'bind()', 'why(''1'')']) AS f;
+  FROM unnest(ARRAY['configure(sender => ''a@example.net'')', 'set_secret(''a'', ''b'')', 'set_mode(''live'')', 'start()', 'stop()', 'why(''1'')', 'erase(''1'')']) AS f;
 SELECT is(pg_temp.code('CALL activation.tick()', 'author'), '42501', 'nor does it run the engine');
 
 -- What was compiled for it.

@@ -18,6 +18,8 @@ SELECT set_eq(
         'activation.email(text,jsonb,text,text,text,text)',
         'activation.enroll(text,text,jsonb)',
         'activation.export_loop(text)',
+        'activation.grant_role(text,name)',
+        'activation.revoke_role(text,name)',
         'activation.import_journey(text,text,regclass,text[],interval,name,text)',
         'activation.import_loop(text,jsonb,name,text)',
         'activation.import_skene(text,text,name,text)',
@@ -130,8 +132,8 @@ SELECT set_eq(
 SELECT is_empty($$SELECT r.oid::regprocedure FROM routine r WHERE r.prosrc ~* '\msession_user\M'$$, 'nothing believes session_user');
 SELECT set_eq(
     $$SELECT r.proname::text FROM routine r WHERE left(r.proname, 1) <> '_' AND r.prokind = 'f' AND NOT r.prosecdef AND r.prosrc !~ 'INSERT INTO activation\.call'$$,
-    ARRAY['suggest', 'simulate', 'milestone', 'export_loop'],
-    'callers need EXECUTE on a public function and no right besides: each other one is SECURITY DEFINER, but for those that read as their caller');
+    ARRAY['suggest', 'simulate', 'milestone', 'export_loop', 'grant_role', 'revoke_role'],
+    'callers need EXECUTE on a public function and no right besides: each other one is SECURITY DEFINER, but for those that read, or hand out rights, as their caller');
 
 SELECT is_empty(
     $$SELECT r.oid::regprocedure FROM routine r WHERE left(r.proname, 1) <> '_' AND coalesce(obj_description(r.oid, 'pg_proc'), '') = ''$$,

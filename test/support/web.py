@@ -28,19 +28,12 @@ from loops import tick
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-#: What docs/fastapi.md grants to the app's role.
-GRANTS = """
-    GRANT USAGE ON SCHEMA activation TO {role};
-    GRANT EXECUTE ON FUNCTION activation.receive_webhook, activation.unsubscribe, activation.resubscribe,
-      activation.preferences, activation.track_all, activation.overview, activation.why TO {role};
-"""
-
 
 @contextmanager
 def app_role(db: Database) -> Iterator[str]:
     """A role that may do what the router needs, and nothing else of ours."""
     role = f"web_{uuid.uuid4().hex[:8]}"
-    db.sql(f"CREATE ROLE {role} LOGIN;" + GRANTS.format(role=role))
+    db.sql(f"CREATE ROLE {role} LOGIN; SELECT activation.grant_role('app', '{role}')")
     yield role
     db.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

@@ -9,12 +9,6 @@ from activation.loops import Loop, email, on_event, on_insert, query, retry
 revision = "0003"
 down_revision = "0002"
 
-# What the app itself calls: telling of events, webhooks, the pages behind the mails' links, the dashboard.
-FUNCTIONS = """
-    activation.track_all, activation.receive_webhook, activation.unsubscribe, activation.resubscribe,
-    activation.preferences, activation.overview, activation.why
-"""
-
 
 def upgrade() -> None:
     op.execute("CREATE EXTENSION IF NOT EXISTS activation CASCADE")
@@ -46,13 +40,12 @@ Unsubscribe: {{ unsubscribe_url }}{% endif %}
 """,
     )
     op.define_loop(Loop("first_api_call", trigger=on_event("first_api_call"), action=email("first_api_call")))
-    op.execute("GRANT USAGE ON SCHEMA activation TO example_app")
-    op.execute(f"GRANT EXECUTE ON FUNCTION {FUNCTIONS} TO example_app")
+    # The app itself tells events, takes webhooks, and serves the pages behind the mails' links and the dashboard.
+    op.execute("SELECT activation.grant_role('app', 'example_app')")
 
 
 def downgrade() -> None:
-    op.execute(f"REVOKE EXECUTE ON FUNCTION {FUNCTIONS} FROM example_app")
-    op.execute("REVOKE USAGE ON SCHEMA activation FROM example_app")
+    op.execute("SELECT activation.revoke_role('app', 'example_app')")
     # The extension stays: it knows who has unsubscribed.
     op.archive_loop("first_api_call")
     op.archive_loop("first_project")
