@@ -47,8 +47,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     rights record := activation._rights_of(kind);
-    preposition text := CASE verb WHEN 'GRANT' THEN 'TO' ELSE 'FROM' END;
-    privilege text;
+    gives boolean := verb = 'GRANT';
+    routine regprocedure;
+    table_name text;
 BEGIN
     IF rights.routines = '{}' THEN
         RAISE EXCEPTION 'there is no kind of role "%"', coalesce(kind, '')
@@ -65,17 +66,26 @@ BEGIN
             USING ERRCODE = '42501',
                   HINT = 'Ask the role that created the extension, or a superuser.';
     END IF;
-    IF verb = 'GRANT' THEN
+    IF gives THEN
         EXECUTE format('GRANT USAGE ON SCHEMA activation TO %I', role);
     END IF;
-    FOR privilege IN
-        SELECT format('EXECUTE ON ROUTINE %s', p.oid::regprocedure)
+    FOR routine IN
+        SELECT p.oid
           FROM pg_proc p
          WHERE p.pronamespace = 'activation'::regnamespace AND p.proname = ANY (rights.routines)
-         UNION ALL
-        SELECT format('SELECT ON activation.%I', t) FROM unnest(rights.tables) AS t
     LOOP
-        EXECUTE format('%s %s %s %I', verb, privilege, preposition, role);
+        IF gives THEN
+            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', routine, role);
+        ELSE
+            EXECUTE format('REVOKE EXECUTE ON ROUTINE %s FROM %I', routine, role);
+        END IF;
+    END LOOP;
+    FOREACH table_name IN ARRAY rights.tables LOOP
+        IF gives THEN
+            EXECUTE format('GRANT SELECT ON activation.%I TO %I', table_name, role);
+        ELSE
+            EXECUTE format('REVOKE SELECT ON activation.%I FROM %I', table_name, role);
+        END IF;
     END LOOP;
 END
 $$;
