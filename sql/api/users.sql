@@ -103,7 +103,8 @@ BEGIN
                           SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
                             FROM pg_attribute a
                            WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped)),
-                      HINT = format('Name the column: SELECT activation.set_users(%L, %s => ''…'');',
+                      HINT = format('Name the column: '
+                                    'SELECT activation.set_users(%L, %s => ''…'');',
                                     table_label, given.argument);
         END IF;
     END LOOP;
@@ -174,7 +175,7 @@ BEGIN
 END
 $$;
 
--- set_users() for a known caller.
+-- What set_users() does, once its caller is known.
 CREATE FUNCTION activation._set_users(
     caller oid, users regclass, key name, email name, timezone name
 ) RETURNS void
