@@ -1,5 +1,6 @@
 -- Loops by name: show, pause, resume, archive, and what a person decides about their messages.
 
+-- Finds a loop by its name, or raises with the names there are.
 CREATE FUNCTION activation._loop(name text) RETURNS activation.loop
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -11,44 +12,62 @@ BEGIN
     IF found_loop.loop_id IS NULL THEN
         RAISE EXCEPTION 'loop "%" does not exist', name
             USING ERRCODE = '42704',
-                  HINT = coalesce('There are ' || (SELECT string_agg(format('"%s"', l.name), ', ' ORDER BY l.name) FROM activation."loop" l) || '.',
-                                  'None is defined yet: activation.define_loop(…).');
+                  HINT = coalesce(
+                      'There are ' || (
+                          SELECT string_agg(format('"%s"', l.name), ', ' ORDER BY l.name)
+                            FROM activation."loop" l) || '.',
+                      'None is defined yet: activation.define_loop(…).');
     END IF;
     RETURN found_loop;
 END
 $$;
 
--- Who may change a loop: whoever may act as its owner.
+-- Finds a loop that the caller may change: whoever may act as its owner may. Raises for others.
 CREATE FUNCTION activation._require_loop_owner(caller oid, name text) RETURNS activation.loop
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._loop(name);
-    owner oid := (SELECT v.owner FROM activation.loop_version v WHERE v.loop_id = l.loop_id AND v.version = l.version);
+    found_loop activation.loop := activation._loop(name);
+    owner oid := (SELECT v.owner FROM activation.loop_version v
+                   WHERE v.loop_id = found_loop.loop_id AND v.version = found_loop.version);
 BEGIN
     -- A superuser is a member of every role, also of one that is gone.
     IF NOT pg_has_role(caller, owner, 'MEMBER') THEN
         RAISE EXCEPTION 'loop "%" belongs to %', name, activation._role_name(owner)
             USING ERRCODE = '42501',
-                  HINT = CASE WHEN EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner) THEN format('%s is not a member of that role.', activation._role_name(caller))
-                              ELSE 'Only a superuser may change it, or define it anew with another owner.' END;
+                  HINT = CASE WHEN EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner)
+                              THEN format('%s is not a member of that role.',
+                                          activation._role_name(caller))
+                              ELSE 'Only a superuser may change it, or define it anew with another '
+                                   'owner.' END;
     END IF;
-    RETURN l;
+    RETURN found_loop;
 END
 $$;
 
--- Loops as their readers may see them: who could change one sees what it says, and who may see everybody's journeys. The
--- functions in a view run as whoever reads it, so nobody can say that they are somebody else.
+-- Loops, as each reader may see them. What a loop says is for those who could change it, and for
+-- those who may see everybody's journeys. The functions in a view run as whoever reads it, so
+-- nobody can claim to be somebody else.
 CREATE VIEW activation.loop_definition WITH (security_barrier) AS
-SELECT l.name AS loop, v.version, o.rolname AS owner, r.visible, CASE WHEN r.visible THEN v.definition END AS definition,
-       CASE WHEN r.visible THEN v.names END AS names, v.users, s.table_name, s.key_column
-  FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version)
+SELECT l.name AS loop, v.version, o.rolname AS owner, r.visible,
+       CASE WHEN r.visible THEN v.definition END AS definition,
+       CASE WHEN r.visible THEN v.names END AS names,
+       v.users, s.table_name, s.key_column
+  FROM activation."loop" l
+  JOIN activation.loop_version v USING (loop_id, version)
   LEFT JOIN activation.source s USING (source_id)
-  LEFT JOIN pg_roles o ON o.oid = v.owner AND v.installation = (SELECT i.id FROM activation.installation i)
+  LEFT JOIN pg_roles o
+         ON o.oid = v.owner AND v.installation = (SELECT i.id FROM activation.installation i)
   -- 10 is the superuser whom initdb made; loops whose owner is gone are of superusers.
-  CROSS JOIN LATERAL (SELECT pg_has_role(coalesce(o.oid, 10), 'MEMBER') OR has_table_privilege('activation.journey', 'SELECT') AS visible OFFSET 0) r;
-COMMENT ON VIEW activation.loop_definition IS 'The current version of each loop; what it says only for whoever could change it, and for those who may see activation.journey. names: the path on which its names are looked up; table_name, key_column: what its trigger watches.';
+ CROSS JOIN LATERAL (
+           SELECT pg_has_role(coalesce(o.oid, 10), 'MEMBER')
+                  OR has_table_privilege('activation.journey', 'SELECT') AS visible
+           OFFSET 0) r;
+COMMENT ON VIEW activation.loop_definition IS
+'The current version of each loop. Its definition is shown only to those who could change the loop '
+'or may read activation.journey. names: the path on which its names are looked up; table_name, '
+'key_column: what its trigger watches.';
 
 CREATE FUNCTION activation.export_loop(name text) RETURNS jsonb
 LANGUAGE plpgsql STABLE
@@ -57,37 +76,48 @@ AS $$
 DECLARE
     seen record;
 BEGIN
-    SELECT d.visible, d.owner, d.definition INTO seen FROM activation.loop_definition d WHERE d.loop = export_loop.name;
+    SELECT d.visible, d.owner, d.definition INTO seen
+      FROM activation.loop_definition d WHERE d.loop = export_loop.name;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'loop "%" does not exist', name
             USING ERRCODE = '42704',
-                  HINT = coalesce('There are ' || (SELECT string_agg(format('"%s"', d.loop), ', ' ORDER BY d.loop) FROM activation.loop_definition d) || '.',
-                                  'None is defined yet: activation.define_loop(…).');
+                  HINT = coalesce(
+                      'There are ' || (
+                          SELECT string_agg(format('"%s"', d.loop), ', ' ORDER BY d.loop)
+                            FROM activation.loop_definition d) || '.',
+                      'None is defined yet: activation.define_loop(…).');
     ELSIF NOT seen.visible THEN
-        RAISE EXCEPTION 'loop "%" belongs to %', name, coalesce(quote_ident(seen.owner), 'a role that is gone')
-            USING ERRCODE = '42501', HINT = 'A loop is shown to members of that role, and to whoever may read activation.journey.';
+        RAISE EXCEPTION 'loop "%" belongs to %', name,
+            coalesce(quote_ident(seen.owner), 'a role that is gone')
+            USING ERRCODE = '42501',
+                  HINT = 'A loop is shown to members of that role, and to whoever may read '
+                         'activation.journey.';
     END IF;
     RETURN seen.definition;
 END
 $$;
 COMMENT ON FUNCTION activation.export_loop(text) IS
-'The current definition of a loop as one document: every default written out, tables with their schema. For those who could change the loop, and for viewers.';
+'The current definition of a loop as one document: every default written out, tables with their '
+'schema. For those who could change the loop, and for viewers.';
 
+-- What pause_loop() does, once its caller is known.
 CREATE FUNCTION activation._pause_loop(caller oid, name text, cancel boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._require_loop_owner(caller, name);
+    target activation.loop := activation._require_loop_owner(caller, name);
 BEGIN
-    IF l.state = 'archived' THEN
-        RAISE EXCEPTION 'loop "%" is archived', name USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
+    IF target.state = 'archived' THEN
+        RAISE EXCEPTION 'loop "%" is archived', name
+            USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
     END IF;
-    UPDATE activation."loop" x SET state = 'paused', reason = NULL WHERE x.loop_id = l.loop_id;
+    UPDATE activation."loop" l SET state = 'paused', reason = NULL WHERE l.loop_id = target.loop_id;
     IF cancel THEN
         UPDATE activation.message m
-           SET state = 'cancelled', finished_at = activation._now(), last_error = 'cancelled when the loop was paused'
-         WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
+           SET state = 'cancelled', finished_at = activation._now(),
+               last_error = 'cancelled when the loop was paused'
+         WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
     END IF;
 END
 $$;
@@ -95,68 +125,107 @@ $$;
 CREATE FUNCTION activation.pause_loop(name text, cancel boolean DEFAULT false) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('pause_loop', jsonb_build_object('name', name, 'cancel', cancel)) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('pause_loop', jsonb_build_object('name', name, 'cancel', cancel))
+$$;
 COMMENT ON FUNCTION activation.pause_loop(text, boolean) IS
-'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed until resume_loop(). cancel: cancel what is queued.';
+'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed '
+'until resume_loop(). cancel: cancel what is queued.';
 
-CREATE FUNCTION activation._resume_loop(caller oid, name text, drop_older_than interval) RETURNS void
+-- What resume_loop() does, once its caller is known.
+CREATE FUNCTION activation._resume_loop(caller oid, name text, drop_older_than interval)
+RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._require_loop_owner(caller, name);
-    cut timestamptz := activation._now() - drop_older_than;
+    target activation.loop := activation._require_loop_owner(caller, name);
+    dropped_before timestamptz := activation._now() - drop_older_than;
 BEGIN
     IF drop_older_than < interval '0' THEN
         RAISE EXCEPTION 'drop_older_than is %', drop_older_than
-            USING ERRCODE = '22023', HINT = 'Give an age, such as ''1 day'': what came due longer ago is not sent. Leave it out to send all.';
+            USING ERRCODE = '22023',
+                  HINT = 'Give an age, such as ''1 day'': what came due longer ago is not sent. '
+                         'Leave it out to send all.';
     END IF;
-    IF l.state NOT IN ('paused', 'failing', 'stopped') AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = l.loop_id) THEN
+    IF target.state NOT IN ('paused', 'failing', 'stopped')
+       AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = target.loop_id) THEN
         RAISE EXCEPTION 'loop "%" is not stopped', name
-            USING ERRCODE = '55000', DETAIL = format('It is %s.', l.state),
-                  HINT = CASE l.state WHEN 'archived' THEN 'Define it again to bring it back.' ELSE 'Only a loop that is paused, failing or stopped by the brake can be resumed.' END;
+            USING ERRCODE = '55000',
+                  DETAIL = format('It is %s.', target.state),
+                  HINT = CASE target.state
+                      WHEN 'archived' THEN 'Define it again to bring it back.'
+                      ELSE 'Only a loop that is paused, failing or stopped by the brake can be '
+                           'resumed.'
+                  END;
     END IF;
-    UPDATE activation."loop" x SET state = 'active', reason = NULL, resumed_at = activation._now(), drop_before = cut WHERE x.loop_id = l.loop_id;
+    UPDATE activation."loop" l
+       SET state = 'active', reason = NULL, resumed_at = activation._now(),
+           drop_before = dropped_before
+     WHERE l.loop_id = target.loop_id;
     UPDATE activation.message m
-       SET state = 'cancelled', finished_at = activation._now(), last_error = 'it came due while the loop was paused'
-     WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL AND m.created_at < cut;
-    DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
-    PERFORM activation._order_sweep(l.loop_id, activation._now());
-    UPDATE activation.enrollment e SET retry_at = activation._now() WHERE e.loop_id = l.loop_id AND e.retry_at > activation._now();
+       SET state = 'cancelled', finished_at = activation._now(),
+           last_error = 'it came due while the loop was paused'
+     WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL
+       AND m.created_at < dropped_before;
+    DELETE FROM activation.strike k WHERE k.loop_id = target.loop_id;
+    PERFORM activation._order_sweep(target.loop_id, activation._now());
+    UPDATE activation.enrollment e
+       SET retry_at = activation._now()
+     WHERE e.loop_id = target.loop_id AND e.retry_at > activation._now();
 END
 $$;
 
-CREATE FUNCTION activation.resume_loop(name text, drop_older_than interval DEFAULT NULL) RETURNS void
+CREATE FUNCTION activation.resume_loop(name text, drop_older_than interval DEFAULT NULL)
+RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('resume_loop', jsonb_build_object('name', name, 'drop_older_than', drop_older_than)) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('resume_loop', jsonb_build_object('name', name, 'drop_older_than', drop_older_than))
+$$;
 COMMENT ON FUNCTION activation.resume_loop(text, interval) IS
-'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is evaluated, then timed out where the deadline has passed, then mail goes out. drop_older_than: what came due longer ago than this is not sent (default: all is). The brake counts anew from now.';
+'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is '
+'evaluated, then timed out where the deadline has passed, then mail goes out. drop_older_than: '
+'what came due longer ago than this is not sent (default: all is). The brake counts anew from now.';
 
+-- What archive_loop() does, once its caller is known.
 CREATE FUNCTION activation._archive_loop(caller oid, name text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    l activation.loop := activation._require_loop_owner(caller, name);
-    captured regclass;
+    target activation.loop := activation._require_loop_owner(caller, name);
+    captured_table regclass;
 BEGIN
-    UPDATE activation."loop" x SET state = 'archived', reason = NULL WHERE x.loop_id = l.loop_id;
-    UPDATE activation.enrollment e SET state = 'exited', decided_at = activation._now(), reason = 'the loop was archived'
-     WHERE e.loop_id = l.loop_id AND e.state = 'waiting';
-    UPDATE activation.message m SET state = 'cancelled', finished_at = activation._now(), last_error = 'the loop was archived'
-     WHERE m.loop_id = l.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
-    DELETE FROM activation.signal g WHERE g.loop_id = l.loop_id AND g.error IS NULL AND g.user_deleted IS NULL;
-    DELETE FROM activation.sweep w WHERE w.loop_id = l.loop_id;
-    DELETE FROM activation.strike k WHERE k.loop_id = l.loop_id;
-    DELETE FROM activation.backfill r WHERE r.loop_id = l.loop_id;
-    FOR captured IN
-        SELECT DISTINCT s.table_name::oid::regclass FROM activation.source s
-         WHERE s.table_name IN (SELECT v.users FROM activation.loop_version v WHERE v.loop_id = l.loop_id)
-            OR s.source_id IN (SELECT v.source_id FROM activation.loop_version v WHERE v.loop_id = l.loop_id
-                               UNION SELECT w.source_id FROM activation.watch w WHERE w.loop_id = l.loop_id)
+    UPDATE activation."loop" l
+       SET state = 'archived', reason = NULL
+     WHERE l.loop_id = target.loop_id;
+    UPDATE activation.enrollment e
+       SET state = 'exited', decided_at = activation._now(), reason = 'the loop was archived'
+     WHERE e.loop_id = target.loop_id AND e.state = 'waiting';
+    UPDATE activation.message m
+       SET state = 'cancelled', finished_at = activation._now(),
+           last_error = 'the loop was archived'
+     WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
+    DELETE FROM activation.signal g
+     WHERE g.loop_id = target.loop_id AND g.error IS NULL AND g.user_deleted IS NULL;
+    DELETE FROM activation.sweep w WHERE w.loop_id = target.loop_id;
+    DELETE FROM activation.strike k WHERE k.loop_id = target.loop_id;
+    DELETE FROM activation.backfill b WHERE b.loop_id = target.loop_id;
+    FOR captured_table IN
+        SELECT DISTINCT s.table_name::oid::regclass
+          FROM activation.source s
+         WHERE s.table_name IN (SELECT v.users FROM activation.loop_version v
+                                 WHERE v.loop_id = target.loop_id)
+            OR s.source_id IN (SELECT v.source_id FROM activation.loop_version v
+                                WHERE v.loop_id = target.loop_id
+                               UNION
+                               SELECT w.source_id FROM activation.watch w
+                                WHERE w.loop_id = target.loop_id)
     LOOP
-        PERFORM activation._generate_capture(captured);
+        PERFORM activation._generate_capture(captured_table);
     END LOOP;
 END
 $$;
@@ -164,31 +233,44 @@ $$;
 CREATE FUNCTION activation.archive_loop(name text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('archive_loop', jsonb_build_object('name', name)) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('archive_loop', jsonb_build_object('name', name))
+$$;
 COMMENT ON FUNCTION activation.archive_loop(text) IS
-'Ends a loop: nobody is enrolled any more, who waits leaves it, what is queued is cancelled. Its history stays. Defining it again brings it back.';
+'Ends a loop: nobody is enrolled any more, people who wait in it leave it, and queued mail is '
+'cancelled. Its history stays. Defining it again brings it back.';
 
+-- What resolve() does, once its caller is known.
 CREATE FUNCTION activation._resolve_message(caller oid, id uuid, verdict text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    m activation.message;
+    unresolved activation.message;
 BEGIN
     IF verdict IS NULL OR verdict NOT IN ('sent', 'resend') THEN
         RAISE EXCEPTION 'verdict is %', coalesce(quote_literal(verdict), 'NULL')
-            USING ERRCODE = '22023', HINT = 'Give ''sent'' if it reached Resend, ''resend'' to make and send it anew: the user may then have it twice.';
+            USING ERRCODE = '22023',
+                  HINT = 'Give ''sent'' if it reached Resend, ''resend'' to make and send it anew: '
+                         'the user may then have it twice.';
     END IF;
-    SELECT x.* INTO m FROM activation.message x WHERE x.message_id = id FOR UPDATE;
-    IF m.message_id IS NULL THEN
+    SELECT m.* INTO unresolved FROM activation.message m WHERE m.message_id = id FOR UPDATE;
+    IF unresolved.message_id IS NULL THEN
         RAISE EXCEPTION 'message % does not exist', coalesce(id::text, 'NULL')
-            USING ERRCODE = '42704', HINT = 'Messages of which nobody knows: SELECT * FROM activation.message_log WHERE status = ''unknown'';';
+            USING ERRCODE = '42704',
+                  HINT = 'Messages of which nobody knows: '
+                         'SELECT * FROM activation.message_log WHERE status = ''unknown'';';
     END IF;
-    PERFORM activation._require_loop_owner(caller, (SELECT l.name FROM activation."loop" l WHERE l.loop_id = m.loop_id));
-    IF m.state <> 'unknown' THEN
+    PERFORM activation._require_loop_owner(
+        caller,
+        (SELECT l.name FROM activation."loop" l WHERE l.loop_id = unresolved.loop_id));
+    IF unresolved.state <> 'unknown' THEN
         RAISE EXCEPTION 'message % is not unknown', id
-            USING ERRCODE = '55000', DETAIL = format('It is %s.', m.state),
-                  HINT = 'Only a message of which nobody knows whether it was sent needs a decision.';
+            USING ERRCODE = '55000',
+                  DETAIL = format('It is %s.', unresolved.state),
+                  HINT = 'Only a message of which nobody knows whether it was sent needs a '
+                         'decision.';
     END IF;
     PERFORM activation._resolve(id, verdict, activation._role_name(caller));
 END
@@ -197,6 +279,10 @@ $$;
 CREATE FUNCTION activation.resolve(message_id uuid, verdict text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ INSERT INTO activation.call (verb, arguments) VALUES ('resolve', jsonb_build_object('message_id', message_id, 'verdict', verdict)) $$;
+AS $$
+    INSERT INTO activation.call (verb, arguments)
+    VALUES ('resolve', jsonb_build_object('message_id', message_id, 'verdict', verdict))
+$$;
 COMMENT ON FUNCTION activation.resolve(uuid, text) IS
-'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes and sends it anew: the user may then have it twice. Refused for any other message.';
+'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes '
+'and sends it anew: the user may then have it twice. Refused for any other message.';

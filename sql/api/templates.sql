@@ -1,82 +1,112 @@
--- Templates of the database's own.
+-- Templates: those that people store in this database, and the checks of emails made from them.
 
 -- A template by name: the newest of this database, else the built-in.
 CREATE FUNCTION activation._find_template(template text) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce((SELECT jsonb_build_object('subject', t.subject, 'html', t.html, 'body_text', t.body_text)
-                       FROM activation._template(template, 2147483647) t),
-                    activation._built_in_template(template))
+    SELECT coalesce(
+        (SELECT jsonb_build_object('subject', t.subject, 'html', t.html, 'body_text', t.body_text)
+           FROM activation._template(template, 2147483647) t),
+        activation._built_in_template(template))
 $$;
 
--- Refuses an email that could not be rendered: its template, its personalization, the columns it names.
-CREATE FUNCTION activation._check_email(what text, email jsonb, users regclass, source jsonb) RETURNS void
+-- Refuses an email that could not be rendered: one without its template, or with a variable that
+-- neither the personalization nor a column of the users table provides.
+CREATE FUNCTION activation._check_email(
+    context text, email jsonb, users regclass, template_text jsonb
+) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     answer jsonb;
 BEGIN
-    IF source IS NULL THEN
-        RAISE EXCEPTION '%: template "%" does not exist', what, email ->> 'template'
+    IF template_text IS NULL THEN
+        RAISE EXCEPTION '%: template "%" does not exist', context, email ->> 'template'
             USING ERRCODE = '42704',
-                  DETAIL = format('There are %s.', (SELECT string_agg(DISTINCT n.name, ', ')
-                      FROM (SELECT t.name FROM activation.template t
-                            UNION SELECT unnest(ARRAY['activation_welcome', 'activation_nudge', 'milestone'])) n)),
-                  HINT = format('Make it first: SELECT activation.set_template(%L, subject => …, html => …);', email ->> 'template');
+                  DETAIL = format('There are %s.', (
+                      SELECT string_agg(DISTINCT n.name, ', ')
+                        FROM (SELECT t.name FROM activation.template t
+                              UNION
+                              SELECT unnest(ARRAY['activation_welcome', 'activation_nudge',
+                                                  'milestone'])) n)),
+                  HINT = format('Make it first: '
+                                'SELECT activation.set_template(%L, subject => …, html => …);',
+                                email ->> 'template');
     END IF;
-    answer := activation._check_template(format('%s: template "%s"', what, email ->> 'template'), coalesce(email ->> 'subject', source ->> 'subject'),
-                                         source ->> 'html', source ->> 'body_text', email -> 'personalization', activation._user_columns(users));
+    answer := activation._check_template(
+        format('%s: template "%s"', context, email ->> 'template'),
+        coalesce(email ->> 'subject', template_text ->> 'subject'),
+        template_text ->> 'html', template_text ->> 'body_text',
+        email -> 'personalization', activation._user_columns(users));
     PERFORM activation._raise(answer -> 'error');
 END
 $$;
 
-CREATE FUNCTION activation._set_template(name text, subject text, html text, body_text text) RETURNS integer
+-- What set_template() does. A version that a loop in use could not render is refused.
+CREATE FUNCTION activation._set_template(
+    name text, subject text, html text, body_text text
+) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     used record;
-    made integer;
+    new_version integer;
     answer jsonb;
-    source jsonb := jsonb_build_object('subject', subject, 'html', html, 'body_text', body_text);
+    template_text jsonb := jsonb_build_object(
+        'subject', subject, 'html', html, 'body_text', body_text);
 BEGIN
     IF coalesce(name, '') !~ '^[A-Za-z0-9_.-]{1,63}$' THEN
-        RAISE EXCEPTION 'a template needs a name' USING ERRCODE = '22023', HINT = 'Use letters, digits, _, . and -, at most 63.';
+        RAISE EXCEPTION 'a template needs a name'
+            USING ERRCODE = '22023', HINT = 'Use letters, digits, _, . and -, at most 63.';
     END IF;
     IF coalesce(btrim(subject), '') = '' OR subject ~ '[\n-\r\u0085\u2028\u2029]' THEN
-        RAISE EXCEPTION 'template "%" needs a subject of one line', name USING ERRCODE = '22023', HINT = 'set_template(name, subject => ''Welcome'', html => …)';
+        RAISE EXCEPTION 'template "%" needs a subject of one line', name
+            USING ERRCODE = '22023',
+                  HINT = 'set_template(name, subject => ''Welcome'', html => …)';
     END IF;
     IF coalesce(html, body_text) IS NULL THEN
-        RAISE EXCEPTION 'template "%" has no body', name USING ERRCODE = '22023', HINT = 'Give html, body_text, or both.';
+        RAISE EXCEPTION 'template "%" has no body', name
+            USING ERRCODE = '22023', HINT = 'Give html, body_text, or both.';
     END IF;
-    answer := activation._check_template(format('template "%s"', name), subject, html, body_text, NULL, NULL);
+    answer := activation._check_template(
+        format('template "%s"', name), subject, html, body_text, NULL, NULL);
     PERFORM activation._raise(answer -> 'error');
     PERFORM activation._lock('define');
     FOR used IN
         SELECT l.name AS loop_name, v.users, b.email
-          FROM activation."loop" l JOIN activation.loop_version v USING (loop_id, version) JOIN activation.step s USING (loop_id, version),
+          FROM activation."loop" l
+          JOIN activation.loop_version v USING (loop_id, version)
+          JOIN activation.step s USING (loop_id, version),
                unnest(ARRAY[s.action, s.otherwise]) AS b(email)
          WHERE l.state <> 'archived' AND b.email ->> 'template' = _set_template.name
     LOOP
-        PERFORM activation._check_email(format('loop "%s"', used.loop_name), used.email, used.users, source);
+        PERFORM activation._check_email(
+            format('loop "%s"', used.loop_name), used.email, used.users, template_text);
     END LOOP;
     INSERT INTO activation.template (name, version, subject, html, body_text, created_at)
-    SELECT _set_template.name, coalesce(max(t.version), 0) + 1, _set_template.subject, _set_template.html, _set_template.body_text, activation._now()
+    SELECT _set_template.name, coalesce(max(t.version), 0) + 1, _set_template.subject,
+           _set_template.html, _set_template.body_text, activation._now()
       FROM activation.template t WHERE t.name = _set_template.name
-    RETURNING template.version INTO made;
-    RETURN made;
+    RETURNING template.version INTO new_version;
+    RETURN new_version;
 END
 $$;
 
-CREATE FUNCTION activation.set_template(name text, subject text, html text DEFAULT NULL, body_text text DEFAULT NULL) RETURNS integer
+CREATE FUNCTION activation.set_template(
+    name text, subject text, html text DEFAULT NULL, body_text text DEFAULT NULL
+) RETURNS integer
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     INSERT INTO activation.call (verb, arguments)
-    VALUES ('set_template', jsonb_build_object('name', name, 'subject', subject, 'html', html, 'body_text', body_text))
+    VALUES ('set_template', jsonb_build_object(
+        'name', name, 'subject', subject, 'html', html, 'body_text', body_text))
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.set_template(text, text, text, text) IS
-'Stores a new version of a template, in Liquid, and returns its number. Enrollments made from then on use it; earlier ones keep theirs. Text is derived from html where body_text is absent. Refused, naming the loop, when a loop in use would lack a variable.';
+'Stores a new version of a template, in Liquid, and returns its number. Enrollments made from then '
+'on use it; earlier ones keep theirs. Text is derived from html where body_text is absent. '
+'Refused, naming the loop, when a loop in use would lack a variable.';
