@@ -63,11 +63,13 @@ BEGIN
       FROM activation.loop_version x
      WHERE x.loop_id = l.loop_id AND x.version = l.version;
     IF activation._user_exists(v.users, _enroll.user_id) IS FALSE THEN
-        RAISE EXCEPTION 'user % does not exist in %', _enroll.user_id, activation._table_name(v.users)
+        RAISE EXCEPTION 'user % does not exist in %',
+            _enroll.user_id, activation._table_name(v.users)
             USING ERRCODE = '02000',
                   HINT = 'Give the user''s key as text, as it stands in the users table.';
     END IF;
-    INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, enrolled_by, context)
+    INSERT INTO activation.signal
+           (at, source_id, generation, loop_id, user_id, enrolled_by, context)
     VALUES (activation._now(), 0, 0, l.loop_id, _enroll.user_id,
             format('by hand, by %s', activation._role_name(caller)), _enroll.context);
 END
@@ -110,8 +112,8 @@ BEGIN
     IF last.state = 'waiting'
        OR EXISTS (SELECT FROM activation.message m
                    WHERE m.enrollment_id = last.enrollment_id AND m.state = 'queued') THEN
-        PERFORM activation._exit_enrollments(ARRAY[last.enrollment_id],
-                                             coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));
+        PERFORM activation._exit_enrollments(
+            ARRAY[last.enrollment_id], coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));
         RETURN true;
     END IF;
     RAISE NOTICE 'user % is not in loop "%"', cancel.user_id, cancel.loop
@@ -126,7 +128,8 @@ COMMENT ON FUNCTION activation.cancel(text, text, text) IS
 'with a NOTICE, when there is nothing to cancel. user_id: the user''s key as text. reason: shown '
 'by why().';
 
-CREATE FUNCTION activation.track(user_id text, event text, properties jsonb DEFAULT '{}') RETURNS void
+CREATE FUNCTION activation.track(user_id text, event text, properties jsonb DEFAULT '{}')
+RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
