@@ -72,10 +72,12 @@ BEGIN
             WHEN wanted_user = ANY (activation._safe_eval(
                      v.passing_function, v.owner, ARRAY[wanted_user]))
             THEN format('no insert of user %s into %s was captured %s '
-                        'that its filter let pass: %s; it would let the row pass as it is now',
+                        'that its filter let pass: %s; '
+                        'it would let the row pass as it is now',
                         wanted_user, trigger ->> 'table', since, trigger ->> 'filter')
             ELSE format('no insert of user %s into %s was captured %s '
-                        'that its filter let pass: %s; it does not let the row pass as it is now, either',
+                        'that its filter let pass: %s; '
+                        'it does not let the row pass as it is now, either',
                         wanted_user, trigger ->> 'table', since, trigger ->> 'filter') END
         END;
 EXCEPTION WHEN others OR assert_failure THEN
