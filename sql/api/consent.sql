@@ -23,7 +23,7 @@ COMMENT ON FUNCTION activation.set_topic(text, text, text) IS
 'Says what a topic of loops is called, and what it is about, where people choose what they want. '
 'Raises 22023 without a topic or a name.';
 
--- Whose mail an unsubscribe token is in. No row for a token that we did not make, or whose person
+-- Whose mail an unsubscribe token is in. All NULL for a token that we did not make, or whose person
 -- was erased.
 CREATE FUNCTION activation._token_owner(
     token text, OUT users regclass, OUT user_id text, OUT topic text, OUT loop_name text

@@ -90,8 +90,8 @@ EXCEPTION WHEN others THEN
 END
 $$;
 
--- Moves the state of a message forwards by an event, and suppresses the address after a bounce or a
--- complaint.
+-- Moves the state of a message forwards by an event. Suppresses the address where the event says
+-- that it bounced for good, complained, or is suppressed by Resend.
 CREATE FUNCTION activation._apply_event_to_message(wanted_webhook text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
 -- Files of Skene's as loops: skene.config.ts and journey.yaml. Everything in them that a loop
 -- cannot say is refused.
 
--- The definition that a skene.config.ts says, under the loop's name in errors. What is understood
--- with a remark is told in a NOTICE.
+-- The definition that a skene.config.ts says. name: the loop's, for errors. A setting that has no
+-- effect is told in a NOTICE.
 CREATE FUNCTION activation._skene(name text, config text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -204,8 +204,7 @@ BEGIN
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
     DELETE FROM activation.past_address p WHERE p.user_id = of_user;
     DELETE FROM activation.unsuppression n WHERE activation._hash_address(n.address) = ANY (hashes);
-    -- A forgotten person is never written to again; only the hash of their address stays in the
-    -- list.
+    -- A forgotten person is not written to again: the hash of their address stays in the list.
     DELETE FROM activation.suppression s WHERE s.hash = ANY (hashes);
     INSERT INTO activation.suppression (address, reason, source, at)
     SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h

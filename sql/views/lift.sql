@@ -114,8 +114,7 @@ COMMENT ON VIEW activation.lift IS
 '(1998, method 10); p: two-sided, of the z test of two proportions with pooled variance, NULL '
 'where everybody or nobody acted. summary: the same in words, or why there is nothing to say yet.';
 
--- Long because each figure rests on those before it, and the refusals tell which of them cannot be
--- had.
+-- Long because each figure rests on those before it, and some of them may refuse.
 CREATE FUNCTION activation.power(loop text)
 RETURNS TABLE (
     holdout numeric, people_a_month numeric, base_rate numeric, in_3_months numeric,
@@ -213,8 +212,8 @@ BEGIN
                 WHERE s.loop_id = l.loop_id AND s.version = l.version))::date;
         detectable := '{}';
         FOREACH horizon IN ARRAY ARRAY[3, 12] LOOP
-            -- The same formula, solved for the difference d: (k + b) d² - b (1 - 2 p) d - (p (1 -
-            -- p) / holdout + b p (1 - p)) = 0.
+            -- The same formula, solved for the difference d:
+            -- (k + b) d² - b (1 - 2 p) d - (p (1 - p) / holdout + b p (1 - p)) = 0.
             k := people_a_month * horizon / needed_z;
             b := 1 / (1 - holdout);
             a := p * (1 - p) / holdout + b * p * (1 - p);

@@ -111,9 +111,8 @@ COMMENT ON VIEW activation.cohort IS
 
 CREATE VIEW activation.time_to_activate AS
 WITH place AS (
-    -- Somebody who has not acted is censored: now, or at the time when their row was deleted. n is
-    -- how many still wait, in the order of time. Of equal times, those who acted come before the
-    -- censored.
+    -- Somebody who has not acted is censored: now, or when their row was deleted. n is how many
+    -- still wait, in the order of time; at equal times those who acted come before the censored.
     SELECT p.*, t.people + 1 - row_number() OVER (PARTITION BY p.loop_id
                                                   ORDER BY p.seconds, p.acted DESC) AS n
       FROM (SELECT e.loop_id, e.activated_at IS NOT NULL AS acted,
