@@ -1,34 +1,43 @@
 -- What a person may ask for: everything that is kept about them, and that nothing is.
 
+-- All messages of a user, in any loop.
 CREATE FUNCTION activation._messages_of(of_user text) RETURNS uuid[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(array_agg(m.message_id), '{}')
       FROM activation.enrollment e
-      CROSS JOIN LATERAL (SELECT x.message_id FROM activation.message x WHERE x.enrollment_id = e.enrollment_id OFFSET 0) m
+      CROSS JOIN LATERAL (SELECT x.message_id
+                            FROM activation.message x
+                           WHERE x.enrollment_id = e.enrollment_id OFFSET 0) m
      WHERE e.user_id = of_user
 $$;
 
--- The addresses of a user by users table, of those that have a row of this key and that a loop can read.
+-- The addresses of a user, by users table. Only tables that have a row with this key and that a
+-- loop can read.
 CREATE FUNCTION activation._user_addresses(of_user text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v record;
-    read activation.users_row[];
-    found jsonb := '{}'::jsonb;
+    user_rows activation.users_row[];
+    addresses jsonb := '{}'::jsonb;
 BEGIN
-    FOR v IN SELECT DISTINCT ON (x.users) x.loop_id, x.users, x.users_function, x.owner FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
-              WHERE activation._function_exists(x.users_function) ORDER BY x.users, x.loop_id
+    FOR v IN
+        SELECT DISTINCT ON (x.users) x.loop_id, x.users, x.users_function, x.owner
+          FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
+         WHERE activation._function_exists(x.users_function)
+         ORDER BY x.users, x.loop_id
     LOOP
         BEGIN
             -- Only what stands first: whatever else is in the row, its address is known.
             PERFORM activation._evaluating(v.loop_id);
-            read := activation._read_rows((activation._safe_eval_each(v.users_function, v.owner, ARRAY[of_user], first_lines => true)).answers);
-            IF read <> '{}' THEN
-                found := found || jsonb_build_object(activation._table_name(v.users), read[1].email);
+            user_rows := activation._read_rows((activation._safe_eval_each(
+                v.users_function, v.owner, ARRAY[of_user], first_lines => true)).answers);
+            IF user_rows <> '{}' THEN
+                addresses := addresses || jsonb_build_object(activation._table_name(v.users),
+                                                             user_rows[1].email);
             END IF;
         EXCEPTION
             WHEN lock_not_available OR serialization_failure OR deadlock_detected THEN
@@ -37,13 +46,14 @@ BEGIN
             WHEN SQLSTATE 'ACT04' OR SQLSTATE 'ACT05' THEN
                 PERFORM activation._fail_at_once(v.loop_id, 'detect', SQLERRM, SQLSTATE = 'ACT05');
             WHEN others THEN
-                -- It stands in nobody's way; whoever asks is told.
-                RAISE WARNING 'the address of user % in % could not be read: %', of_user, activation._table_name(v.users), SQLERRM
+                -- An unreadable table must not stop the request; whoever asks is told.
+                RAISE WARNING 'the address of user % in % could not be read: %',
+                    of_user, activation._table_name(v.users), SQLERRM
                     USING HINT = 'Where it matters, mend that and call the same again.';
         END;
         PERFORM activation._evaluating(NULL);
     END LOOP;
-    RETURN found;
+    RETURN addresses;
 END
 $$;
 
@@ -52,79 +62,139 @@ LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT jsonb_build_object(
-        'user_id', $1, 'exported_at', activation._now(),
-        'enrollments', (SELECT coalesce(jsonb_agg(to_jsonb(j) ORDER BY j.enrolled_at), '[]') FROM activation.journey j WHERE j.user_id = $1),
-        'messages', (SELECT coalesce(jsonb_agg(to_jsonb(m) ORDER BY m.created_at), '[]') FROM activation.message_log m WHERE m.message_id = ANY (activation._messages_of($1))),
-        'attempts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.started_at), '[]') FROM activation.attempt a WHERE a.message_id = ANY (activation._messages_of($1))),
-        'webhooks', (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]') FROM activation.webhook_event w WHERE w.message_id = ANY (activation._messages_of($1))),
-        'events', (SELECT coalesce(jsonb_agg(to_jsonb(e) ORDER BY e.at), '[]') FROM activation.event e WHERE e.user_id = $1),
-        'consent', (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]') FROM activation.consent c WHERE c.user_id = $1),
-        'suppressions', (SELECT coalesce(jsonb_agg(to_jsonb(s) - 'hash'), '[]') FROM activation.suppression s
-                          WHERE s.address IN (SELECT activation._fold_address(m.recipient) FROM activation.message m WHERE m.message_id = ANY (activation._messages_of($1))
-                                              UNION SELECT activation._fold_address(r.value) FROM jsonb_each_text(activation._user_addresses($1)) AS r)),
-        'remarks', (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]') FROM activation.remark r WHERE r.user_id = $1),
-        'failures', (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') FROM activation.capture_failure f WHERE f.user_id = $1),
-        'signals', (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') FROM activation.signal s WHERE s.user_id = $1))
+        'user_id', $1,
+        'exported_at', activation._now(),
+        'enrollments',
+            (SELECT coalesce(jsonb_agg(to_jsonb(j) ORDER BY j.enrolled_at), '[]')
+               FROM activation.journey j WHERE j.user_id = $1),
+        'messages',
+            (SELECT coalesce(jsonb_agg(to_jsonb(m) ORDER BY m.created_at), '[]')
+               FROM activation.message_log m
+              WHERE m.message_id = ANY (activation._messages_of($1))),
+        'attempts',
+            (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.started_at), '[]')
+               FROM activation.attempt a WHERE a.message_id = ANY (activation._messages_of($1))),
+        'webhooks',
+            (SELECT coalesce(jsonb_agg(to_jsonb(w) ORDER BY w.at), '[]')
+               FROM activation.webhook_event w
+              WHERE w.message_id = ANY (activation._messages_of($1))),
+        'events',
+            (SELECT coalesce(jsonb_agg(to_jsonb(e) ORDER BY e.at), '[]')
+               FROM activation.event e WHERE e.user_id = $1),
+        'consent',
+            (SELECT coalesce(jsonb_agg(to_jsonb(c) ORDER BY c.at), '[]')
+               FROM activation.consent c WHERE c.user_id = $1),
+        'suppressions',
+            (SELECT coalesce(jsonb_agg(to_jsonb(s) - 'hash'), '[]')
+               FROM activation.suppression s
+              WHERE s.address IN (
+                        SELECT activation._fold_address(m.recipient)
+                          FROM activation.message m
+                         WHERE m.message_id = ANY (activation._messages_of($1))
+                        UNION
+                        SELECT activation._fold_address(r.value)
+                          FROM jsonb_each_text(activation._user_addresses($1)) AS r)),
+        'remarks',
+            (SELECT coalesce(jsonb_agg(to_jsonb(r)), '[]')
+               FROM activation.remark r WHERE r.user_id = $1),
+        'failures',
+            (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]')
+               FROM activation.capture_failure f WHERE f.user_id = $1),
+        'signals',
+            (SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]')
+               FROM activation.signal s WHERE s.user_id = $1))
 $$;
 COMMENT ON FUNCTION activation.export_user(text) IS
-'Everything that activation holds about a person, as one document. user_id: the user''s key as text; of several users tables all who have it.';
+'Everything that activation holds about a person, as one document. user_id: the user''s key as '
+'text; of several users tables all who have it.';
 
--- Forgets a person, unless a mail to them is on its way: then it only lets them out of all loops, and returns false.
+-- Forgets a person, unless a mail to them is on its way: then it only lets them out of all loops,
+-- and returns false.
+-- Long because every table that may hold something about a person has a statement of its own.
 CREATE FUNCTION activation._erase(of_user text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    mails uuid[];
+    messages uuid[];
     addresses text[];
     hashes text[];
     requests uuid[];
-    shared uuid[];
-    named text := 'an error that named somebody who was forgotten since';
+    shared_messages uuid[];
+    redacted text := 'an error that named somebody who was forgotten since';
 BEGIN
     -- Not while they are being enrolled or evaluated.
     PERFORM activation._lock_user(of_user);
-    mails := activation._messages_of(of_user);
-    IF EXISTS (SELECT FROM activation.message m JOIN activation.request r ON r.request_id = m.request_id WHERE m.message_id = ANY (mails) AND r.state = 'open') THEN
-        PERFORM activation._exit_enrollments(ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user), 'the user is to be erased');
+    messages := activation._messages_of(of_user);
+    IF EXISTS (SELECT FROM activation.message m
+                 JOIN activation.request r ON r.request_id = m.request_id
+                WHERE m.message_id = ANY (messages) AND r.state = 'open') THEN
+        PERFORM activation._exit_enrollments(
+            ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user),
+            'the user is to be erased');
         RETURN false;
     END IF;
-    -- Not the one that mode redirect sends everybody's mail to.
-    WITH told AS (
+    -- The address that mode redirect sends everybody's mail to is not theirs.
+    WITH deleted AS (
         DELETE FROM activation.signal s WHERE s.user_id = of_user RETURNING s.address
     )
     SELECT array_agg(activation._fold_address(a.address)) INTO addresses
-      FROM (SELECT m.recipient AS address FROM unnest(mails) AS u(id)
-              CROSS JOIN LATERAL (SELECT x.recipient FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+      FROM (SELECT m.recipient AS address
+              FROM unnest(messages) AS u(id)
+              CROSS JOIN LATERAL (SELECT x.recipient
+                                    FROM activation.message x
+                                   WHERE x.message_id = u.id OFFSET 0) m
              WHERE m.recipient IS DISTINCT FROM (activation._setting()).redirect_to
-            UNION SELECT r.value FROM jsonb_each_text(activation._user_addresses(of_user)) AS r
-            UNION SELECT t.address FROM told t) a;
-    -- What else stands in a column of addresses tells nobody from others.
+            UNION
+            SELECT r.value FROM jsonb_each_text(activation._user_addresses(of_user)) AS r
+            UNION
+            SELECT d.address FROM deleted d) a;
+    -- What is no address, though it stands in a column of addresses, does not tell one person from
+    -- another.
     addresses := ARRAY(SELECT a FROM unnest(addresses) AS a WHERE a LIKE '_%@_%');
     PERFORM activation._signing_key();
     hashes := ARRAY(SELECT activation._hash_address(a) FROM unnest(addresses) AS a
-                    UNION SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
-    -- Its words are gone; other people's mails that shared it are not sent again either, since all is known of them. A
-    -- mail that was refused was in several.
-    requests := ARRAY(SELECT m.request_id FROM unnest(mails) AS u(id)
-                       CROSS JOIN LATERAL (SELECT x.request_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m WHERE m.request_id IS NOT NULL
-                      UNION SELECT a.request_id FROM activation.attempt a WHERE a.message_id = ANY (mails));
-    shared := ARRAY(SELECT u.id FROM activation.request r, unnest(r.members) AS u(id) WHERE r.request_id = ANY (requests) AND u.id <> ALL (mails));
-    UPDATE activation.request r SET body = '', members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(mails)) WHERE r.request_id = ANY (requests);
-    -- An error may quote what it is about, and stands with all who shared the request, the statement, or the loop.
-    UPDATE activation.attempt a SET error = named
-     WHERE a.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(a.error)) > 0);
-    UPDATE activation.message m SET last_error = named
-     WHERE m.message_id = ANY (shared) AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(m.last_error)) > 0);
-    UPDATE activation.capture_failure f SET error = named
+                    UNION
+                    SELECT p.hash FROM activation.past_address p WHERE p.user_id = of_user);
+    -- The bytes of their requests go. Other people's mails in the same request are not sent again
+    -- either, since their outcome is known. A mail that was refused was in several requests.
+    requests := ARRAY(SELECT m.request_id
+                        FROM unnest(messages) AS u(id)
+                        CROSS JOIN LATERAL (SELECT x.request_id
+                                              FROM activation.message x
+                                             WHERE x.message_id = u.id OFFSET 0) m
+                       WHERE m.request_id IS NOT NULL
+                      UNION
+                      SELECT a.request_id
+                        FROM activation.attempt a
+                       WHERE a.message_id = ANY (messages));
+    shared_messages := ARRAY(SELECT u.id
+                               FROM activation.request r, unnest(r.members) AS u(id)
+                              WHERE r.request_id = ANY (requests) AND u.id <> ALL (messages));
+    UPDATE activation.request r
+       SET body = '',
+           members = ARRAY(SELECT unnest(r.members) EXCEPT SELECT unnest(messages))
+     WHERE r.request_id = ANY (requests);
+    -- An error may quote an address, and is stored with all who shared the request, the statement,
+    -- or the loop.
+    UPDATE activation.attempt a SET error = redacted
+     WHERE a.message_id = ANY (shared_messages)
+       AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(a.error)) > 0);
+    UPDATE activation.message m SET last_error = redacted
+     WHERE m.message_id = ANY (shared_messages)
+       AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(m.last_error)) > 0);
+    UPDATE activation.capture_failure f SET error = redacted
       FROM activation.capture_failure x
-     WHERE x.user_id = of_user AND f.at = x.at AND f.error = x.error AND f.user_id <> of_user AND position('"' IN x.error) > 0;
-    UPDATE activation.strike k SET last_error = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(k.last_error)) > 0);
-    UPDATE activation."loop" l SET reason = named WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(l.reason)) > 0);
-    DELETE FROM activation.attempt a WHERE a.message_id = ANY (mails);
-    DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (mails);
-    DELETE FROM activation.message m WHERE m.message_id = ANY (mails);
+     WHERE x.user_id = of_user AND f.at = x.at AND f.error = x.error AND f.user_id <> of_user
+       AND position('"' IN x.error) > 0;
+    UPDATE activation.strike k SET last_error = redacted
+     WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(k.last_error)) > 0);
+    UPDATE activation."loop" l SET reason = redacted
+     WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(l.reason)) > 0);
+    DELETE FROM activation.attempt a WHERE a.message_id = ANY (messages);
+    DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (messages);
+    DELETE FROM activation.message m WHERE m.message_id = ANY (messages);
     DELETE FROM activation.enrollment e WHERE e.user_id = of_user;
     DELETE FROM activation.event e WHERE e.user_id = of_user;
     DELETE FROM activation.consent c WHERE c.user_id = of_user;
@@ -134,37 +204,44 @@ BEGIN
     DELETE FROM activation.erasure e WHERE e.user_id = of_user;
     DELETE FROM activation.past_address p WHERE p.user_id = of_user;
     DELETE FROM activation.unsuppression n WHERE activation._hash_address(n.address) = ANY (hashes);
-    -- Whoever was forgotten is not written to again, and their address does not stand here.
+    -- A forgotten person is not written to again: the hash of their address stays in the list.
     DELETE FROM activation.suppression s WHERE s.hash = ANY (hashes);
     INSERT INTO activation.suppression (address, reason, source, at)
-    SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h ON CONFLICT DO NOTHING;
+    SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h
+    ON CONFLICT DO NOTHING;
     RETURN true;
 END
 $$;
 
--- Those who are still to be forgotten; returns how many were, and what kept one from being forgotten. Whoever could not be yet
--- comes last from then on.
+-- Forgets those who could not be forgotten when it was asked. Returns how many, and why one of them
+-- still could not be. Whoever could not comes last from then on.
 CREATE FUNCTION activation._erase_due(OUT done integer, OUT problem text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    due text;
+    due_user text;
 BEGIN
     done := 0;
-    FOR due IN SELECT x.user_id FROM activation.erasure x ORDER BY coalesce(x.tried_at, x.asked_at) LIMIT 100 LOOP
+    FOR due_user IN
+        SELECT x.user_id
+          FROM activation.erasure x
+         ORDER BY coalesce(x.tried_at, x.asked_at) LIMIT 100
+    LOOP
         BEGIN
-            IF activation._erase(due) THEN
+            IF activation._erase(due_user) THEN
                 done := done + 1;
             ELSE
-                UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
+                UPDATE activation.erasure x SET tried_at = activation._now()
+                 WHERE x.user_id = due_user;
             END IF;
         EXCEPTION WHEN others THEN
             IF NOT activation._is_about_one_person(SQLSTATE) THEN
                 RAISE;
             END IF;
-            problem := activation._error_text(format('user %s cannot be forgotten', due), SQLERRM);
-            UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due;
+            problem := activation._error_text(format('user %s cannot be forgotten', due_user),
+                                              SQLERRM);
+            UPDATE activation.erasure x SET tried_at = activation._now() WHERE x.user_id = due_user;
         END;
     END LOOP;
 END
@@ -176,17 +253,27 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF erase.user_id IS NULL THEN
-        RAISE EXCEPTION 'erase needs a user' USING ERRCODE = '22004', HINT = 'Give the user''s key as text: SELECT activation.erase(''42'');';
+        RAISE EXCEPTION 'erase needs a user'
+            USING ERRCODE = '22004',
+                  HINT = 'Give the user''s key as text: SELECT activation.erase(''42'');';
     END IF;
     IF activation._erase(erase.user_id) THEN
         RETURN true;
     END IF;
-    INSERT INTO activation.erasure (user_id, asked_at) VALUES (erase.user_id, activation._now()) ON CONFLICT DO NOTHING;
+    INSERT INTO activation.erasure (user_id, asked_at) VALUES (erase.user_id, activation._now())
+    ON CONFLICT DO NOTHING;
     RAISE NOTICE 'a mail to user % is on its way', erase.user_id
-        USING DETAIL = 'What may have been accepted has to be asked for again, with the same words, until that is known. They left all loops.',
-              HINT = 'They are forgotten by the workers as soon as that is known, within a minute mostly and a day at most.';
+        USING DETAIL = 'What may have been accepted has to be asked for again, '
+                       'with the same words, until that is known. They left all loops.',
+              HINT = 'They are forgotten by the workers as soon as that is known, '
+                     'within a minute mostly and a day at most.';
     RETURN false;
 END
 $$;
 COMMENT ON FUNCTION activation.erase(text) IS
-'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in any number. user_id: the user''s key as text; of several users tables all who have it. Delete their row in the app first, or they may be enrolled again; the address that it held is known from its deletion, unless that was a TRUNCATE. Returns false, with a NOTICE, while a mail to them is on its way: then the workers do it as soon as its outcome is known.';
+'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their '
+'address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in '
+'any number. user_id: the user''s key as text; of several users tables all who have it. Delete '
+'their row in the app first, or they may be enrolled again; the address that it held is known '
+'from its deletion, unless that was a TRUNCATE. Returns false, with a NOTICE, while a mail to '
+'them is on its way: then the workers do it as soon as its outcome is known.';

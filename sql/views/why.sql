@@ -1,158 +1,158 @@
 -- why(): everything that happened to one user, and what does not happen and why.
 
--- Whether the condition of an enrollment holds right now, in words: asked through the black box.
-CREATE FUNCTION activation._condition_now(enrollment_id bigint) RETURNS text
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    asked record;
-BEGIN
-    SELECT x.user_id, s.evaluate_function, v.owner INTO asked
-      FROM activation.enrollment x JOIN activation.step s USING (loop_id, version, step) JOIN activation.loop_version v USING (loop_id, version)
-     WHERE x.enrollment_id = _condition_now.enrollment_id;
-    IF asked.evaluate_function IS NULL THEN
-        RETURN NULL;
-    END IF;
-    RETURN CASE WHEN asked.user_id = ANY (activation._safe_eval(asked.evaluate_function, asked.owner, ARRAY[asked.user_id]))
-                THEN 'true' ELSE 'false' END;
-EXCEPTION WHEN others OR assert_failure THEN
-    RETURN 'an error: ' || SQLERRM;
-END
-$$;
-
--- Why a user is not in a loop, in words: which trigger or filter did not match, by the row as it is.
-CREATE FUNCTION activation._why_not(wanted_user text, wanted_loop integer) RETURNS text
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v activation.loop_version;
-    trigger jsonb;
-    since text;
-BEGIN
-    SELECT x.* INTO STRICT v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version) WHERE l.loop_id = wanted_loop;
-    trigger := v.definition -> 'trigger';
-    SELECT format('since the loop was defined at %s', min(x.created_at)) INTO since FROM activation.loop_version x WHERE x.loop_id = wanted_loop;
-    IF activation._user_exists(v.users, wanted_user) IS FALSE THEN
-        RETURN format('there is no user %s in %s', wanted_user, v.definition ->> 'users');
-    END IF;
-    RETURN CASE v.event
-        WHEN 'schedule' THEN 'its schedule''s query has not returned this user, or is not due yet'
-        WHEN 'event' THEN
-            CASE WHEN EXISTS (SELECT FROM activation.event x WHERE x.user_id = wanted_user AND x.event = trigger ->> 'event')
-                 THEN format('event "%s" was told before the loop was defined', trigger ->> 'event')
-                 ELSE format('no event "%s" of this user was told by track()', trigger ->> 'event') END
-        WHEN 'update' THEN format('no update of %s that changed %s for this user%s was captured %s', trigger ->> 'table',
-                                  (SELECT string_agg(c, ' or ') FROM jsonb_array_elements_text(trigger -> 'columns') AS c),
-                                  coalesce(' and passed its filter ' || (trigger ->> 'filter'), ''), since)
-        WHEN 'delete' THEN format('no row of this user%s was deleted from %s %s', coalesce(' that passed its filter ' || (trigger ->> 'filter'), ''),
-                                  trigger ->> 'table', since)
-        ELSE CASE
-            WHEN v.passing_function IS NULL THEN format('no insert of user %s into %s was captured %s', wanted_user, trigger ->> 'table', since)
-            WHEN wanted_user = ANY (activation._safe_eval(v.passing_function, v.owner, ARRAY[wanted_user]))
-            THEN format('no insert of user %s into %s was captured %s that its filter let pass: %s; it would let the row pass as it is now',
-                        wanted_user, trigger ->> 'table', since, trigger ->> 'filter')
-            ELSE format('no insert of user %s into %s was captured %s that its filter let pass: %s; it does not let the row pass as it is now, either',
-                        wanted_user, trigger ->> 'table', since, trigger ->> 'filter') END
-        END;
-EXCEPTION WHEN others OR assert_failure THEN
-    RETURN 'it cannot be told: ' || SQLERRM;
-END
-$$;
-
-CREATE FUNCTION activation._why(wanted_user text, only_loop text) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
+-- The rows of why(), oldest first.
+-- Long because each kind of row is a branch of one UNION over the same enrollments and mails.
+CREATE FUNCTION activation._why(wanted_user text, only_loop text)
+RETURNS TABLE (at timestamptz, loop text, event text, detail text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    wanted_loop integer := CASE WHEN only_loop IS NOT NULL THEN (activation._loop(only_loop)).loop_id END;
+    wanted_loop integer := CASE WHEN only_loop IS NOT NULL
+                                THEN (activation._loop(only_loop)).loop_id END;
 BEGIN
     RETURN QUERY
     WITH enrolled AS (
-        SELECT e.*, l.name AS loop_name, l.state AS loop_state, s.name AS step_name, s.position, s.timeout, s.evaluate_function, v.definition, v.goal_step,
-               v.event AS trigger_event, first.step AS first_step, first.evaluate_function AS first_function, first.delay AS first_delay,
-               EXISTS (SELECT FROM activation.step x WHERE x.loop_id = e.loop_id AND x.version = e.version AND x.position > 1) AS several
-          FROM activation.enrollment e JOIN activation.step s USING (loop_id, version, step)
-          JOIN activation.loop_version v USING (loop_id, version) JOIN activation."loop" l USING (loop_id)
-          JOIN activation.step first ON first.loop_id = e.loop_id AND first.version = e.version AND first.position = 1
+        SELECT e.*, l.name AS loop_name, l.state AS loop_state, s.name AS step_name, s.position,
+               s.timeout, s.evaluate_function, v.definition, v.goal_step,
+               v.event AS trigger_event, first.step AS first_step,
+               first.evaluate_function AS first_function, first.delay AS first_delay,
+               EXISTS (SELECT FROM activation.step x
+                        WHERE x.loop_id = e.loop_id AND x.version = e.version
+                          AND x.position > 1) AS several
+          FROM activation.enrollment e
+          JOIN activation.step s USING (loop_id, version, step)
+          JOIN activation.loop_version v USING (loop_id, version)
+          JOIN activation."loop" l USING (loop_id)
+          JOIN activation.step first
+            ON first.loop_id = e.loop_id AND first.version = e.version AND first.position = 1
          WHERE e.user_id = wanted_user AND (wanted_loop IS NULL OR e.loop_id = wanted_loop)
     ), steps AS (
         -- Steps as they were decided; the last one is not in the history.
-        SELECT e.enrollment_id, e.loop_name, d.branch, d.at, s.name, s.timeout, s.evaluate_function, s.position
+        SELECT e.enrollment_id, e.loop_name, d.branch, d.at, s.name, s.timeout,
+               s.evaluate_function, s.position
           FROM enrolled e
-          CROSS JOIN LATERAL (SELECT (h ->> 0)::integer AS step, h ->> 1 AS branch, (h ->> 2)::timestamptz AS at
+          CROSS JOIN LATERAL (SELECT (h ->> 0)::integer AS step, h ->> 1 AS branch,
+                                     (h ->> 2)::timestamptz AS at
                                 FROM jsonb_array_elements(coalesce(e.history, '[]')) AS h) d
-          JOIN activation.step s ON s.loop_id = e.loop_id AND s.version = e.version AND s.step = d.step
+          JOIN activation.step s
+            ON s.loop_id = e.loop_id AND s.version = e.version AND s.step = d.step
          WHERE e.several
     ), mail AS (
-        SELECT m.*, e.loop_name, b.email ->> 'template' AS template, CASE WHEN e.several THEN format('step %s, ', s.name) ELSE '' END AS of_step
-          FROM enrolled e JOIN activation.message m ON m.enrollment_id = e.enrollment_id
-          JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.step = m.step
-          CROSS JOIN LATERAL (SELECT CASE m.branch WHEN 'action' THEN s.action ELSE s.otherwise END AS email) b
+        SELECT m.*, e.loop_name, b.email ->> 'template' AS template,
+               CASE WHEN e.several THEN format('step %s, ', s.name) ELSE '' END AS of_step
+          FROM enrolled e
+          JOIN activation.message m ON m.enrollment_id = e.enrollment_id
+          JOIN activation.step s
+            ON s.loop_id = m.loop_id AND s.version = m.version AND s.step = m.step
+          CROSS JOIN LATERAL (SELECT CASE m.branch WHEN 'action' THEN s.action
+                                                   ELSE s.otherwise END AS email) b
     ), told (at, position, loop, event, detail) AS (
         SELECT e.enrolled_at, 1, e.loop_name, 'enrolled',
-               format('in version %s, %s', e.version, coalesce(e.enrolled_by,
-                   CASE e.trigger_event WHEN 'insert' THEN 'by an insert into ' || (e.definition #>> '{trigger,table}')
-                                        WHEN 'update' THEN 'by an update of ' || (e.definition #>> '{trigger,table}')
-                                        WHEN 'delete' THEN 'by a deletion from ' || (e.definition #>> '{trigger,table}')
-                                        WHEN 'event' THEN format('by event "%s"', e.definition #>> '{trigger,event}')
-                                        ELSE 'by its schedule' END))
+               format('in version %s, %s', e.version, coalesce(
+                   e.enrolled_by,
+                   CASE e.trigger_event
+                       WHEN 'insert' THEN
+                           'by an insert into ' || (e.definition #>> '{trigger,table}')
+                       WHEN 'update' THEN
+                           'by an update of ' || (e.definition #>> '{trigger,table}')
+                       WHEN 'delete' THEN
+                           'by a deletion from ' || (e.definition #>> '{trigger,table}')
+                       WHEN 'event' THEN
+                           format('by event "%s"', e.definition #>> '{trigger,event}')
+                       ELSE 'by its schedule' END))
                || CASE WHEN e.pass > 1 THEN format(', for the %s. time', e.pass) ELSE '' END
           FROM enrolled e
         UNION ALL
-        SELECT e.enrolled_at, 2, e.loop_name, 'held out', 'for comparison: this user gets no mail from the loop' FROM enrolled e WHERE e.holdout
+        SELECT e.enrolled_at, 2, e.loop_name, 'held out',
+               'for comparison: this user gets no mail from the loop'
+          FROM enrolled e
+         WHERE e.holdout
         UNION ALL
         SELECT e.created_at, 2, e.loop_name, 'evaluated',
-               CASE WHEN e.activated_at = e.enrolled_at THEN 'condition true at enrollment' ELSE 'condition false at enrollment' END
-          FROM enrolled e WHERE e.first_function IS NOT NULL AND e.goal_step = e.first_step AND e.first_delay = interval '0'
-           AND e.loop_state = 'active' AND e.retry_at IS DISTINCT FROM '-infinity'
+               CASE WHEN e.activated_at = e.enrolled_at THEN 'condition true at enrollment'
+                    ELSE 'condition false at enrollment' END
+          FROM enrolled e
+         WHERE e.first_function IS NOT NULL AND e.goal_step = e.first_step
+           AND e.first_delay = interval '0' AND e.loop_state = 'active'
+           AND e.retry_at IS DISTINCT FROM '-infinity'
         UNION ALL
-        SELECT e.decided_at, 3, e.loop_name, 'evaluated', format('condition still false at the deadline, %s after enrollment', e.timeout)
-          FROM enrolled e WHERE e.state = 'timed_out' AND NOT e.several
+        SELECT e.decided_at, 3, e.loop_name, 'evaluated',
+               format('condition still false at the deadline, %s after enrollment', e.timeout)
+          FROM enrolled e
+         WHERE e.state = 'timed_out' AND NOT e.several
         UNION ALL
         SELECT d.at, 3, d.loop_name, 'step',
-               format('%s: %s', d.name, CASE WHEN d.branch = 'otherwise' THEN format('condition still false at its deadline, %s after it began', d.timeout)
-                                             WHEN d.evaluate_function IS NULL THEN 'its time came' ELSE 'condition true' END) FROM steps d
+               format('%s: %s', d.name,
+                      CASE WHEN d.branch = 'otherwise'
+                           THEN format('condition still false at its deadline, %s after it began',
+                                       d.timeout)
+                           WHEN d.evaluate_function IS NULL THEN 'its time came'
+                           ELSE 'condition true' END)
+          FROM steps d
         UNION ALL
         SELECT e.activated_at, 3, e.loop_name, 'activated',
-               CASE WHEN e.goal_step = 0 THEN 'goal reached' ELSE 'condition true' END || CASE WHEN e.state = 'timed_out' THEN ', after the deadline' ELSE '' END
-          FROM enrolled e WHERE e.activated_at IS NOT NULL
+               CASE WHEN e.goal_step = 0 THEN 'goal reached' ELSE 'condition true' END
+               || CASE WHEN e.state = 'timed_out' THEN ', after the deadline' ELSE '' END
+          FROM enrolled e
+         WHERE e.activated_at IS NOT NULL
         UNION ALL
-        SELECT e.decided_at, 9, e.loop_name, e.state, e.reason FROM enrolled e WHERE e.state = 'exited' OR e.several AND e.state <> 'waiting'
+        SELECT e.decided_at, 9, e.loop_name, e.state, e.reason
+          FROM enrolled e
+         WHERE e.state = 'exited' OR e.several AND e.state <> 'waiting'
         UNION ALL
         SELECT m.created_at, 4, m.loop_name, 'message promised',
-               format('%s%s: template %s', m.of_step, CASE m.branch WHEN 'action' THEN 'action' ELSE 'otherwise' END, m.template) FROM mail m
+               format('%s%s: template %s', m.of_step,
+                      CASE m.branch WHEN 'action' THEN 'action' ELSE 'otherwise' END, m.template)
+          FROM mail m
         UNION ALL
-        SELECT r.created_at, 5, m.loop_name, 'message rendered', format('"%s" to %s', m.subject, m.recipient)
+        SELECT r.created_at, 5, m.loop_name, 'message rendered',
+               format('"%s" to %s', m.subject, m.recipient)
           FROM mail m JOIN activation.request r ON r.request_id = m.request_id
         UNION ALL
         SELECT a.finished_at, 6, m.loop_name, 'attempt',
-               concat_ws(', ', format('number %s: %s', a.attempt, a.outcome), 'HTTP ' || a.http_status, a.error_name, a.error,
+               concat_ws(', ', format('number %s: %s', a.attempt, a.outcome),
+                         'HTTP ' || a.http_status, a.error_name, a.error,
                          'next try at ' || a.retry_at)
           FROM mail m JOIN activation.attempt a ON a.message_id = m.message_id
         UNION ALL
         SELECT coalesce(m.finished_at, m.sent_at), 7, m.loop_name, m.state,
-               concat_ws(', ', CASE WHEN m.subject IS NOT NULL THEN format('"%s" to %s', m.subject, m.recipient)
-                                    ELSE format('%stemplate %s', m.of_step, m.template) END, m.last_error, 'id at Resend ' || m.resend_id)
-          FROM mail m WHERE coalesce(m.finished_at, m.sent_at) IS NOT NULL
+               concat_ws(', ',
+                         CASE WHEN m.subject IS NOT NULL
+                              THEN format('"%s" to %s', m.subject, m.recipient)
+                              ELSE format('%stemplate %s', m.of_step, m.template) END,
+                         m.last_error, 'id at Resend ' || m.resend_id)
+          FROM mail m
+         WHERE coalesce(m.finished_at, m.sent_at) IS NOT NULL
         UNION ALL
         SELECT activation._now(), 10, m.loop_name, m.state,
-               concat_ws(', ', coalesce(m.last_error, 'waits to be sent'), CASE WHEN m.state = 'queued' AND m.next_attempt_at > activation._now() THEN format('not before %s', m.next_attempt_at) END)
-          FROM mail m WHERE m.state IN ('queued', 'sending')
+               concat_ws(', ', coalesce(m.last_error, 'waits to be sent'),
+                         CASE WHEN m.state = 'queued' AND m.next_attempt_at > activation._now()
+                              THEN format('not before %s', m.next_attempt_at) END)
+          FROM mail m
+         WHERE m.state IN ('queued', 'sending')
         UNION ALL
         SELECT activation._now(), 10, e.loop_name, 'waiting',
-               CASE WHEN e.starts_at > activation._now() THEN format('step %s begins at %s', e.step_name, e.starts_at)
-                    ELSE concat_ws('; ', CASE WHEN e.several THEN 'at step ' || e.step_name END,
-                                   CASE WHEN e.loop_state <> 'active' THEN format('the loop is %s', e.loop_state)
-                                        WHEN e.evaluate_function IS NOT NULL THEN 'condition is now ' || activation._condition_now(e.enrollment_id) END,
-                                   coalesce('deadline ' || e.deadline, 'no deadline'), e.last_error) END
-          FROM enrolled e WHERE e.state = 'waiting'
+               CASE WHEN e.starts_at > activation._now()
+                    THEN format('step %s begins at %s', e.step_name, e.starts_at)
+                    ELSE concat_ws('; ',
+                             CASE WHEN e.several THEN 'at step ' || e.step_name END,
+                             CASE WHEN e.loop_state <> 'active'
+                                  THEN format('the loop is %s', e.loop_state)
+                                  WHEN e.evaluate_function IS NOT NULL
+                                  THEN 'condition is now '
+                                       || activation._condition_now(e.enrollment_id) END,
+                             coalesce('deadline ' || e.deadline, 'no deadline'), e.last_error) END
+          FROM enrolled e
+         WHERE e.state = 'waiting'
         UNION ALL
         SELECT w.at, 8, m.loop_name, 'told by Resend',
-               concat_ws(', ', w.type, w.payload #>> '{data,bounce,type}', w.payload #>> '{data,bounce,message}', w.payload #>> '{data,failed,reason}',
-                         w.payload #>> '{data,suppressed,message}', w.payload #>> '{data,click,link}', w.problem)
+               concat_ws(', ', w.type, w.payload #>> '{data,bounce,type}',
+                         w.payload #>> '{data,bounce,message}',
+                         w.payload #>> '{data,failed,reason}',
+                         w.payload #>> '{data,suppressed,message}',
+                         w.payload #>> '{data,click,link}', w.problem)
           FROM mail m JOIN activation.webhook_event w ON w.message_id = m.message_id
         UNION ALL
         SELECT r.at, 5, l.name, 'noticed', r.remark
@@ -164,19 +164,29 @@ BEGIN
          WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
         UNION ALL
         SELECT s.at, 1, l.name, 'signal', 'written, not yet taken by a detector'
-          FROM activation.signal s JOIN activation.loop_version v ON v.loop_id = s.loop_id AND s.source_id IN (0, v.source_id)
-               OR s.loop_id IS NULL AND v.source_id = s.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= s.generation
-          JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
-         WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop) AND s.error IS NULL AND s.user_deleted IS NULL
+          FROM activation.signal s
+          JOIN activation.loop_version v
+            ON v.loop_id = s.loop_id AND s.source_id IN (0, v.source_id)
+               OR s.loop_id IS NULL AND v.source_id = s.source_id AND v.event = 'insert'
+                  AND v.filter_function IS NULL AND v.generation <= s.generation
+          JOIN activation."loop" l
+            ON l.loop_id = v.loop_id AND l.version = v.version AND l.state <> 'archived'
+         WHERE s.user_id = wanted_user AND (wanted_loop IS NULL OR l.loop_id = wanted_loop)
+           AND s.error IS NULL AND s.user_deleted IS NULL
     )
     SELECT t.at, t.loop, t.event, t.detail FROM (
         SELECT t.* FROM told t
         UNION ALL
-        SELECT c.at, 8, NULL, CASE WHEN c.subscribed THEN 'subscribed again' ELSE 'unsubscribed' END,
-               format('%s, by %s', CASE c.topic WHEN '' THEN 'everything that is not transactional' ELSE 'topic ' || c.topic END, c.source)
-          FROM activation.consent c WHERE c.user_id = wanted_user AND wanted_loop IS NULL
+        SELECT c.at, 8, NULL,
+               CASE WHEN c.subscribed THEN 'subscribed again' ELSE 'unsubscribed' END,
+               format('%s, by %s',
+                      CASE c.topic WHEN '' THEN 'everything that is not transactional'
+                                   ELSE 'topic ' || c.topic END, c.source)
+          FROM activation.consent c
+         WHERE c.user_id = wanted_user AND wanted_loop IS NULL
         UNION ALL
-        SELECT activation._now(), 11, l.name, 'not enrolled', activation._why_not(wanted_user, l.loop_id)
+        SELECT activation._now(), 11, l.name, 'not enrolled',
+               activation._why_not(wanted_user, l.loop_id)
           FROM activation."loop" l
          WHERE (wanted_loop IS NULL AND l.state <> 'archived' OR l.loop_id = wanted_loop)
            AND NOT EXISTS (SELECT FROM told x WHERE x.loop = l.name)) t
@@ -184,10 +194,13 @@ BEGIN
 END
 $$;
 
--- plpgsql would not have an argument and a column of one name.
-CREATE FUNCTION activation.why(user_id text, loop text DEFAULT NULL) RETURNS TABLE (at timestamptz, loop text, event text, detail text)
+-- In SQL, since PL/pgSQL refuses an argument and a column of one name (loop).
+CREATE FUNCTION activation.why(user_id text, loop text DEFAULT NULL)
+RETURNS TABLE (at timestamptz, loop text, event text, detail text)
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT w.at, w.loop, w.event, w.detail FROM activation._why($1, $2) w $$;
 COMMENT ON FUNCTION activation.why(text, text) IS
-'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this loop.';
+'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every '
+'attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this '
+'loop.';

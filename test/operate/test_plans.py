@@ -305,6 +305,7 @@ EXEMPT = set(
     # For people who look or define, and for orders about a whole loop or everybody.
     [
         "_status",
+        "_loop_status",
         "_why",
         "_why_not",
         "_condition_now",
