@@ -1,27 +1,41 @@
 -- milestone(): when each user reached a condition.
 
-CREATE FUNCTION activation.milestone(condition jsonb, since timestamptz DEFAULT '-infinity', users regclass DEFAULT NULL, timestamps jsonb DEFAULT NULL,
-                                     names text DEFAULT current_setting('search_path'))
-RETURNS TABLE (user_id text, signed_up_at timestamptz, reached_at timestamptz)
+CREATE FUNCTION activation.milestone(
+    condition jsonb, since timestamptz DEFAULT '-infinity', users regclass DEFAULT NULL,
+    timestamps jsonb DEFAULT NULL, names text DEFAULT current_setting('search_path')
+) RETURNS TABLE (user_id text, signed_up_at timestamptz, reached_at timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    whose jsonb := activation._suggest_users(users, names);
+    users_and_key jsonb := activation._suggest_users(users, names);
     problem text;
     row record;
 BEGIN
     FOR row IN
-        SELECT s.* FROM activation._simulate('(milestone)', jsonb_build_object('trigger', activation.on_insert((whose ->> 'users')::regclass), 'condition', condition,
-                                             'action', activation.email('milestone')), milestone.since, now(), milestone.timestamps, milestone.names) s
+        SELECT s.*
+          FROM activation._simulate(
+                   '(milestone)',
+                   jsonb_build_object(
+                       'trigger', activation.on_insert((users_and_key ->> 'users')::regclass),
+                       'condition', condition,
+                       'action', activation.email('milestone')),
+                   milestone.since, now(), milestone.timestamps, milestone.names) s
     LOOP
         IF row.notes IS NOT NULL THEN
-            SELECT n INTO problem FROM jsonb_array_elements_text(coalesce(nullif(row.notes -> 'notes', 'null'), '[]')) AS n WHERE n LIKE '%cannot be replayed%' LIMIT 1;
+            SELECT n INTO problem
+              FROM jsonb_array_elements_text(
+                       coalesce(nullif(row.notes -> 'notes', 'null'), '[]')) AS n
+             WHERE n LIKE '%cannot be replayed%'
+             LIMIT 1;
             IF problem IS NOT NULL THEN
                 RAISE EXCEPTION 'when people reached this milestone cannot be told from the tables'
-                    USING ERRCODE = '55000', DETAIL = regexp_replace(problem, '^.*cannot be replayed: (.*)$', '\1') || '.',
-                          HINT = 'Name the column that tells: timestamps => ''{"public.projects": "made_on"}''.';
+                    USING ERRCODE = '55000',
+                          DETAIL = regexp_replace(problem, '^.*cannot be replayed: (.*)$', '\1')
+                                   || '.',
+                          HINT = 'Name the column that tells: '
+                                 'timestamps => ''{"public.projects": "made_on"}''.';
             END IF;
         ELSIF row.step IS NULL THEN
             user_id := row.user_id;
@@ -33,4 +47,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.milestone(jsonb, timestamptz, regclass, jsonb, text) IS
-'When each user reached a milestone, a condition as activation.query() makes it, from their signup to now, whether or not any loop has ever watched it: by the insertion times of the rows that it reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads only, with the caller''s rights, and refuses what would run code of a role that has not got them (42501); raises 55000 where the tables do not tell.';
+'When each user reached a milestone, a condition as activation.query() makes it, from their signup '
+'to now, whether or not any loop has ever watched it: by the insertion times of the rows that it '
+'reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads '
+'only, with the caller''s rights, and refuses what would run code of a role that has not got them '
+'(42501); raises 55000 where the tables do not tell.';
