@@ -1,115 +1,171 @@
--- What is asked about messages at the claim: who reached the goal, whose row is gone, who wants no mail, whose window is
--- closed, who has had enough.
+-- Checks of a user's row at the claim: on whom the loop's code raised, who reached the goal, whose
+-- row is gone, who wants no mail.
 
--- A user's row as a claim has it. left_out: names of columns that are too large; body: the row as templates see it, NULL
--- where the claim has no more room for it. The rest is what the engine itself looks at.
-CREATE TYPE activation.users_row AS (user_id text, email text, zone text, left_out jsonb, body text);
-COMMENT ON TYPE activation.users_row IS 'A user''s row on its way between functions of a claim.';
+-- A user's row as a claim has it. left_out: names of columns that are too large; body: the row as
+-- templates see it, NULL where the claim has no more room for it. The rest is what the engine
+-- itself looks at.
+CREATE TYPE activation.users_row AS (
+    user_id text, email text, zone text, left_out jsonb, body text
+);
+COMMENT ON TYPE activation.users_row IS
+    'A user''s row on its way between functions of a claim.';
 
--- Queued messages that cannot be made for a reason of their own end as failed.
+-- Ends queued messages as failed that cannot be made for a reason of their own.
 CREATE FUNCTION activation._fail_messages(messages uuid[], problem text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE activation.message m SET state = 'failed', finished_at = activation._now(), last_error = problem
-     WHERE m.message_id = ANY (messages) AND m.state = 'queued'
+    UPDATE activation.message m
+       SET state = 'failed', finished_at = activation._now(), last_error = problem
+     WHERE m.message_id = ANY (messages)
+       AND m.state = 'queued'
 $$;
 
--- Nobody needs a nudge who has reached the goal: when that was noticed at a claim.
-CREATE FUNCTION activation._claim_goal_reached(messages uuid[], keys text[], now timestamptz) RETURNS void
+-- Writes down that users have reached the goal, where a claim is what noticed it.
+CREATE FUNCTION activation._claim_goal_reached(messages uuid[], keys text[], now timestamptz)
+RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     places tid[] := ARRAY(
-        SELECT e.ctid FROM unnest(messages) AS u(id)
-         CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-         CROSS JOIN LATERAL (SELECT y.ctid, y.activated_at FROM activation.enrollment y WHERE y.enrollment_id = m.enrollment_id FOR NO KEY UPDATE OFFSET 0) e
-         WHERE m.user_id = ANY (keys) AND e.activated_at IS NULL);
+        SELECT e.ctid
+          FROM unnest(messages) AS u(id)
+          CROSS JOIN LATERAL (
+              SELECT x.user_id, x.enrollment_id
+                FROM activation.message x
+               WHERE x.message_id = u.id
+              OFFSET 0) m
+          CROSS JOIN LATERAL (
+              SELECT y.ctid, y.activated_at
+                FROM activation.enrollment y
+               WHERE y.enrollment_id = m.enrollment_id
+                 FOR NO KEY UPDATE OFFSET 0) e
+         WHERE m.user_id = ANY (keys)
+           AND e.activated_at IS NULL);
 BEGIN
     UPDATE activation.enrollment e SET activated_at = now WHERE e.ctid = ANY (places);
 END
 $$;
 
--- Messages of people on whom the loop's code raised. Where the row cannot be read, its data is at fault and the message has
--- failed; for any other error it waits a minute. Returns the messages of everybody else.
-CREATE FUNCTION activation._claim_raised(messages uuid[], bad_keys text[], errors text[], codes text[], unasked jsonb, now timestamptz) RETURNS uuid[]
+-- Sorts out messages of people on whom the loop's code raised, and returns those of everybody else.
+-- bad_keys, errors, codes: whose row could not be read. Its data is at fault and the message has
+-- failed; for any other error it waits a minute. unanswered: on whom a condition raised, with the
+-- error; these wait, too.
+CREATE FUNCTION activation._claim_raised(
+    messages uuid[], bad_keys text[], errors text[], codes text[], unanswered jsonb,
+    now timestamptz
+) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    one record;
+    bad record;
     aside uuid[] := '{}'::uuid[];
 BEGIN
-    FOR one IN
+    FOR bad IN
         WITH mail AS MATERIALIZED (
             SELECT m.message_id, m.loop_id, m.user_id
-              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+              FROM unnest(messages) AS u(id)
+              CROSS JOIN LATERAL (
+                  SELECT x.* FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
         )
-        SELECT m.message_id, m.loop_id, m.user_id, b.error, left(b.code, 2) IN ('21', '22', '54', 'XX') AS of_the_data
+        SELECT m.message_id, m.loop_id, m.user_id, b.error,
+               left(b.code, 2) IN ('21', '22', '54', 'XX') AS of_the_data
           FROM mail m
-          JOIN (SELECT k.key, k.error, k.code FROM unnest(bad_keys, errors, codes) AS k(key, error, code)
-                 UNION ALL SELECT j.key, j.value, '' FROM jsonb_each_text(unasked) AS j(key, value) WHERE j.key <> ALL (bad_keys)) b ON b.key = m.user_id
+          JOIN (SELECT k.key, k.error, k.code
+                  FROM unnest(bad_keys, errors, codes) AS k(key, error, code)
+                 UNION ALL
+                SELECT j.key, j.value, ''
+                  FROM jsonb_each_text(unanswered) AS j(key, value)
+                 WHERE j.key <> ALL (bad_keys)) b ON b.key = m.user_id
     LOOP
-        aside := aside || one.message_id;
-        IF one.of_the_data THEN
-            PERFORM activation._fail_messages(ARRAY[one.message_id], 'the user''s row cannot be read: ' || one.error);
-            PERFORM activation._remark(one.loop_id, one.user_id, 'the user''s row cannot be read: ' || one.error, now);
+        aside := aside || bad.message_id;
+        IF bad.of_the_data THEN
+            PERFORM activation._fail_messages(
+                ARRAY[bad.message_id], 'the user''s row cannot be read: ' || bad.error);
+            PERFORM activation._remark(
+                bad.loop_id, bad.user_id, 'the user''s row cannot be read: ' || bad.error, now);
         ELSE
             UPDATE activation.message m
-               SET next_attempt_at = now + interval '1 minute', last_error = 'the loop''s own code raised for this user: ' || one.error
-             WHERE m.message_id = one.message_id;
+               SET next_attempt_at = now + interval '1 minute',
+                   last_error = 'the loop''s own code raised for this user: ' || bad.error
+             WHERE m.message_id = bad.message_id;
         END IF;
     END LOOP;
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(aside));
 END
 $$;
 
--- Cut, since it is a part of a key.
-CREATE FUNCTION activation._remark(of_loop integer, of_user text, remark text, now timestamptz) RETURNS void
+-- Writes down, once, what was out of order in a user's data and harmed nothing. It is cut, since it
+-- is a part of a key.
+CREATE FUNCTION activation._remark(of_loop integer, of_user text, remark text, now timestamptz)
+RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO activation.remark (at, loop_id, user_id, remark) VALUES (now, of_loop, of_user, left(remark, 300)) ON CONFLICT DO NOTHING
+    INSERT INTO activation.remark (at, loop_id, user_id, remark)
+    VALUES (now, of_loop, of_user, left(remark, 300))
+    ON CONFLICT DO NOTHING
 $$;
 
-CREATE FUNCTION activation._remark_left_out(messages uuid[], rows activation.users_row[], now timestamptz) RETURNS void
+-- Writes down for which users a template does not see the whole row, since columns are too large.
+CREATE FUNCTION activation._remark_left_out(
+    messages uuid[], rows activation.users_row[], now timestamptz
+) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    IF EXISTS (SELECT FROM unnest(rows) AS r(key, email, zone, left_out, body) WHERE r.left_out IS NOT NULL) THEN
+    IF EXISTS (SELECT FROM unnest(rows) AS r(key, email, zone, left_out, body)
+                WHERE r.left_out IS NOT NULL) THEN
         WITH mail AS MATERIALIZED (
             SELECT x.loop_id, x.user_id
-              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT y.loop_id, y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
+              FROM unnest(messages) AS u(id)
+              CROSS JOIN LATERAL (
+                  SELECT y.loop_id, y.user_id
+                    FROM activation.message y
+                   WHERE y.message_id = u.id
+                  OFFSET 0) x
         )
         INSERT INTO activation.remark (at, loop_id, user_id, remark)
-        SELECT now, m.loop_id, m.user_id, left('the user''s row is too large for a mail: without ' || (
-                   SELECT string_agg(quote_ident(c), ', ' ORDER BY c) FROM jsonb_array_elements_text(r.left_out) AS c), 300)
-          FROM mail m JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
-         WHERE r.left_out IS NOT NULL AND r.body IS NOT NULL
+        SELECT now, m.loop_id, m.user_id,
+               left('the user''s row is too large for a mail: without ' || (
+                        SELECT string_agg(quote_ident(c), ', ' ORDER BY c)
+                          FROM jsonb_array_elements_text(r.left_out) AS c),
+                    300)
+          FROM mail m
+          JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
+         WHERE r.left_out IS NOT NULL
+           AND r.body IS NOT NULL
         ON CONFLICT DO NOTHING;
     END IF;
 END
 $$;
 
--- Messages of users whose row is gone end, and so does their way through the loop. The others are returned.
+-- Ends messages of users whose row is gone, and with them their way through the loop. Returns the
+-- others.
 CREATE FUNCTION activation._claim_gone(messages uuid[], rows activation.users_row[]) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    there text[] := ARRAY(SELECT r.key FROM unnest(rows) AS r(key, email, zone, left_out, body));
+    there text[] := ARRAY(
+        SELECT r.key FROM unnest(rows) AS r(key, email, zone, left_out, body));
     gone uuid[];
     left_loop bigint[];
 BEGIN
     SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO gone, left_loop
       FROM unnest(messages) AS u(id)
-      CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
+      CROSS JOIN LATERAL (
+          SELECT x.user_id, x.enrollment_id
+            FROM activation.message x
+           WHERE x.message_id = u.id
+          OFFSET 0) m
      WHERE m.user_id <> ALL (there);
     IF gone IS NULL THEN
         RETURN messages;
@@ -119,9 +175,12 @@ BEGIN
 END
 $$;
 
--- Messages to suppressed addresses end as suppressed, those that their user has unsubscribed from as cancelled, with the
--- rest of their way through the loop. The others are returned.
-CREATE FUNCTION activation._claim_unwanted(messages uuid[], rows activation.users_row[], users regclass, topic text, transactional boolean, now timestamptz) RETURNS uuid[]
+-- Ends messages to suppressed addresses as suppressed, and messages that their user has
+-- unsubscribed from as cancelled, with the rest of their way through the loop. Returns the others.
+CREATE FUNCTION activation._claim_unwanted(
+    messages uuid[], rows activation.users_row[], users regclass, topic text,
+    transactional boolean, now timestamptz
+) RETURNS uuid[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -135,9 +194,16 @@ BEGIN
     IF NOT transactional THEN
         SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO unsubscribed, left_loop
           FROM unnest(messages) AS u(id)
-          CROSS JOIN LATERAL (SELECT x.user_id, x.enrollment_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-         WHERE (SELECT bool_or(NOT c.subscribed) FROM activation.consent c
-                 WHERE c.user_id = m.user_id AND c.users = _claim_unwanted.users AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
+          CROSS JOIN LATERAL (
+              SELECT x.user_id, x.enrollment_id
+                FROM activation.message x
+               WHERE x.message_id = u.id
+              OFFSET 0) m
+         WHERE (SELECT bool_or(NOT c.subscribed)
+                  FROM activation.consent c
+                 WHERE c.user_id = m.user_id
+                   AND c.users = _claim_unwanted.users
+                   AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
         IF unsubscribed IS NOT NULL THEN
             PERFORM activation._exit_enrollments(left_loop, 'the user has unsubscribed');
             ended := unsubscribed;
@@ -147,107 +213,43 @@ BEGIN
         WITH mail AS MATERIALIZED (
             SELECT x.message_id, x.user_id
               FROM unnest(messages) AS u(id)
-              CROSS JOIN LATERAL (SELECT y.message_id, y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
+              CROSS JOIN LATERAL (
+                  SELECT y.message_id, y.user_id
+                    FROM activation.message y
+                   WHERE y.message_id = u.id
+                  OFFSET 0) x
              WHERE u.id <> ALL (ended)
         ), found AS MATERIALIZED (
             SELECT m.message_id, a.folded, p.reason, p.at
               FROM mail m
               JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
               CROSS JOIN LATERAL (SELECT activation._fold_address(r.email) AS folded OFFSET 0) a
-              CROSS JOIN LATERAL (SELECT x.reason, x.at FROM activation.suppression x
-                                   WHERE x.address IN (a.folded, activation._hash_address(a.folded)) LIMIT 1) p
+              CROSS JOIN LATERAL (
+                  SELECT x.reason, x.at
+                    FROM activation.suppression x
+                   WHERE x.address IN (a.folded, activation._hash_address(a.folded))
+                   LIMIT 1) p
         ), changed AS (
             UPDATE activation.message m
-               SET state = 'suppressed', finished_at = now, recipient = f.folded, last_error = format('%s, since %s', activation._shortened(f.reason), f.at)
-              FROM found f WHERE m.message_id = f.message_id
+               SET state = 'suppressed',
+                   finished_at = now,
+                   recipient = f.folded,
+                   last_error = format('%s, since %s', activation._shortened(f.reason), f.at)
+              FROM found f
+             WHERE m.message_id = f.message_id
             RETURNING m.message_id
         )
         SELECT array_agg(c.message_id) INTO suppressed FROM changed c;
         ended := ended || suppressed;
     END IF;
-    RETURN CASE WHEN ended = '{}' THEN messages ELSE ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(ended)) END;
+    RETURN CASE WHEN ended = '{}' THEN messages
+                ELSE ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(ended)) END;
 END
 $$;
 
--- Messages whose window is closed for their user wait for it, or are skipped. The others are returned.
-CREATE FUNCTION activation._claim_window(messages uuid[], rows activation.users_row[], send_window jsonb, now timestamptz) RETURNS uuid[]
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    zone record;
-    opens timestamptz;
-    closed uuid[] := '{}'::uuid[];
-BEGIN
-    FOR zone IN
-        WITH mail AS MATERIALIZED (
-            SELECT u.id, x.user_id
-              FROM unnest(messages) AS u(id) CROSS JOIN LATERAL (SELECT y.user_id FROM activation.message y WHERE y.message_id = u.id OFFSET 0) x
-        )
-        SELECT n.named, z.zone, z.unknown, n.ids
-          FROM (SELECT r.zone AS named, array_agg(m.id) AS ids
-                  FROM mail m JOIN unnest(rows) AS r(key, email, zone, left_out, body) ON r.key = m.user_id
-                 GROUP BY 1) n,
-               activation._known_time_zone(n.named) z
-    LOOP
-        IF zone.unknown THEN
-            PERFORM activation._remark(m.loop_id, m.user_id, format('time zone "%s" of the user is not known; %s is used', left(zone.named, 100), zone.zone), now)
-               FROM unnest(zone.ids) AS u(id)
-               CROSS JOIN LATERAL (SELECT x.loop_id, x.user_id FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m;
-        END IF;
-        opens := activation._next_opening(send_window, zone.zone, now);
-        CONTINUE WHEN opens IS NULL;
-        closed := closed || zone.ids;
-        IF send_window ->> 'otherwise' = 'skip' THEN
-            UPDATE activation.message m SET state = 'cancelled', finished_at = now, last_error = format('outside the send window, at %s', zone.zone)
-             WHERE m.message_id = ANY (zone.ids);
-        ELSE
-            UPDATE activation.message m SET next_attempt_at = opens, last_error = format('waits for the send window, in %s', zone.zone)
-             WHERE m.message_id = ANY (zone.ids);
-        END IF;
-    END LOOP;
-    RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(closed));
-END
-$$;
-
--- Messages of users who have had enough mail wait until the cap allows it, or are skipped. The others are returned, and
--- counted: those that one claim takes from several loops are together no more than the cap.
-CREATE FUNCTION activation._claim_cap(messages uuid[], users regclass, over_cap text, counts jsonb, now timestamptz, OUT kept uuid[], OUT counted jsonb)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    one record;
-    again timestamptz;
-    counter text;
-BEGIN
-    kept := '{}';
-    counted := counts;
-    FOR one IN
-        SELECT m.message_id, m.user_id
-          FROM unnest(messages) AS u(id)
-          CROSS JOIN LATERAL (SELECT x.message_id, x.user_id, x.next_attempt_at FROM activation.message x WHERE x.message_id = u.id OFFSET 0) m
-         ORDER BY m.next_attempt_at, m.message_id
-    LOOP
-        counter := format('%s %s', users::oid, one.user_id);
-        again := activation._over_cap(one.user_id, users, coalesce((counted ->> counter)::integer, 0), now);
-        IF again IS NULL THEN
-            kept := kept || one.message_id;
-            counted := counted || jsonb_build_object(counter, coalesce((counted ->> counter)::integer, 0) + 1);
-        ELSIF over_cap = 'skip' THEN
-            UPDATE activation.message m SET state = 'cancelled', finished_at = now, last_error = 'over the cap of mails a user'
-             WHERE m.message_id = one.message_id;
-        ELSE
-            UPDATE activation.message m SET next_attempt_at = again, last_error = 'waits for the cap of mails a user' WHERE m.message_id = one.message_id;
-        END IF;
-    END LOOP;
-END
-$$;
-
--- A strike from a deliverer, who never waits long for another worker: a detector may hold the loop's rows while it runs
--- code of an author that only this deliverer can cancel. A strike that is lost comes again.
+-- A strike from a deliverer, who never waits long for another worker: a detector may hold the
+-- loop's rows while it runs code of an author that only this deliverer can cancel. A strike that is
+-- lost comes again.
 CREATE FUNCTION activation._claim_strike(loop_id integer, error text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

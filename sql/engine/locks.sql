@@ -1,18 +1,26 @@
--- Locks of parts of the users, and the table of wakes, which a crash empties.
+-- Locks of buckets of users, the orders for sweeps, and the table of wakes, which a crash empties.
 
--- ---- detect -------------------------------------------------------------------------------------------------------------
-
--- Takes the locks of as many of these parts of the users as are free; with wait, all of them.
-CREATE FUNCTION activation._lock_buckets(parts integer[], wait boolean) RETURNS integer[]
+-- Takes the locks of as many of these buckets of users as are free; with `wait`, of all of them.
+CREATE FUNCTION activation._lock_buckets(buckets integer[], wait boolean) RETURNS integer[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- In this order always, so that nobody waits in a circle.
+    -- Always in this order, so that nobody waits in a circle.
     IF wait THEN
-        RETURN ARRAY(SELECT p.part FROM activation.user_bucket p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE);
+        RETURN ARRAY(
+            SELECT b.part
+              FROM activation.user_bucket b
+             WHERE b.part = ANY (buckets)
+             ORDER BY b.part
+               FOR UPDATE);
     END IF;
-    RETURN ARRAY(SELECT p.part FROM activation.user_bucket p WHERE p.part = ANY (parts) ORDER BY p.part FOR UPDATE SKIP LOCKED);
+    RETURN ARRAY(
+        SELECT b.part
+          FROM activation.user_bucket b
+         WHERE b.part = ANY (buckets)
+         ORDER BY b.part
+           FOR UPDATE SKIP LOCKED);
 END
 $$;
 
@@ -26,22 +34,26 @@ BEGIN
 END
 $$;
 
--- Asks for a sweep of every step with a condition (of one loop, or of all): everybody whose condition is open is asked again.
+-- Orders a sweep of every step with a condition, of one loop or of all (NULL): everybody whose
+-- condition is open is asked about again.
 CREATE FUNCTION activation._order_sweep(loop_id integer, due_at timestamptz) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
-    SELECT s.loop_id, s.version, s.step, p.part, _order_sweep.due_at
-      FROM activation.step s JOIN activation."loop" l USING (loop_id), unnest(activation._all_buckets()) AS p(part)
+    SELECT s.loop_id, s.version, s.step, b.bucket, _order_sweep.due_at
+      FROM activation.step s
+      JOIN activation."loop" l USING (loop_id),
+           unnest(activation._all_buckets()) AS b(bucket)
      WHERE (_order_sweep.loop_id IS NULL OR s.loop_id = _order_sweep.loop_id)
-       AND s.evaluate_function IS NOT NULL AND l.state <> 'archived'
+       AND s.evaluate_function IS NOT NULL
+       AND l.state <> 'archived'
      ORDER BY 1, 2, 3, 4
     ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, mark = 0
 $$;
 
--- The marker row of wake is gone after a crash or a promotion, and with it the wakes: sweep once, put it back.
--- The table is emptied first, so that the marker stands on its first page and is found at once.
+-- Notices that a crash or a promotion has emptied the table of wakes: its marker row is gone. Then
+-- a sweep is ordered and the marker put back. Returns whether that was so.
 CREATE FUNCTION activation._restore_wake_marker(now timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -51,6 +63,7 @@ BEGIN
        OR NOT activation._try_lock('wake') THEN
         RETURN false;
     END IF;
+    -- Emptied first, so that the marker stands on the first page and is found at once.
     DELETE FROM activation.wake;
     INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
     PERFORM activation._order_sweep(NULL, now);
@@ -58,10 +71,11 @@ BEGIN
 END
 $$;
 
--- Wakes that were taken leave dead rows behind, and whoever looks for wakes reads past them. When there are many, the
--- table is made anew, with the few wakes that are in it. That needs the table for itself: an app's INSERT waits for this
--- a few milliseconds at most, since nobody waits longer than lock_timeout for those before him, and the next try comes
--- later. In a transaction of its own. NULL: not yet.
+-- Makes the table of wakes anew when it has grown: wakes that were taken leave dead rows behind,
+-- and whoever looks for wakes reads past them. That needs the table for itself: an app's INSERT
+-- waits for this a few milliseconds at most, since this waits no longer than lock_timeout for those
+-- before it, and the next try comes later. In a transaction of its own. NULL: there was no need
+-- yet; false: it could not be done now.
 CREATE FUNCTION activation._renew_wake() RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,11 +1,14 @@
 -- Who a person is: whether they still exist, whether they are held out, whether their key fits.
 
--- The side of a user in a loop's holdout: the same for ever, also on another server, and another one in each loop.
+-- Whether a user is in a loop's holdout: the same for ever, also on another server, and decided
+-- apart for each loop.
 CREATE FUNCTION activation._held_out(loop text, user_id text, share numeric) RETURNS boolean
 LANGUAGE sql IMMUTABLE
-RETURN share > 0 AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
+RETURN share > 0
+   AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
 
--- Which of these users exist, asked through the black box of any loop on their table; NULL where there is none to ask.
+-- Which of these users exist, asked through the black box of any loop on their table; NULL where
+-- there is no such loop.
 CREATE FUNCTION activation._existing_users(users regclass, user_ids text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -14,18 +17,25 @@ DECLARE
     v activation.loop_version;
     rows text[];
 BEGIN
-    SELECT x.* INTO v FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
-     WHERE x.users = _existing_users.users AND l.state <> 'archived'
-       AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'activation_compiled'::regnamespace AND p.proname = x.users_function)
-     ORDER BY x.loop_id LIMIT 1;
+    SELECT x.* INTO v
+      FROM activation.loop_version x
+      JOIN activation."loop" l USING (loop_id, version)
+     WHERE x.users = _existing_users.users
+       AND l.state <> 'archived'
+       AND EXISTS (SELECT FROM pg_proc p
+                    WHERE p.pronamespace = 'activation_compiled'::regnamespace
+                      AND p.proname = x.users_function)
+     ORDER BY x.loop_id
+     LIMIT 1;
     IF v.users_function IS NULL THEN
         RETURN NULL;
     END IF;
-    -- First lines only, see _users_body(): whatever else stands in somebody's row, they exist. A key that is not even of the
-    -- key's type is nobody's.
+    -- First lines only, see _users_body(): whatever else stands in somebody's row, they exist. A
+    -- key that is not even of the key's type is nobody's.
     PERFORM activation._evaluating(v.loop_id);
     BEGIN
-        rows := (activation._safe_eval_each(v.users_function, v.owner, user_ids, first_lines => true)).answers;
+        rows := (activation._safe_eval_each(
+            v.users_function, v.owner, user_ids, first_lines => true)).answers;
     EXCEPTION WHEN SQLSTATE 'ACT04' OR SQLSTATE 'ACT05' THEN
         -- The loop fails for it, and nobody is taken for gone.
         PERFORM activation._evaluating(NULL);
@@ -37,33 +47,43 @@ BEGIN
 END
 $$;
 
--- Writes down, for each loop that these users wait in, that nobody knows whether they exist. Who is gone gets no mail all the
--- same: a claim reads their row.
-CREATE FUNCTION activation._note_unreadable_deletion(of_users regclass, user_ids text[], problem text) RETURNS void
+-- Writes down, for each loop that these users wait in, that nobody knows whether they exist. Those
+-- who are gone get no mail all the same: a claim reads their row.
+CREATE FUNCTION activation._note_unreadable_deletion(
+    of_users regclass, user_ids text[], problem text
+) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
     INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
     SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
-           'a row of this user was deleted, and whether they have another could not be told: ' || problem
+           'a row of this user was deleted, and whether they have another could not be told: '
+           || problem
       FROM unnest(user_ids) AS k(user_id)
-      CROSS JOIN LATERAL (SELECT x.user_id, x.loop_id, x.version, x.state FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
-      JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = of_users
+      CROSS JOIN LATERAL (
+          SELECT x.user_id, x.loop_id, x.version, x.state
+            FROM activation.enrollment x
+           WHERE x.user_id = k.user_id
+          OFFSET 0) e
+      JOIN activation.loop_version v
+        ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = of_users
      WHERE e.state = 'waiting'
 $$;
 
--- Of users whose rows were deleted, those who have none now: a row made again under the same key is the same user. NULL where
--- that cannot be told now.
+-- Of users whose rows were deleted, those who have none now: a row made again under the same key is
+-- the same user. NULL where that cannot be told now.
 CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest(activation._existing_users(users, user_ids)));
+    RETURN ARRAY(SELECT unnest(user_ids)
+                 EXCEPT SELECT unnest(activation._existing_users(users, user_ids)));
 EXCEPTION
     WHEN lock_not_available OR serialization_failure OR deadlock_detected OR query_canceled THEN
-        -- It cannot be told now. An author's code may say so as well, so that nobody else waits for it.
+        -- It cannot be told now. An author's code may raise these as well, and its deletions must
+        -- hold up nobody else's.
         PERFORM activation._evaluating(NULL);
         RETURN NULL;
     WHEN others THEN
@@ -77,7 +97,8 @@ EXCEPTION
 END
 $$;
 
--- Notes which addresses people had, whose rows will not tell any more; unless they were forgotten already.
+-- Remembers which addresses people had whose rows will not tell any more, unless an address was
+-- forgotten already.
 CREATE FUNCTION activation._remember_addresses(user_ids text[], addresses text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -87,17 +108,21 @@ BEGIN
     PERFORM activation._signing_key();
     INSERT INTO activation.past_address (user_id, hash, at)
     SELECT DISTINCT u.user_id, h.hash, activation._now()
-      FROM unnest(user_ids, addresses) AS u(user_id, address), activation._hash_address(u.address) AS h(hash)
-     WHERE u.address LIKE '_%@_%' AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = h.hash)
+      FROM unnest(user_ids, addresses) AS u(user_id, address),
+           activation._hash_address(u.address) AS h(hash)
+     WHERE u.address LIKE '_%@_%'
+       AND NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = h.hash)
     ON CONFLICT DO NOTHING;
 END
 $$;
 
--- The longest key of a user, in bytes: what an index entry can hold, with room for what stands beside it.
+-- The longest key of a user, in bytes: what an index entry can hold, with room for what stands
+-- beside it.
 CREATE FUNCTION activation._longest_key() RETURNS integer
 LANGUAGE sql IMMUTABLE
 RETURN 1000;
 
+-- Whether a user's key is short enough to be kept.
 CREATE FUNCTION activation._key_fits(user_id text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN octet_length(user_id) <= activation._longest_key();

@@ -1,13 +1,19 @@
--- Signals in, enrollments out.
+-- Signals become enrollments; a signal of a deletion ends them.
 
--- Takes signals, at most so many, and turns them into enrollments. One that raises is found by halving and set aside.
-CREATE FUNCTION activation._take_signals(parts integer[], batch integer, OUT taken integer, OUT ids bigint[])
+-- Takes signals, at most `batch`, and turns them into enrollments.
+CREATE FUNCTION activation._take_signals(
+    buckets integer[], batch integer, OUT taken integer, OUT ids bigint[]
+)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    found tid[] := ARRAY(SELECT s.ctid FROM activation.signal s WHERE activation._user_bucket(s.user_id) = ANY (parts) LIMIT batch);
+    found tid[] := ARRAY(
+        SELECT s.ctid
+          FROM activation.signal s
+         WHERE activation._user_bucket(s.user_id) = ANY (buckets)
+         LIMIT batch);
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN
@@ -16,6 +22,8 @@ BEGIN
 END
 $$;
 
+-- Turns these signals into enrollments, although one of them may raise: that one is found by
+-- halving and set aside, and the others go on.
 CREATE FUNCTION activation._take_these_signals(places tid[]) RETURNS bigint[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -33,11 +41,12 @@ BEGIN
             RETURN NULL;
         END IF;
     END;
-    RETURN activation._take_these_signals(places[: middle]) || activation._take_these_signals(places[middle + 1 :]);
+    RETURN activation._take_these_signals(places[: middle])
+        || activation._take_these_signals(places[middle + 1 :]);
 END
 $$;
 
--- A signal that cannot be taken: in each loop that it was for, that is written down.
+-- Removes a signal that cannot be taken, and writes that down in each loop that it was for.
 CREATE FUNCTION activation._set_signal_aside(place tid, problem text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -57,8 +66,9 @@ AS $$
      WHERE l.state <> 'archived'
 $$;
 
--- Turns signals into enrollments. There is at most one waiting enrollment of a user in a loop, and a next one only where the
--- loop's reentry allows it.
+-- Turns signals into enrollments, and returns which. There is at most one waiting enrollment of a
+-- user in a loop, and a next one only where the loop's reentry allows it.
+-- Long because it takes, checks and enrolls in one statement, so that each signal is read once.
 CREATE FUNCTION activation._enroll_signals(places tid[]) RETURNS bigint[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -66,50 +76,76 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     now timestamptz := activation._now();
-    mark integer := coalesce((SELECT max(t.template_id) FROM activation.template t), 0);
+    newest_template_id integer := coalesce(
+        (SELECT max(t.template_id) FROM activation.template t), 0);
     ids bigint[];
     gone_sources integer[];
     gone_users text[];
     gone_addresses text[];
-    gone record;
     harmful jsonb;
     harm record;
 BEGIN
     WITH signals AS (
         DELETE FROM activation.signal WHERE ctid = ANY (places) RETURNING *
     ), meant AS (
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id) AS fits
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context,
+               v.reentry, v.holdout, activation._key_fits(t.user_id) AS fits
           FROM signals t
-          JOIN activation.loop_version v ON v.source_id = t.source_id AND v.event = 'insert' AND v.filter_function IS NULL AND v.generation <= t.generation
+          JOIN activation.loop_version v
+            ON v.source_id = t.source_id AND v.event = 'insert' AND v.filter_function IS NULL
+               AND v.generation <= t.generation
           JOIN activation."loop" l ON l.loop_id = v.loop_id AND l.version = v.version
-         WHERE t.loop_id IS NULL AND t.error IS NULL AND t.user_deleted IS NULL AND l.state <> 'archived'
+         WHERE t.loop_id IS NULL
+           AND t.error IS NULL
+           AND t.user_deleted IS NULL
+           AND l.state <> 'archived'
         UNION ALL
         -- Who passed the filter of an earlier version of a loop is in it.
-        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context, v.reentry, v.holdout, activation._key_fits(t.user_id)
+        SELECT v.loop_id, v.version, t.user_id, t.at, t.enrolled_by, t.context,
+               v.reentry, v.holdout, activation._key_fits(t.user_id)
           FROM signals t
           JOIN activation."loop" l USING (loop_id)
-          JOIN activation.loop_version v ON v.loop_id = l.loop_id AND v.version = l.version AND t.source_id IN (0, v.source_id)
-         WHERE t.error IS NULL AND l.state <> 'archived'
+          JOIN activation.loop_version v
+            ON v.loop_id = l.loop_id AND v.version = l.version AND t.source_id IN (0, v.source_id)
+         WHERE t.error IS NULL
+           AND l.state <> 'archived'
     ), failed AS (
         INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-        SELECT t.at, t.loop_id, t.user_id, 'the filter raised: ' || t.error FROM signals t WHERE t.error IS NOT NULL
+        SELECT t.at, t.loop_id, t.user_id, 'the filter raised: ' || t.error
+          FROM signals t
+         WHERE t.error IS NOT NULL
         UNION ALL
-        SELECT m.at, m.loop_id, m.user_id, format('the key has %s bytes, and the longest that can be kept has %s', octet_length(m.user_id), activation._longest_key())
-          FROM meant m WHERE NOT m.fits
+        SELECT m.at, m.loop_id, m.user_id,
+               format('the key has %s bytes, and the longest that can be kept has %s',
+                      octet_length(m.user_id), activation._longest_key())
+          FROM meant m
+         WHERE NOT m.fits
     ), enrolled AS (
-        INSERT INTO activation.enrollment (loop_id, version, user_id, pass, state, step, enrolled_at, created_at, starts_at, deadline,
-                                           holdout, newest_template_id, enrolled_by, context)
+        INSERT INTO activation.enrollment (
+            loop_id, version, user_id, pass, state, step,
+            enrolled_at, created_at,
+            starts_at, deadline,
+            holdout,
+            newest_template_id, enrolled_by, context)
         SELECT DISTINCT ON (m.loop_id, m.user_id)
-               m.loop_id, m.version, m.user_id, coalesce(last.pass, 0) + 1, 'waiting', s.step, m.at, now,
+               m.loop_id, m.version, m.user_id, coalesce(last.pass, 0) + 1, 'waiting', s.step,
+               m.at, now,
                CASE WHEN s.delay > interval '0' THEN m.at + s.delay END, m.at + s.delay + s.timeout,
-               activation._held_out(l.name, m.user_id, m.holdout), mark, m.enrolled_by, m.context
+               activation._held_out(l.name, m.user_id, m.holdout),
+               newest_template_id, m.enrolled_by, m.context
           FROM meant m
           JOIN activation."loop" l USING (loop_id)
-          JOIN activation.step s ON s.loop_id = m.loop_id AND s.version = m.version AND s.position = 1
-          LEFT JOIN LATERAL (SELECT x.pass, x.state, x.enrolled_at FROM activation.enrollment x
-                              WHERE m.reentry IS NOT NULL AND x.user_id = m.user_id AND x.loop_id = m.loop_id
-                              ORDER BY x.pass DESC LIMIT 1) last ON true
-         WHERE m.fits AND (last.pass IS NULL OR last.state <> 'waiting' AND last.enrolled_at + m.reentry <= m.at)
+          JOIN activation.step s
+            ON s.loop_id = m.loop_id AND s.version = m.version AND s.position = 1
+          LEFT JOIN LATERAL (
+              SELECT x.pass, x.state, x.enrolled_at
+                FROM activation.enrollment x
+               WHERE m.reentry IS NOT NULL AND x.user_id = m.user_id AND x.loop_id = m.loop_id
+               ORDER BY x.pass DESC
+               LIMIT 1) last ON true
+         WHERE m.fits
+           AND (last.pass IS NULL
+                OR last.state <> 'waiting' AND last.enrolled_at + m.reentry <= m.at)
          ORDER BY m.loop_id, m.user_id, m.at
         ON CONFLICT DO NOTHING
         RETURNING enrollment_id
@@ -117,39 +153,72 @@ BEGIN
     SELECT (SELECT array_agg(e.enrollment_id) FROM enrolled e), g.sources, g.users, g.addresses,
            (SELECT jsonb_object_agg(t.loop_id, t.harm) FROM signals t WHERE t.harm IS NOT NULL)
       INTO ids, gone_sources, gone_users, gone_addresses, harmful
-      FROM (SELECT array_agg(t.source_id) AS sources, array_agg(t.user_id) AS users, array_agg(t.address) AS addresses
-              FROM signals t WHERE t.user_deleted AND activation._key_fits(t.user_id)) g;
+      FROM (SELECT array_agg(t.source_id) AS sources, array_agg(t.user_id) AS users,
+                   array_agg(t.address) AS addresses
+              FROM signals t
+             WHERE t.user_deleted AND activation._key_fits(t.user_id)) g;
     FOR harm IN SELECT h.key::integer AS loop_id, h.value FROM jsonb_each_text(harmful) AS h LOOP
         PERFORM activation._fail_at_once(harm.loop_id, 'detect', harm.value, false);
     END LOOP;
     IF gone_users IS NOT NULL THEN
-        FOR gone IN
-            SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
-              FROM unnest(gone_sources, gone_users) AS u(source_id, user_id) JOIN activation.source s USING (source_id) GROUP BY 1
-        LOOP
-            IF gone.users IS NULL THEN
-                -- A later round asks again.
-                INSERT INTO activation.signal (at, source_id, generation, user_id, user_deleted, address)
-                SELECT now, u.source_id, 0, u.user_id, true, u.address
-                  FROM unnest(gone_sources, gone_users, gone_addresses) AS u(source_id, user_id, address) JOIN activation.source s USING (source_id)
-                 WHERE s.table_name = gone.table_name;
-                CONTINUE;
-            END IF;
-            PERFORM activation._exit_enrollments(ARRAY(
-                SELECT e.enrollment_id
-                  FROM unnest(gone.users) AS k(user_id)
-                  CROSS JOIN LATERAL (SELECT x.enrollment_id, x.loop_id, x.version FROM activation.enrollment x WHERE x.user_id = k.user_id OFFSET 0) e
-                  JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version AND v.users = gone.table_name),
-                'the user was deleted');
-            PERFORM activation._remember_addresses(u.users, u.addresses)
-               FROM (SELECT array_agg(x.user_id) AS users, array_agg(activation._fold_address(x.address)) AS addresses
-                       FROM unnest(gone_users, gone_addresses) AS x(user_id, address) WHERE x.user_id = ANY (gone.users)) u;
-            IF (activation._setting()).erase_on_delete THEN
-                INSERT INTO activation.erasure (user_id, asked_at) SELECT DISTINCT k, now FROM unnest(gone.users) AS k ON CONFLICT DO NOTHING;
-            END IF;
-        END LOOP;
+        PERFORM activation._take_deletions(gone_sources, gone_users, gone_addresses, now);
     END IF;
     RETURN ids;
+END
+$$;
+
+-- Follows signals of deletions: users who have no row any more leave their loops, and their
+-- addresses are remembered, for erase().
+CREATE FUNCTION activation._take_deletions(
+    source_ids integer[], user_ids text[], addresses text[], now timestamptz
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    gone record;
+BEGIN
+    FOR gone IN
+        SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
+          FROM unnest(source_ids, user_ids) AS u(source_id, user_id)
+          JOIN activation.source s USING (source_id)
+         GROUP BY 1
+    LOOP
+        IF gone.users IS NULL THEN
+            -- A later round asks again.
+            INSERT INTO activation.signal
+                   (at, source_id, generation, user_id, user_deleted, address)
+            SELECT now, u.source_id, 0, u.user_id, true, u.address
+              FROM unnest(source_ids, user_ids, addresses) AS u(source_id, user_id, address)
+              JOIN activation.source s USING (source_id)
+             WHERE s.table_name = gone.table_name;
+            CONTINUE;
+        END IF;
+        PERFORM activation._exit_enrollments(
+            ARRAY(
+                SELECT e.enrollment_id
+                  FROM unnest(gone.users) AS k(user_id)
+                  CROSS JOIN LATERAL (
+                      SELECT x.enrollment_id, x.loop_id, x.version
+                        FROM activation.enrollment x
+                       WHERE x.user_id = k.user_id
+                      OFFSET 0) e
+                  JOIN activation.loop_version v
+                    ON v.loop_id = e.loop_id AND v.version = e.version
+                       AND v.users = gone.table_name),
+            'the user was deleted');
+        PERFORM activation._remember_addresses(u.users, u.addresses)
+           FROM (SELECT array_agg(x.user_id) AS users,
+                        array_agg(activation._fold_address(x.address)) AS addresses
+                   FROM unnest(user_ids, _take_deletions.addresses) AS x(user_id, address)
+                  WHERE x.user_id = ANY (gone.users)) u;
+        IF (activation._setting()).erase_on_delete THEN
+            INSERT INTO activation.erasure (user_id, asked_at)
+            SELECT DISTINCT k, now FROM unnest(gone.users) AS k
+            ON CONFLICT DO NOTHING;
+        END IF;
+    END LOOP;
 END
 $$;
 
@@ -160,19 +229,37 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    places tid[] := ARRAY(SELECT x.ctid FROM unnest(ids) AS u(id)
-                           CROSS JOIN LATERAL (SELECT e.ctid, e.state FROM activation.enrollment e WHERE e.enrollment_id = u.id FOR NO KEY UPDATE OFFSET 0) x
-                           WHERE x.state = 'waiting');
-    mails uuid[] := ARRAY(SELECT m.message_id FROM unnest(ids) AS u(id)
-                           CROSS JOIN LATERAL (SELECT x.message_id, x.state FROM activation.message x WHERE x.enrollment_id = u.id OFFSET 0) m
-                           WHERE m.state = 'queued');
+    places tid[] := ARRAY(
+        SELECT x.ctid
+          FROM unnest(ids) AS u(id)
+          CROSS JOIN LATERAL (
+              SELECT e.ctid, e.state
+                FROM activation.enrollment e
+               WHERE e.enrollment_id = u.id
+                 FOR NO KEY UPDATE OFFSET 0) x
+         WHERE x.state = 'waiting');
+    mails uuid[] := ARRAY(
+        SELECT m.message_id
+          FROM unnest(ids) AS u(id)
+          CROSS JOIN LATERAL (
+              SELECT x.message_id, x.state
+                FROM activation.message x
+               WHERE x.enrollment_id = u.id
+              OFFSET 0) m
+         WHERE m.state = 'queued');
 BEGIN
     UPDATE activation.enrollment e
-       SET state = 'exited', decided_at = activation._now(), reason = _exit_enrollments.reason, deadline = NULL
+       SET state = 'exited',
+           decided_at = activation._now(),
+           reason = _exit_enrollments.reason,
+           deadline = NULL
      WHERE e.ctid = ANY (places);
     -- No index names the state, so that this one cannot walk the whole queue.
     UPDATE activation.message m
-       SET state = 'cancelled', finished_at = activation._now(), last_error = _exit_enrollments.reason
-     WHERE m.message_id = ANY (mails) AND m.state = 'queued';
+       SET state = 'cancelled',
+           finished_at = activation._now(),
+           last_error = _exit_enrollments.reason
+     WHERE m.message_id = ANY (mails)
+       AND m.state = 'queued';
 END
 $$;

@@ -1,52 +1,66 @@
--- A loop whose code fails gets strikes, and is failing after three of them; who was asked about is asked again later.
+-- Strikes: a loop whose code fails gets one, and is failing after three of them. The people who
+-- were to be asked about are asked about again later.
 
--- A strike against a loop whose code raised as a whole or ran too long. It is tried again after a while; after the third
--- strike it is failing and left alone until resume_loop().
+-- Writes down a strike against a loop whose code raised as a whole or ran too long. It is tried
+-- again after a while, which is returned; after the third strike it is failing and left alone until
+-- resume_loop().
 CREATE FUNCTION activation._strike(loop_id integer, kind text, error text) RETURNS timestamptz
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     now timestamptz := activation._now();
-    k activation.strike;
+    struck activation.strike;
 BEGIN
-    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    INSERT INTO activation.strike AS k (loop_id, kind, strikes, retry_at, last_error, struck_at)
     VALUES (_strike.loop_id, _strike.kind, 1, now + interval '10 seconds', error, now)
     ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
-       SET strikes = x.strikes + 1, retry_at = now + interval '10 seconds' * (x.strikes + 1),
-           last_error = excluded.last_error, struck_at = excluded.struck_at
-    RETURNING x.* INTO k;
-    IF k.strikes >= 3 THEN
-        UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _strike.loop_id AND l.state IN ('active', 'stopped');
+       SET strikes = k.strikes + 1,
+           retry_at = now + interval '10 seconds' * (k.strikes + 1),
+           last_error = excluded.last_error,
+           struck_at = excluded.struck_at
+    RETURNING k.* INTO struck;
+    IF struck.strikes >= 3 THEN
+        UPDATE activation."loop" l
+           SET state = 'failing', reason = error
+         WHERE l.loop_id = _strike.loop_id
+           AND l.state IN ('active', 'stopped');
     END IF;
-    RETURN k.retry_at;
+    RETURN struck.retry_at;
 END
 $$;
 
--- A loop whose code did something to the session that it ran in is failing at once. lost: that cannot be mended, and the
--- session ends when this is committed.
-CREATE FUNCTION activation._fail_at_once(loop_id integer, kind text, error text, lost boolean) RETURNS void
+-- Makes a loop failing at once, whose code did something to the session that it ran in. lost: that
+-- cannot be mended, and the session ends when this is committed.
+CREATE FUNCTION activation._fail_at_once(loop_id integer, kind text, error text, lost boolean)
+RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM activation._strike(loop_id, kind, error);
-    UPDATE activation.strike k SET strikes = greatest(k.strikes, 3) WHERE k.loop_id = _fail_at_once.loop_id AND k.kind = _fail_at_once.kind;
-    UPDATE activation."loop" l SET state = 'failing', reason = error WHERE l.loop_id = _fail_at_once.loop_id AND l.state IN ('active', 'stopped');
+    UPDATE activation.strike k
+       SET strikes = greatest(k.strikes, 3)
+     WHERE k.loop_id = _fail_at_once.loop_id
+       AND k.kind = _fail_at_once.kind;
+    UPDATE activation."loop" l
+       SET state = 'failing', reason = error
+     WHERE l.loop_id = _fail_at_once.loop_id
+       AND l.state IN ('active', 'stopped');
     IF lost THEN
         PERFORM set_config('activation.untrusted', 'on', false);
     END IF;
 END
 $$;
 
--- The condition of a loop struck; its people are swept when it is tried again.
+-- A strike against a loop's condition. Its people are swept when it is tried again.
 CREATE FUNCTION activation._detect_strike(loop_id integer, error text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT activation._order_sweep(loop_id, activation._strike(loop_id, 'detect', error)) $$;
 
--- The condition waited for a lock of the app, or somebody cancelled it: nobody's fault, no strike. Its people are swept a
--- little later.
+-- Puts a loop's condition off without a strike: it waited for a lock of the app, or somebody
+-- cancelled it, and that is nobody's fault. Its people are swept a little later.
 CREATE FUNCTION activation._detect_postpone(loop_id integer, error text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -54,24 +68,31 @@ AS $$
 DECLARE
     again timestamptz := activation._now() + interval '3 seconds';
 BEGIN
-    INSERT INTO activation.strike AS x (loop_id, kind, strikes, retry_at, last_error, struck_at)
+    INSERT INTO activation.strike AS k (loop_id, kind, strikes, retry_at, last_error, struck_at)
     VALUES (_detect_postpone.loop_id, 'detect', 0, again, error, activation._now())
     ON CONFLICT ON CONSTRAINT strike_pkey DO UPDATE
-       SET retry_at = excluded.retry_at, last_error = excluded.last_error, struck_at = excluded.struck_at;
+       SET retry_at = excluded.retry_at,
+           last_error = excluded.last_error,
+           struck_at = excluded.struck_at;
     PERFORM activation._order_sweep(_detect_postpone.loop_id, again);
 END
 $$;
 
--- The condition was cancelled after so many seconds: because it ran too long, or for another reason, which is not to blame
--- on the loop when it happens once; its own code may raise the same.
+-- Decides what a cancelled condition means for its loop. Too long a run is a strike. Any other
+-- cancel is not blamed on the loop when it happens once; but its own code may raise the same error,
+-- so the second time in a row is a strike, too.
 CREATE FUNCTION activation._detect_cancelled(loop_id integer, seconds double precision) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF activation._over_condition_timeout(seconds) THEN
-        PERFORM activation._detect_strike(loop_id, 'its condition was cancelled, because it ran too long');
-    ELSIF EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = _detect_cancelled.loop_id AND k.kind = 'detect') THEN
+        PERFORM activation._detect_strike(
+            loop_id, 'its condition was cancelled, because it ran too long');
+    ELSIF EXISTS (
+        SELECT FROM activation.strike k
+         WHERE k.loop_id = _detect_cancelled.loop_id AND k.kind = 'detect')
+    THEN
         PERFORM activation._detect_strike(loop_id, 'its condition raised: it was cancelled');
     ELSE
         PERFORM activation._detect_postpone(loop_id, 'its condition was cancelled');
@@ -79,28 +100,38 @@ BEGIN
 END
 $$;
 
+-- Forgets the strikes against a loop's condition, since it has just been evaluated without an
+-- error.
 CREATE FUNCTION activation._clear_strikes(loop_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ DELETE FROM activation.strike k WHERE k.loop_id = _clear_strikes.loop_id AND k.kind = 'detect' $$;
+AS $$
+    DELETE FROM activation.strike k WHERE k.loop_id = _clear_strikes.loop_id AND k.kind = 'detect'
+$$;
 
--- People about whom this round has no time to ask: the next one does, and knows from retry_at when they were woken_at, or that
--- they are new.
-CREATE FUNCTION activation._detect_defer(ids bigint[], woken_at timestamptz[], is_new boolean[]) RETURNS void
+-- Leaves to the next round the people about whom this one has no time to ask. It learns from
+-- retry_at when they were woken, or ('-infinity') that they are new.
+CREATE FUNCTION activation._detect_defer(ids bigint[], woken_at timestamptz[], is_new boolean[])
+RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-    UPDATE activation.enrollment e SET retry_at = CASE WHEN a.is_new THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
-      FROM unnest(ids, woken_at, is_new) AS a(id, at, is_new) WHERE e.enrollment_id = a.id AND e.retry_at IS NULL
+    UPDATE activation.enrollment e
+       SET retry_at = CASE WHEN a.is_new THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
+      FROM unnest(ids, woken_at, is_new) AS a(id, at, is_new)
+     WHERE e.enrollment_id = a.id
+       AND e.retry_at IS NULL
 $$;
 
--- One user on whom the condition raises: kept aside and tried again, without harm to the others.
+-- Keeps aside one user on whom the condition raises, to be tried again later, so that the others go
+-- on.
 CREATE FUNCTION activation._detect_bad_user(id bigint, error text) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE activation.enrollment e
-       SET last_error = error, retry_at = activation._now() + interval '1 minute'
+       SET last_error = error,
+           retry_at = activation._now() + interval '1 minute'
      WHERE e.enrollment_id = id
 $$;

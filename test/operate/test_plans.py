@@ -213,6 +213,7 @@ NAMES = {
 NO_MARKS = "'{}', '{}', '{}'"
 CALLS: dict[str, tuple[str, int]] = {
     "_advance": ("_advance(1, DECIDED, now())", BATCH),
+    "_ask_nudges": ("_ask_nudges(MAILS, 'postgres', (SELECT evaluate_function FROM activation.step), now())", BATCH),
     "_apply_event": ("_apply_event((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
     "_apply_events": ("_apply_events()", 1000),
     "_apply_event_to_message": ("_apply_event_to_message((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
@@ -222,6 +223,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_claim_gone": ("_claim_gone(MAILS, '{}')", BATCH),
     "_claim_messages": (f"_claim_messages({BATCH}, {NO_MARKS})", BATCH),
     "_claim_of_loop": ("_claim_of_loop(1, 1, MAILS, '{}', now())", BATCH),
+    "_claim_put_back": ("_claim_put_back(1, MAILS, '22012', 'no', 1, now())", BATCH),
     "_claim_raised": ("_claim_raised((MAILS)[:100], (KEYS)[:100], (KEYS)[:100], (KEYS)[:100], '{}', now())", 100),
     "_claim_goal_reached": ("_claim_goal_reached(MAILS, KEYS, now())", BATCH),
     "_claim_requests": ("_claim_requests(gen_random_uuid(), interval '1 minute', 100)", 100),
@@ -266,6 +268,9 @@ CALLS: dict[str, tuple[str, int]] = {
         "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
         BATCH,
     ),
+    "_remove_old_attempts": ("_remove_old_attempts(now() - interval '1 day', now(), now())", 2 * 1000),
+    "_remove_old_events": ("_remove_old_events(now(), now())", 5 * 1000),
+    "_remove_old_messages": ("_remove_old_messages(now())", 1000),
     "_resolve": ("_resolve(ONE_MAIL, 'sent', 'me')", 1),
     "_set_signal_aside": ("_set_signal_aside((SELECT ctid FROM activation.signal LIMIT 1), 'no')", 1),
     "_store_request": (
@@ -273,6 +278,10 @@ CALLS: dict[str, tuple[str, int]] = {
         BATCH,
     ),
     "_subscribe": ("_subscribe('users', '77', '', false, 'me')", 1),
+    "_take_deletions": (
+        f"_take_deletions(array_fill((SELECT source_id FROM activation.source WHERE table_name = 'users'::regclass), ARRAY[{BATCH}]), KEYS, KEYS, now())",
+        BATCH,
+    ),
     "_take_signals": (f"_take_signals(PARTS, {BATCH})", BATCH),
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_take_wakes": (f"_take_wakes(PARTS, {BATCH})", BATCH),
