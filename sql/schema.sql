@@ -134,8 +134,8 @@ CREATE FUNCTION activation._is_alive(pid integer, backend_start timestamptz) RET
 LANGUAGE sql STABLE COST 1000
 RETURN coalesce(activation._backend_start(pid) = backend_start, false);
 
--- Raises what a validator returned: {"message", "detail", "hint", "code"}. Only SQL raises: an error
--- raised inside PL/Python would carry a traceback.
+-- Raises what a validator returned: {"message", "detail", "hint", "code"}. Only SQL raises: an
+-- error raised inside PL/Python would carry a traceback.
 CREATE FUNCTION activation._raise(error jsonb) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

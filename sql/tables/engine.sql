@@ -1,11 +1,11 @@
--- What detection works on. The engine writes these tables. signal and wake are also written by capture
--- and by the verbs that enroll people or tell of them; event, by track().
+-- What detection works on. The engine writes these tables. signal and wake are also written by
+-- capture and by the verbs that enroll people or tell of them; event, by track().
 --
 -- autovacuum comes early to all that is deleted or updated much: tables stay as large as what they
 -- keep, however long they have been in use.
 
--- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and no
--- more.
+-- Someone to enroll. Logged: never lost. No index: an INSERT of the app pays for one heap row and
+-- no more.
 CREATE TABLE activation.signal (
     at           timestamptz NOT NULL DEFAULT now(),
     source_id    integer NOT NULL,
@@ -36,9 +36,9 @@ COMMENT ON COLUMN activation.signal.user_deleted IS
 COMMENT ON COLUMN activation.signal.address IS
     'The address that the deleted row held.';
 
--- Someone to look at again: a hint that may be lost, because a sweep repairs it. Unlogged: no WAL. It
--- holds one marker row (source_id 0); when that is gone (a crash, a promoted standby) the detector
--- sweeps everybody once.
+-- Someone to look at again: a hint that may be lost, because a sweep repairs it. Unlogged: no WAL.
+-- It holds one marker row (source_id 0); when that is gone (a crash, a promoted standby) the
+-- detector sweeps everybody once.
 CREATE UNLOGGED TABLE activation.wake (
     at        timestamptz NOT NULL DEFAULT now(),
     source_id integer NOT NULL,
@@ -174,8 +174,8 @@ COMMENT ON COLUMN activation.sweep.mark IS
     'The enrollment that an unfinished sweep came to.';
 
 -- A loop's code that raised as a whole, or ran too long, is a strike against it; after three it is
--- skipped until resume_loop(). Detectors and deliverers count apart: what works for one may fail for
--- the other.
+-- skipped until resume_loop(). Detectors and deliverers count apart: what works for one may fail
+-- for the other.
 CREATE TABLE activation.strike (
     loop_id    integer NOT NULL,
     kind       text NOT NULL CHECK (kind IN ('detect', 'claim')),
@@ -190,9 +190,9 @@ COMMENT ON TABLE activation.strike IS
     'Loops whose code raised while they were evaluated or claimed: how often in a row, with what, '
     'and when it is tried again.';
 
--- Users who could not be enrolled: the loop's filter raised on the app's statement, their key is too
--- long, or their signal could not be taken for another reason. The index holds hashes: a key may have
--- any length.
+-- Users who could not be enrolled: the loop's filter raised on the app's statement, their key is
+-- too long, or their signal could not be taken for another reason. The index holds hashes: a key
+-- may have any length.
 CREATE TABLE activation.capture_failure (
     at      timestamptz NOT NULL,
     loop_id integer NOT NULL,

@@ -1,4 +1,5 @@
--- What people want and what Resend reports: consent, suppressed addresses, webhook events, erasures.
+-- What people want and what Resend reports: consent, suppressed addresses, webhook events,
+-- erasures.
 
 -- What people have said they want.
 CREATE TABLE activation.consent (
@@ -32,9 +33,9 @@ COMMENT ON COLUMN activation.suppression.address IS
 COMMENT ON COLUMN activation.suppression.hash IS
     'The keyed hash that would replace the address.';
 
--- Keyed hashes of addresses that people had and that no row tells of any more: of users whose row was
--- deleted, and of suppressed ones whose messages were deleted after their retention. They serve to
--- find people who are forgotten later in `suppression`.
+-- Keyed hashes of addresses that people had and that no row tells of any more: of users whose row
+-- was deleted, and of suppressed ones whose messages were deleted after their retention. They serve
+-- to find people who are forgotten later in `suppression`.
 CREATE TABLE activation.past_address (
     user_id text NOT NULL,
     hash    text NOT NULL,

@@ -1,5 +1,5 @@
--- What delivery owns: a message is one email that was promised, a request one call of Resend's API, an
--- attempt one try of one message. Beside them what the provider allows.
+-- What delivery owns: a message is one email that was promised, a request one call of Resend's API,
+-- an attempt one try of one message. Beside them what the provider allows.
 
 -- One call of Resend's API: the exact bytes, its idempotency key (the id), and who holds it now.
 -- Repeated byte for byte until its outcome is known or it is 23 hours old.
@@ -21,8 +21,8 @@ CREATE TABLE activation.request (
     lease_pid       integer,
     lease_start     timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
--- A hundred mails from one template compress to little, and lz4 costs a tenth of pglz; a server built
--- without it keeps pglz.
+-- A hundred mails from one template compress to little, and lz4 costs a tenth of pglz; a server
+-- built without it keeps pglz.
 DO $$
 BEGIN
     ALTER TABLE activation.request ALTER COLUMN body SET COMPRESSION lz4;

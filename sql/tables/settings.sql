@@ -1,5 +1,5 @@
--- What people declare: settings, users tables, topics, templates. Only the public verbs write these,
--- except for the signing key, which is made when it is first needed.
+-- What people declare: settings, users tables, topics, templates. Only the public verbs write
+-- these, except for the signing key, which is made when it is first needed.
 
 CREATE TABLE activation.setting (
     singleton         boolean PRIMARY KEY DEFAULT true CHECK (singleton),

@@ -40,8 +40,8 @@ BEGIN
 END
 $$;
 
--- A worker's slot is its own while pid and backend_start are those of a session that exists: a lease,
--- see _take_slot().
+-- A worker's slot is its own while pid and backend_start are those of a session that exists: a
+-- lease, see _take_slot().
 CREATE TABLE activation.worker (
     kind          text NOT NULL CHECK (kind IN ('detector', 'deliverer', 'puller', 'tick')),
     slot          integer NOT NULL,
@@ -100,7 +100,8 @@ COMMENT ON COLUMN activation.schedule.detectors IS
 COMMENT ON COLUMN activation.schedule.deliverers IS
     'How many deliverers start() was asked for.';
 
--- The slow half of overview(): over a million enrollments it takes seconds, so it is kept for a while.
+-- The slow half of overview(): over a million enrollments it takes seconds, so it is kept for a
+-- while.
 CREATE TABLE activation.overview_numbers (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     taken_at  timestamptz NOT NULL,
