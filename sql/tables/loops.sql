@@ -39,7 +39,8 @@ SELECT pg_catalog.pg_extension_config_dump('activation.source_source_id_seq', ''
 COMMENT ON TABLE activation.source IS
     'Columns of the app''s tables that hold users'' keys and are captured by triggers.';
 COMMENT ON COLUMN activation.source.table_oid IS
-    'Differs from table_name after a restore. Then key_attnum may be stale, and key_column is right.';
+    'Differs from table_name after a restore. Then key_attnum may be stale, and key_column is '
+    'right.';
 COMMENT ON COLUMN activation.source.generation IS
     'Counts the loops that came to the table, so that a signal from before a loop does not enroll '
     'in it.';
