@@ -323,7 +323,7 @@ EXEMPT = set(
         "power",
         "_bind",
         "_define",
-        "_compile_condition",
+        "_read_watches",
         "_capture_body",
         "_migrate_loop",
         "_pause_loop",
