@@ -325,6 +325,7 @@ EXEMPT = set(
         "_define",
         "_read_watches",
         "_capture_body",
+        "_filter_statements",
         "_migrate_loop",
         "_pause_loop",
         "_resume_loop",
