@@ -6,9 +6,10 @@
 -- throughput): therefore every name in it is qualified and it holds no operator and no cast, which
 -- the app's search_path could redirect.
 
--- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of its own
--- types: then nothing of an author's runs in the app's session, and what that holds needs no look.
--- Row security would bring its policies.
+-- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of
+-- PostgreSQL's own types. Then no code of an author's runs in the app's session, and what the
+-- session holds need not be compared. A table with row security does not count: its policies would
+-- run, too.
 CREATE FUNCTION activation._is_plain_filter(function_name name, table_name regclass)
 RETURNS boolean
 LANGUAGE sql STABLE

@@ -51,7 +51,7 @@ DECLARE
     relation regclass;
     old_timeout text := current_setting('lock_timeout');
 BEGIN
-    -- One at a time a table: a transaction that has changed one table holds up no other.
+    -- One transaction at a time for each table: it holds up none that changes another table.
     PERFORM FROM activation.source s
      WHERE s.table_name = _generate_capture.table_name
      ORDER BY s.source_id FOR NO KEY UPDATE;
@@ -59,7 +59,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_class c
                     WHERE c.oid = _generate_capture.table_name
                       AND c.relnamespace <> 'activation'::regnamespace) THEN
-        -- What becomes an event is told by track() itself.
+        -- Events need no capture: track() itself writes signals and wakes.
         RETURN;
     END IF;
     FOR capture IN

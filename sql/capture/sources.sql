@@ -103,7 +103,7 @@ BEGIN
              WHERE s.table_name = _sync_source.table_name AND f.filter_function IS NOT NULL) now
      WHERE v.loop_id = now.loop_id AND v.version = now.version
        AND (v.filter_columns, v.old_columns) IS DISTINCT FROM (now.new_names, now.old_names)
-       -- A column that is gone is told by _follow_table().
+       -- Where a column is gone, _follow() says so.
        AND cardinality(v.filter_columns || v.old_columns)
            = cardinality(now.new_names || now.old_names);
 END

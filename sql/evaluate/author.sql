@@ -3,12 +3,12 @@
 --
 -- The parser runs code: it reads the string of an array, a row or a range, and domains in it are
 -- checked by their own functions. So the author's text is first prepared with a parameter in place
--- of each string, in the author's rights, read-only and undone. The server says of what type each
+-- of each string, with the author's rights, read-only and undone. The server says of what type each
 -- string is, and has read none. A string of a type whose reading would run code is refused. Every
 -- other string gets its type written out; where that type is not built in, the string is read as
 -- text and converted when the function runs. Only then does the text become the body of a function:
--- the parser has nothing of the author's left to run. Whatever plans or runs it does so in the
--- author's rights, and is undone.
+-- the parser has nothing of the author's left to run. The text is planned and run with the author's
+-- rights alone, and what that does is undone.
 
 -- A type's name with its schema, for generated SQL.
 CREATE FUNCTION activation._type_name(type oid) RETURNS text

@@ -47,7 +47,7 @@ $body$,
         IF answer #>> '{error,code}' IS DISTINCT FROM '42P18' THEN
             EXIT;
         END IF;
-        -- Nothing says of what type it is: then it is text.
+        -- Nothing determines the type of this string: it becomes text.
         unknown := substring(answer #>> '{error,message}' FROM '\$(\d+)')::integer
                    - (key_type IS NOT NULL)::integer;
         EXIT WHEN unknown IS NULL OR types[unknown] IS DISTINCT FROM 'pg_catalog.unknown';

@@ -35,7 +35,8 @@ AS $$
                               AND NOT activation._function_exists(s.condition_function))
 $$;
 
--- What the functions of a step's condition are called after. The goal of its own is step 0.
+-- What tells the functions of a step's condition from those of another step, in their names. A goal
+-- of its own is step 0.
 CREATE FUNCTION activation._condition_label(step integer) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE step WHEN 0 THEN ' of the goal' WHEN 1 THEN '' ELSE format(' of step %s', step) END;
@@ -61,7 +62,7 @@ BEGIN
                        SELECT activation._condition_label(s.step) FROM activation.step s
                         WHERE s.loop_id = _drop_compiled.loop_id
                           AND s.version = _drop_compiled.version) w)
-         -- Those first that use others.
+         -- Functions that use others are dropped before those.
          ORDER BY p.proname LIKE '%: condition%' OR p.proname LIKE '%: filter%'
                   OR p.proname LIKE '%: schedule%'
     LOOP
@@ -117,7 +118,8 @@ DECLARE
     loop_name text := (SELECT l.name FROM activation."loop" l
                         WHERE l.loop_id = _compile_version.loop_id);
     key_type oid;
-    -- The numbers stand in what is never cut, so that no two versions of any loops share a name.
+    -- The numbers stand in the suffix, which is never cut, so that no two versions of any loops
+    -- share a name.
     suffix text := format(' (%s.v%s)', loop_id, version);
     filter jsonb;
     trigger jsonb;

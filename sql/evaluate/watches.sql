@@ -63,7 +63,7 @@ BEGIN
              WHERE c.covered_root = root
              LIMIT 1;
         END IF;
-        -- What becomes an event is told by track(), whatever the type of the key.
+        -- track() wakes whom an event concerns, whatever the type of the users' key.
         IF root = 'activation.event'::regclass AND watch_column = 'user_id'
            OR watch_column IS NOT NULL
            AND EXISTS (SELECT FROM pg_class c
