@@ -1,6 +1,7 @@
 -- Sources: which tables are captured, by which key columns, and what their columns are called now.
 
--- A name for a generated function, at most 63 bytes: what it is for, cut if need be, and a suffix that makes it unique.
+-- A name for a generated function, at most 63 bytes: what it is for, cut if need be, and a suffix
+-- that makes it unique.
 CREATE FUNCTION activation._compiled_name(base text, suffix text) RETURNS name
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -15,7 +16,7 @@ BEGIN
 END
 $$;
 
--- A table's columns, in their order.
+-- The names of a table's columns, in their order.
 CREATE FUNCTION activation._user_columns(users regclass) RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -24,36 +25,46 @@ AS $$
      WHERE a.attrelid = users AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
--- Numbers of a table's columns, and names of those of them that still exist, in the order given.
+-- The numbers of those of some columns of a table that still exist, in the order given.
 CREATE FUNCTION activation._column_numbers(table_name regclass, columns name[]) RETURNS smallint[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT ARRAY(SELECT a.attnum FROM unnest(columns) WITH ORDINALITY AS c(attname, ordinal)
-                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attname = c.attname AND NOT a.attisdropped ORDER BY c.ordinal)
+                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attname = c.attname
+                                      AND NOT a.attisdropped
+                  ORDER BY c.ordinal)
 $$;
 
+-- The names of those of some columns of a table that still exist, in the order given.
 CREATE FUNCTION activation._column_names(table_name regclass, attnums smallint[]) RETURNS name[]
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT ARRAY(SELECT a.attname FROM unnest(attnums) WITH ORDINALITY AS c(attnum, ordinal)
-                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attnum = c.attnum AND NOT a.attisdropped ORDER BY c.ordinal)
+                   JOIN pg_attribute a ON a.attrelid = table_name AND a.attnum = c.attnum
+                                      AND NOT a.attisdropped
+                  ORDER BY c.ordinal)
 $$;
 
--- What the old and the new version of an updated row have in common: the primary key of its table, as a condition over the
--- rows n and o. NULL without one.
+-- What the old and the new version of an updated row have in common: the primary key of its table,
+-- as a condition over the rows n and o. NULL without one.
 CREATE FUNCTION activation._same_row_condition(table_name regclass) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT string_agg(format('pg_catalog.format(''%%s'', n.%1$I) OPERATOR(pg_catalog.=) pg_catalog.format(''%%s'', o.%1$I)', a.attname),
+    SELECT string_agg(format('pg_catalog.format(''%%s'', n.%1$I) OPERATOR(pg_catalog.=) '
+                             'pg_catalog.format(''%%s'', o.%1$I)', a.attname),
                       ' AND ' ORDER BY k.ordinal)
-      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal), pg_attribute a
-     WHERE i.indrelid = table_name AND i.indisprimary AND a.attrelid = table_name AND a.attnum = k.attnum
+      FROM pg_index i,
+           unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal),
+           pg_attribute a
+     WHERE i.indrelid = table_name AND i.indisprimary
+       AND a.attrelid = table_name AND a.attnum = k.attnum
 $$;
 
--- Columns are followed by number through renames; after a restore numbers may differ and names are right.
+-- Brings what is stored of a captured table's columns up to date. Columns are followed by number
+-- through renames; after a restore numbers may differ and names are right.
 CREATE FUNCTION activation._sync_source(table_name regclass) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -73,7 +84,8 @@ BEGIN
        AND a.attrelid = s.table_name AND a.attname = s.key_column AND NOT a.attisdropped;
     UPDATE activation.users_table u
        SET key_column = a.attname
-      FROM activation.source s JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum
+      FROM activation.source s
+      JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = s.key_attnum
      WHERE s.table_name = _sync_source.table_name AND u.users = s.table_name
        AND u.key_column = s.key_column AND a.attname <> s.key_column AND NOT a.attisdropped;
     UPDATE activation.source s
@@ -84,17 +96,20 @@ BEGIN
        AND a.attname <> s.key_column;
     UPDATE activation.loop_version v
        SET filter_columns = now.new_names, old_columns = now.old_names
-      FROM (SELECT f.loop_id, f.version, activation._column_names(s.table_name, f.filter_attnums) AS new_names,
+      FROM (SELECT f.loop_id, f.version,
+                   activation._column_names(s.table_name, f.filter_attnums) AS new_names,
                    activation._column_names(s.table_name, f.old_attnums) AS old_names
               FROM activation.loop_version f JOIN activation.source s USING (source_id)
              WHERE s.table_name = _sync_source.table_name AND f.filter_function IS NOT NULL) now
      WHERE v.loop_id = now.loop_id AND v.version = now.version
        AND (v.filter_columns, v.old_columns) IS DISTINCT FROM (now.new_names, now.old_names)
-       -- A column that is gone is told by _follow_table().
-       AND cardinality(v.filter_columns || v.old_columns) = cardinality(now.new_names || now.old_names);
+       -- Where a column is gone, _follow() says so.
+       AND cardinality(v.filter_columns || v.old_columns)
+           = cardinality(now.new_names || now.old_names);
 END
 $$;
 
+-- The source that a column of a table is, made where there is none.
 CREATE FUNCTION activation._capture_source(table_name regclass, key_column name) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -106,7 +121,8 @@ BEGIN
     INSERT INTO activation.source (table_name, key_column, key_attnum, table_oid)
     SELECT _capture_source.table_name, a.attname, a.attnum, _capture_source.table_name
       FROM pg_attribute a
-     WHERE a.attrelid = _capture_source.table_name AND a.attname = _capture_source.key_column AND NOT a.attisdropped
+     WHERE a.attrelid = _capture_source.table_name AND a.attname = _capture_source.key_column
+       AND NOT a.attisdropped
     ON CONFLICT DO NOTHING;
     SELECT s.source_id INTO STRICT found_id
       FROM activation.source s

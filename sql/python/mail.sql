@@ -1,15 +1,17 @@
 -- PL/Python for mail: templates, tokens in links, signatures, secrets, mailboxes.
 
-CREATE FUNCTION activation._check_template(what text, subject text, html text, body_text text, personalization jsonb, columns text[])
-RETURNS jsonb
+-- Checks a template: its syntax, and with columns also that all it names exists. {} or {"error"}.
+CREATE FUNCTION activation._check_template(context text, subject text, html text, body_text text,
+                                           personalization jsonb, columns text[]) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
 from activation.server import entry
-return entry.check_template(what, subject, html, body_text, personalization, columns)
+return entry.check_template(context, subject, html, body_text, personalization, columns)
 $$;
 
+-- A template that comes with the package: {"subject", "html", "body_text"}; NULL if there is none.
 CREATE FUNCTION activation._built_in_template(name text) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
@@ -19,7 +21,9 @@ from activation.server import entry
 return entry.built_in_template(name)
 $$;
 
-CREATE FUNCTION activation._rendered(action jsonb, loop text, user_row text, subject text, html text, body_text text) RETURNS jsonb
+-- A mail as it would be sent to a user, or {"problem"}, why it would not.
+CREATE FUNCTION activation._rendered(action jsonb, loop text, user_row text, subject text,
+                                     html text, body_text text) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -28,7 +32,7 @@ from activation.server import entry
 return entry.preview(action, loop, user_row, subject, html, body_text)
 $$;
 
--- The enrollment that a token of ours is of, else NULL.
+-- The enrollment that an unsubscribe token belongs to; NULL if we did not make the token.
 CREATE FUNCTION activation._read_token(key text, token text) RETURNS bigint
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
@@ -38,13 +42,15 @@ from activation.server import entry
 return entry.read_token(key, token)
 $$;
 
--- What is wrong with a webhook's signature, or NULL. secrets: those stored under the names that references name.
-CREATE FUNCTION activation._webhook_problem(body text, id text, sent_at text, signatures text, refs text, secrets jsonb, now double precision)
+-- What is wrong with a webhook's signature, or NULL. refs: references to its secrets; secrets:
+-- those that are stored in the database under the names that refs name.
+CREATE FUNCTION activation._webhook_problem(body text, id text, sent_at text, signatures text,
+                                            refs text, secrets jsonb, now double precision)
 RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
-# Once a session: it comes for every webhook, and would take as long as the rest.
+# Imported once a session: this runs for every webhook, and importing takes as long as the rest.
 if "entry" not in SD:
     plpy.execute("SELECT activation._python()")
     from activation.server import entry
@@ -52,6 +58,7 @@ if "entry" not in SD:
 return SD["entry"].webhook_problem(body, id, sent_at, signatures, refs, secrets, now)
 $$;
 
+-- Whether a text is a reference to a secret, such as secret:resend, and not a secret itself.
 CREATE FUNCTION activation._is_reference(reference text) RETURNS boolean
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
@@ -61,16 +68,18 @@ from activation.server import entry
 return entry.is_reference(reference)
 $$;
 
--- {"mailbox"}: one mailbox, quoted where its name needs it; or {"error"}. what: the name of the setting.
-CREATE FUNCTION activation._mailbox(what text, mailbox text) RETURNS jsonb
+-- {"mailbox"}: one mailbox, quoted where its name needs it; or {"error"}.
+CREATE FUNCTION activation._mailbox(setting text, mailbox text) RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$
 plpy.execute("SELECT activation._python()")
 from activation.server import entry
-return entry.mailbox(what, mailbox)
+return entry.mailbox(setting, mailbox)
 $$;
 
+-- Why the API key that a reference names cannot be read on this server, or NULL. stored: the secret
+-- of that name in the database.
 CREATE FUNCTION activation._key_problem(reference text, stored text) RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
@@ -80,7 +89,7 @@ from activation.server import entry
 return entry.key_problem(reference, stored)
 $$;
 
--- As _key_problem(), of a secret that signs webhooks.
+-- As _key_problem(), for a secret that signs webhooks.
 CREATE FUNCTION activation._webhook_secret_problem(reference text, stored text) RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
@@ -90,6 +99,7 @@ from activation.server import entry
 return entry.webhook_secret_problem(reference, stored)
 $$;
 
+-- The name of the machine that the server runs on.
 CREATE FUNCTION activation._host_name() RETURNS text
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp

@@ -1,6 +1,7 @@
--- What people want and what Resend reports: consent, suppressed addresses, webhook events, erasures.
+-- What people want and what Resend reports: consent, suppressed addresses, webhook events,
+-- erasures.
 
--- What people have said they want. Topic '' is all mail that is not transactional.
+-- What people have said they want.
 CREATE TABLE activation.consent (
     users      regclass NOT NULL,
     user_id    text NOT NULL,
@@ -11,10 +12,11 @@ CREATE TABLE activation.consent (
     PRIMARY KEY (user_id, users, topic)
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.consent', '');
-COMMENT ON TABLE activation.consent IS 'What people unsubscribed from, and subscribed to again.';
+COMMENT ON TABLE activation.consent IS
+    'What people unsubscribed from, and subscribed to again.';
+COMMENT ON COLUMN activation.consent.topic IS
+    'The empty topic is all mail that is not transactional.';
 
--- Addresses are folded (no display name, lower case); of people who were forgotten there is a keyed hash instead.
--- hash: what would stand there instead.
 CREATE TABLE activation.suppression (
     address text PRIMARY KEY,
     reason  text NOT NULL,
@@ -24,10 +26,16 @@ CREATE TABLE activation.suppression (
 );
 CREATE INDEX suppression_hash ON activation.suppression (hash);
 SELECT pg_catalog.pg_extension_config_dump('activation.suppression', '');
-COMMENT ON TABLE activation.suppression IS 'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
+COMMENT ON TABLE activation.suppression IS
+    'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
+COMMENT ON COLUMN activation.suppression.address IS
+    'Folded: without a display name, in lower case. Of people who were forgotten, a keyed hash.';
+COMMENT ON COLUMN activation.suppression.hash IS
+    'The keyed hash that would replace the address.';
 
--- Addresses that people had and that no row tells of any more, as keyed hashes, so that whoever is forgotten later is found in
--- `suppression`: of users whose row was deleted, and of suppressed ones whose messages went with their time.
+-- Keyed hashes of addresses that people had and that no row tells of any more: of users whose row
+-- was deleted, and of suppressed ones whose messages were deleted after their retention. They serve
+-- to find people who are forgotten later in `suppression`.
 CREATE TABLE activation.past_address (
     user_id text NOT NULL,
     hash    text NOT NULL,
@@ -36,10 +44,11 @@ CREATE TABLE activation.past_address (
 );
 CREATE INDEX past_address_at ON activation.past_address (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.past_address', '');
-COMMENT ON TABLE activation.past_address IS 'Hashes of addresses that people had, for erase(): of deleted users for retention, of suppressed ones for as long as they are.';
+COMMENT ON TABLE activation.past_address IS
+    'Hashes of addresses that people had, for erase(): of deleted users for retention, of '
+    'suppressed ones for as long as they are.';
 
--- What Resend has told, once for each id of its. applied: it has reached its message, or there is none that it concerns;
--- problem: why it could not be brought there.
+-- What Resend has told, once for each id that it gave an event.
 CREATE TABLE activation.webhook_event (
     webhook_id  text PRIMARY KEY,
     type        text NOT NULL,
@@ -50,15 +59,26 @@ CREATE TABLE activation.webhook_event (
     payload     jsonb NOT NULL,
     problem     text
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX webhook_event_message ON activation.webhook_event (message_id) WHERE message_id IS NOT NULL;
+CREATE INDEX webhook_event_message ON activation.webhook_event (message_id)
+    WHERE message_id IS NOT NULL;
 CREATE INDEX webhook_event_received ON activation.webhook_event (received_at);
--- The order of what was told about an address, which may be of any length.
-CREATE INDEX webhook_event_removed ON activation.webhook_event USING hash (lower(payload #>> '{data,email}')) WHERE type = 'suppression.removed';
+-- The order of what was told about an address. It is a hash index because an address may have any
+-- length.
+CREATE INDEX webhook_event_removed
+    ON activation.webhook_event USING hash (lower(payload #>> '{data,email}'))
+    WHERE type = 'suppression.removed';
 CREATE INDEX webhook_event_open ON activation.webhook_event (at) WHERE NOT applied;
 SELECT pg_catalog.pg_extension_config_dump('activation.webhook_event', '');
-COMMENT ON TABLE activation.webhook_event IS 'What Resend told about mails, by receive_webhook(): of an event about a message of ours what why() and the numbers tell, of any other its type and times alone; kept for retention.';
+COMMENT ON TABLE activation.webhook_event IS
+    'What Resend told about mails, by receive_webhook(): of an event about a message of ours what '
+    'why() and the numbers tell, of any other its type and times alone; kept for retention.';
+COMMENT ON COLUMN activation.webhook_event.applied IS
+    'Whether the event has reached its message, or there is none that it concerns.';
+COMMENT ON COLUMN activation.webhook_event.problem IS
+    'Why the event could not be applied.';
 
--- How far pull_webhooks() has read the events of which webhook, and when Resend's suppression list was last compared.
+-- How far pull_webhooks() has read the events of which webhook, and when Resend's suppression list
+-- was last compared.
 CREATE TABLE activation.pull (
     singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     webhook_id text,
@@ -66,7 +86,9 @@ CREATE TABLE activation.pull (
     pulled_at  timestamptz,
     synced_at  timestamptz
 );
-COMMENT ON TABLE activation.pull IS 'How far the events of Resend''s webhook were read; not dumped, since reading some again does nothing.';
+COMMENT ON TABLE activation.pull IS
+    'How far the events of Resend''s webhook were read; '
+    'not dumped, since reading some again does nothing.';
 
 -- What unsuppress() took off our list and is still to be taken off Resend's.
 CREATE TABLE activation.unsuppression (
@@ -74,11 +96,13 @@ CREATE TABLE activation.unsuppression (
     at      timestamptz NOT NULL
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.unsuppression', '');
-COMMENT ON TABLE activation.unsuppression IS 'Addresses that sync_suppressions() is to take off Resend''s list.';
+COMMENT ON TABLE activation.unsuppression IS
+    'Addresses that sync_suppressions() is to take off Resend''s list.';
 
 -- A sequence, because it keeps counting where the call that counted raised.
 CREATE SEQUENCE activation.webhook_refused;
-COMMENT ON SEQUENCE activation.webhook_refused IS 'How many webhooks were refused; not dumped.';
+COMMENT ON SEQUENCE activation.webhook_refused IS
+    'How many webhooks were refused; not dumped.';
 
 -- People who are to be forgotten as soon as no mail to them is on its way.
 CREATE TABLE activation.erasure (
@@ -87,4 +111,6 @@ CREATE TABLE activation.erasure (
     tried_at timestamptz
 );
 SELECT pg_catalog.pg_extension_config_dump('activation.erasure', '');
-COMMENT ON TABLE activation.erasure IS 'Users whom erase() or the deletion of their row wants forgotten, and who have a mail on its way.';
+COMMENT ON TABLE activation.erasure IS
+    'Users whom erase() or the deletion of their row wants forgotten, and who have a mail on its '
+    'way.';

@@ -1,14 +1,18 @@
--- Who works, and the rows that sessions lock: parts of the users, named mutexes, slots of workers.
+-- Who works, and the rows that sessions lock: buckets of users, named mutexes, slots of workers.
 
--- Locks are rows, taken by SELECT … FOR UPDATE: an advisory lock can be taken by anybody who may connect, and be kept. A row
--- that is locked is no new version of it, so that transactions of any isolation level may wait for it.
+-- Locks are rows, taken by SELECT … FOR UPDATE: an advisory lock can be taken by anybody who may
+-- connect, and be kept. Locking a row makes no new version of it, so that transactions of any
+-- isolation level may wait for it.
 CREATE TABLE activation.user_bucket (part integer PRIMARY KEY);
-COMMENT ON TABLE activation.user_bucket IS 'One row for each part of the users, locked by who moves people of that part; not dumped.';
+COMMENT ON TABLE activation.user_bucket IS
+    'One row for each bucket of users, locked by whoever moves people of that bucket; not dumped.';
 INSERT INTO activation.user_bucket SELECT unnest(activation._all_buckets());
 
 CREATE TABLE activation.mutex (name text PRIMARY KEY);
-COMMENT ON TABLE activation.mutex IS 'One row for each thing that one transaction does at a time, which locks it; not dumped.';
-INSERT INTO activation.mutex VALUES ('cap'), ('capture'), ('define'), ('housekeeping'), ('mode'), ('overview'), ('wake');
+COMMENT ON TABLE activation.mutex IS
+    'One row for each thing that one transaction does at a time, which locks it; not dumped.';
+INSERT INTO activation.mutex
+VALUES ('cap'), ('capture'), ('define'), ('housekeeping'), ('mode'), ('overview'), ('wake');
 
 -- Waits for a lock, and holds it until the transaction ends.
 CREATE FUNCTION activation._lock(name text) RETURNS void
@@ -19,7 +23,8 @@ BEGIN
     PERFORM FROM activation.mutex l WHERE l.name = _lock.name FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'activation.mutex has no row %', quote_literal(name)
-            USING ERRCODE = '55000', HINT = format('INSERT INTO activation.mutex VALUES (%L);', name);
+            USING ERRCODE = '55000',
+                  HINT = format('INSERT INTO activation.mutex VALUES (%L);', name);
     END IF;
 END
 $$;
@@ -35,8 +40,8 @@ BEGIN
 END
 $$;
 
--- A worker's slot is its own while pid and backend_start are those of a session that exists: a lease, see _take_slot().
--- NULL: nobody's. struck: what it was stuck in when its loop got a strike for that.
+-- A worker's slot is its own while pid and backend_start are those of a session that exists: a
+-- lease, see _take_slot().
 CREATE TABLE activation.worker (
     kind          text NOT NULL CHECK (kind IN ('detector', 'deliverer', 'puller', 'tick')),
     slot          integer NOT NULL,
@@ -49,41 +54,60 @@ CREATE TABLE activation.worker (
     struck        bigint,
     PRIMARY KEY (kind, slot)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE activation.worker IS 'Who works in which slot, and their heartbeats; not dumped.';
+COMMENT ON TABLE activation.worker IS
+    'Who works in which slot, and their heartbeats; not dumped.';
+COMMENT ON COLUMN activation.worker.pid IS
+    'NULL: the slot is nobody''s.';
+COMMENT ON COLUMN activation.worker.struck IS
+    'What the worker was stuck in when its loop got a strike for that.';
 
--- In which loop's code a worker is, and since when: one sequence a slot, since others see at once what is set in a sequence,
--- and an author's code can neither set it nor undo it. See _evaluating().
+-- In which loop's code a worker is, and since when. It is one sequence for each slot: others see at
+-- once what is set in a sequence, and an author's code can neither set it nor undo it. See
+-- _evaluating().
 DO $$
 DECLARE
-    place text;
+    sequence text;
 BEGIN
-    FOR place IN
-        SELECT format('activation.%s_%s', k.kind, n.slot) FROM unnest('{detector,deliverer}'::text[]) AS k(kind), generate_series(1, 8) AS n(slot)
+    FOR sequence IN
+        SELECT format('activation.%s_%s', k.kind, n.slot)
+          FROM unnest('{detector,deliverer}'::text[]) AS k(kind), generate_series(1, 8) AS n(slot)
     LOOP
-        EXECUTE format('CREATE UNLOGGED SEQUENCE %s MINVALUE 0 START 0', place);
-        EXECUTE format('COMMENT ON SEQUENCE %s IS ''In which loop''''s code this worker is, and since when; not dumped.''', place);
+        EXECUTE format('CREATE UNLOGGED SEQUENCE %s MINVALUE 0 START 0', sequence);
+        EXECUTE format('COMMENT ON SEQUENCE %s IS ''In which loop''''s code this worker is, '
+                       'and since when; not dumped.''', sequence);
     END LOOP;
 END
 $$;
 
--- Whether the wake part stands in the capture functions and until when it writes, and how many workers start() was asked
--- for.
 CREATE TABLE activation.schedule (
-    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    watching   boolean NOT NULL,
+    singleton     boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    watching      boolean NOT NULL,
     watched_until timestamptz,
-    detectors  integer NOT NULL,
-    deliverers integer NOT NULL,
-    pull       boolean NOT NULL DEFAULT false,
-    stopped_at timestamptz
+    detectors     integer NOT NULL,
+    deliverers    integer NOT NULL,
+    pull          boolean NOT NULL DEFAULT false,
+    stopped_at    timestamptz
 );
-COMMENT ON TABLE activation.schedule IS 'Whether workers run: what start() and stop() last said; not dumped, so that a restored copy is stopped.';
+COMMENT ON TABLE activation.schedule IS
+    'Whether workers run: what start() and stop() last said; '
+    'not dumped, so that a restored copy is stopped.';
+COMMENT ON COLUMN activation.schedule.watching IS
+    'Whether capture functions write wakes.';
+COMMENT ON COLUMN activation.schedule.watched_until IS
+    'Until when capture functions write wakes.';
+COMMENT ON COLUMN activation.schedule.detectors IS
+    'How many detectors start() was asked for.';
+COMMENT ON COLUMN activation.schedule.deliverers IS
+    'How many deliverers start() was asked for.';
 
--- The slow half of overview(): over a million enrollments it takes seconds, so it is kept for a while.
+-- The slow half of overview(): over a million enrollments it takes seconds, so it is kept for a
+-- while.
 CREATE TABLE activation.overview_numbers (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     taken_at  timestamptz NOT NULL,
     took      interval NOT NULL,
     numbers   jsonb NOT NULL
 );
-COMMENT ON TABLE activation.overview_numbers IS 'The numbers of the last overview(), and how long they took; not dumped, since they are counted again.';
+COMMENT ON TABLE activation.overview_numbers IS
+    'The numbers of the last overview(), and how long they took; '
+    'not dumped, since they are counted again.';
