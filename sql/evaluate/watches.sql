@@ -21,7 +21,7 @@ BEGIN
                'SELECT (pg_catalog.current_setting(''activation.key'', true)::%s)', type_name)))
         ->> 'value')::jsonb #>> '{0,Plan,Output,0}';
     IF plan IS NULL OR shown_key IS NULL THEN
-        RETURN '{"covered": [], "negative": true}';
+        RETURN '{"covered": [], "negative": true}'::jsonb;
     END IF;
     -- The planner drops a cast to varchar that is cast to text again, and shows the setting bare.
     RETURN activation._coverage(plan, ARRAY['(' || shown_key || ')', shown_key,
