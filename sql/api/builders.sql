@@ -120,7 +120,7 @@ COMMENT ON FUNCTION activation.query(text, interval, interval, jsonb) IS
 
 CREATE FUNCTION activation.email(
     template text, personalization jsonb DEFAULT '{}', subject text DEFAULT NULL,
-    sender text DEFAULT NULL, reply_to text DEFAULT NULL, resend_template text DEFAULT NULL
+    sender text DEFAULT NULL, reply_to text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -129,13 +129,13 @@ BEGIN
     RETURN activation._checked_fragment('action', jsonb_build_object(
         'type', 'email', 'provider', 'resend', 'template', template,
         'personalization', coalesce(personalization, '{}'), 'subject', subject, 'sender', sender,
-        'reply_to', reply_to, 'resend_template', resend_template));
+        'reply_to', reply_to));
 END
 $$;
-COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text, text) IS
+COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text) IS
 'Action of a step: an email from a template. personalization: {"variable": "Liquid text"}, each '
 'value rendered with the user''s row as user. subject, sender, reply_to: instead of the '
-'template''s and the settings''. resend_template: a template hosted at Resend (not supported yet).';
+'template''s and the settings''.';
 
 CREATE FUNCTION activation.retry(
     retries integer DEFAULT 3, backoff text DEFAULT 'exponential',
