@@ -175,7 +175,7 @@ def test_quiet_hours(db: Database, app: Connection, sandbox: Sandbox) -> None:
     )
     at(db, "2031-01-15 08:30Z")
     assert received(sandbox) == {"u2@acme.dev": 1}
-    assert "waits for the send window, in America/New_York" in told(db, 1)
+    assert "waits for the send window: in America/New_York" in told(db, 1)
     at(db, "2031-01-15 14:01Z")
     assert received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
 

@@ -182,7 +182,7 @@ def test_user_deleted(db: Database, live: Connection, sandbox: Sandbox) -> None:
     tick(db)
     assert statuses(db) == {"1": "cancelled", "2": "sent", "3": "cancelled"}
     assert last_error(db, 1) == "the user was deleted"
-    assert last_error(db, 3) == "the user no longer exists"
+    assert last_error(db, 3) == "the user was deleted"
     assert received(sandbox) == {"u2@acme.dev": 1}
 
 

@@ -559,7 +559,7 @@ def test_mail_waits_for_the_window(db: Database, app: Connection) -> None:
         3: "cancelled",
         4: "cancelled",
     }
-    assert "waits for the send window, in UTC" in told(db, 1, "next")
+    assert "waits for the send window: in UTC" in told(db, 1, "next")
     assert 'time zone "Mars/Olympus" of the user is not known; UTC is used' in told(db, 4, "next")
     at("09:00")
     assert {user: mails(db, user, "next")[0][2] for user in range(1, 5)} == dict.fromkeys(range(1, 5), "captured")
