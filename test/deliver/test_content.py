@@ -36,7 +36,7 @@ def test_addresses_that_are_none(db: Database, live: Connection, sandbox: Sandbo
     live.execute("INSERT INTO actions (user_id) VALUES (1)")
     tick(db)
     assert statuses(db) == {"1": "failed", "2": "sent"}
-    assert ("not an email address" if address else "no email address") in last_error(db, 1)
+    assert ("not an email address" if (address or "").strip() else "no email address") in last_error(db, 1)
     assert received(sandbox) == {"u2@acme.dev": 1}
 
 

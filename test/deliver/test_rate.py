@@ -174,7 +174,7 @@ def test_a_way_that_becomes_longer(db: Database, live: Connection, sandbox: Sand
     """It is believed by and by: a network that held all up for a moment lets a short way follow a long one."""
     shortest = "SELECT min_rtt FROM activation.provider"
     # As they were recorded, which is never less than what is learnt: that begins when the request has left.
-    slowest = "SELECT max(extract(epoch FROM finished_at - started_at)::float) FROM activation.attempt"
+    slowest = "SELECT max(extract(epoch FROM a.finished_at - a.started_at)::float) FROM activation.attempt a"
     sandbox.configure(rate=50)
     sign_up(live, 1)
     tick(db)
