@@ -24,7 +24,8 @@ from activation.errors import DeliveryError, KeyUnavailable, Paused, RenderError
 from activation.mail import unsubscribe
 from activation.mail.render import Rendered, Source, built_in, deadline, read, render, variables_of
 from activation.resend import credentials
-from activation.resend.client import TOTAL_TIMEOUT, Accepted, Departure, Resend, Try, is_content
+from activation.resend.client import TOTAL_TIMEOUT, Departure, Resend, Try
+from activation.resend.outcome import Accepted, is_content
 
 #: Requests in flight at once, how many of them one claim makes, emails a request, and how long a request belongs to its
 #: worker (seconds).
