@@ -400,9 +400,9 @@ def tick(db: WorkerDatabase) -> None:
                 worked = False
                 while detector.round():
                     worked = True
-                while deliverer.turn() or deliverer.busy or deliverer.out_of_tokens:
+                while deliverer.turn() or deliverer.busy or deliverer.out_of_permits:
                     worked = True
-                    if deliverer.busy or deliverer.out_of_tokens:
+                    if deliverer.busy or deliverer.out_of_permits:
                         _watch(db, deliverer, POLL_WARM)
                 if not worked and not deliverer.rewind():
                     break
