@@ -8,7 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from activation.engine.protocol import Cancelled, Database, Failed, storable
+from activation.engine.calls import Claimed, DeliverCalls, DeliveryState
+from activation.engine.protocol import Cancelled, Failed, storable
 from activation.mail import unsubscribe
 from activation.mail.compose import address_of, document, reason, rendered_mail
 from activation.mail.render import Source, built_in
@@ -47,7 +48,7 @@ class Mail:
 
 @dataclass
 class Ended:
-    """Messages that end at the claim, as columns of _finish()."""
+    """Messages that end at the claim, as columns."""
 
     ids: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
@@ -73,32 +74,32 @@ class Ended:
 class Composer:
     """Makes mails. Of loops and templates it keeps what never changes."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, calls: DeliverCalls) -> None:
+        self._calls = calls
         self._branches: dict[tuple[int, int, int, str], Branch] = {}
         self._sources: dict[tuple[str, int], Source | None] = {}
         #: Loops whose mails took long in the last claim.
         self._slow_loops: set[int] = set()
 
-    def compose(self, rows: list[dict[str, Any]], state: dict[str, Any]) -> tuple[list[Mail], Ended, bool]:
+    def compose(self, rows: list[Claimed], state: DeliveryState) -> tuple[list[Mail], Ended, bool]:
         """The mails of claimed messages, those that end here, and whether there was time for all of them."""
         ended = Ended()
         mails: list[Mail] = []
         began = looked = time.monotonic()
         spent: dict[int, float] = defaultdict(float)
-        late = [row for row in rows if row["loop_id"] in self._slow_loops]
-        todo = [row for row in rows if row["loop_id"] not in self._slow_loops]
+        late = [row for row in rows if row.loop_id in self._slow_loops]
+        todo = [row for row in rows if row.loop_id not in self._slow_loops]
         in_time = True
         while todo or late:
             # A loop whose mails take long does not hold the others' up.
             row = todo.pop(0) if todo else late.pop(0)
-            if todo and spent[row["loop_id"]] > SHARE:
+            if todo and spent[row.loop_id] > SHARE:
                 late.append(row)
                 continue
             now = time.monotonic()
             if now - looked > LOOK:
                 # Nothing else lets a cancel or a shutdown through.
-                self._db.execute("SELECT 1 AS one")
+                self._calls.look()
                 looked = now
             if now - began > RENDERING:
                 in_time = False
@@ -109,56 +110,48 @@ class Composer:
                 raise
             except Exception as error:
                 # Of this user alone, whatever their row or their template makes Python raise.
-                ended.add(row["message_id"], "failed", row["email"], None, reason(error))
-            spent[row["loop_id"]] += time.monotonic() - now
+                ended.add(row.message_id, "failed", row.email, None, reason(error))
+            spent[row.loop_id] += time.monotonic() - now
         self._slow_loops = {loop_id for loop_id, seconds in spent.items() if seconds > SHARE}
         return mails, ended, in_time
 
-    def _mail(self, row: dict[str, Any], state: dict[str, Any]) -> Mail:
-        address = address_of(row["email"])
-        branch = self._branch(row["loop_id"], row["version"], row["step"], row["branch"])
+    def _mail(self, row: Claimed, state: DeliveryState) -> Mail:
+        address = address_of(row.email)
+        branch = self._branch(row.loop_id, row.version, row.step, row.branch)
         leave = (
-            None
-            if branch.transactional
-            else unsubscribe.link(state["public_url"], state["signing_key"], row["enrollment_id"])
+            None if branch.transactional else unsubscribe.link(state.public_url, state.signing_key, row.enrollment_id)
         )
         rendered = rendered_mail(
             branch.action,
             branch.loop,
-            row["user_row"],
-            row["context"],
-            self._source(str(branch.action["template"]), row["template_mark"]),
+            row.user_row or "",
+            row.context,
+            self._source(str(branch.action["template"]), row.template_mark),
             leave,
         )
         email = document(
-            row["message_id"],
-            state["redirect_to"] if state["mode"] == "redirect" else address,
+            row.message_id,
+            str(state.redirect_to) if state.mode == "redirect" else address,
             rendered,
-            branch.action["sender"] or state["sender"],
-            branch.action["reply_to"] or state["reply_to"],
+            branch.action["sender"] or state.sender,
+            branch.action["reply_to"] or state.reply_to,
             leave,
         )
-        return Mail(row["message_id"], row["loop_id"], email, branch.recovery, row["batch_limit"] or BATCH)
+        return Mail(row.message_id, row.loop_id, email, branch.recovery, row.batch_limit or BATCH)
 
     def _branch(self, loop_id: int, version: int, step: int, branch: str) -> Branch:
         key = (loop_id, version, step, branch)
         if key not in self._branches:
-            (row,) = self._db.execute(
-                "SELECT * FROM activation._branch($1::integer, $2::integer, $3::integer, $4)", *key
-            )
-            self._branches[key] = Branch(row["loop"], json.loads(row["action"]), row["recovery"], row["transactional"])
+            found = self._calls.branch(*key)
+            self._branches[key] = Branch(found.loop, json.loads(found.action), found.recovery, found.transactional)
         return self._branches[key]
 
-    def _source(self, template: str, mark: int) -> Source | None:
-        """The template that an enrollment with this mark uses: the database's own, else the built-in of that name."""
-        key = (template, mark)
+    def _source(self, template: str, newest_id: int) -> Source | None:
+        """The template that an enrollment uses: the database's own, else the built-in of that name."""
+        key = (template, newest_id)
         if key not in self._sources:
-            rows = self._db.execute(
-                "SELECT subject, html, body_text FROM activation._template($1, $2::integer)", template, mark
-            )
-            self._sources[key] = (
-                Source(rows[0]["subject"], rows[0]["html"], rows[0]["body_text"]) if rows else built_in(template)
-            )
+            own = self._calls.template(template, newest_id)
+            self._sources[key] = Source(own.subject, own.html, own.body_text) if own else built_in(template)
         return self._sources[key]
 
 

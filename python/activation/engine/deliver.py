@@ -7,14 +7,14 @@ know nothing of the database, and the main thread watches.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
+from activation.engine.calls import DeliverCalls, DeliveryState
 from activation.engine.composer import BATCH, Composer, Ended, Mail
 from activation.engine.flights import THREADS, Answer, Flights, Request
 from activation.engine.outbox import Outbox
 from activation.engine.permits import Permits
-from activation.engine.protocol import Cancelled, Database, Failed
-from activation.engine.queues import Queues, cursors_sql
+from activation.engine.protocol import Cancelled, Failed
+from activation.engine.queues import Queues
 from activation.engine.records import Records
 from activation.errors import KeyUnavailable
 from activation.mail.compose import reason
@@ -29,16 +29,16 @@ MAX_ASIDE = 20
 
 
 class Deliverer:
-    """Runs turns. host: this machine's name, part of who the server is."""
+    """Runs turns. calls: what it asks of the database. host: this machine's name, part of who the server is."""
 
-    def __init__(self, db: Database, host: str) -> None:
-        self._db = db
+    def __init__(self, calls: DeliverCalls, host: str) -> None:
+        self._calls = calls
         self._host = host
         self._flights = Flights()
-        self._queues = Queues(db)
-        self._composer = Composer(db)
-        self._permits = Permits(db)
-        self._records = Records(db)
+        self._queues = Queues(calls)
+        self._composer = Composer(calls)
+        self._permits = Permits(calls)
+        self._records = Records(calls)
         self._client: tuple[tuple[str, str], Resend] | None = None
         #: How many messages a claim takes at most, which of them it has in hand, and how many in a row were set aside.
         self._most = BATCH * CLAIM
@@ -96,11 +96,11 @@ class Deliverer:
         try:
             self._records.record(answered)
         except Cancelled:
-            self._db.rollback()
+            self._calls.rollback()
             self._records.record(answered)
             raise
         except Failed as error:
-            self._db.rollback()
+            self._calls.rollback()
             if error.passing:
                 return False
             raise
@@ -114,7 +114,7 @@ class Deliverer:
             self._records.learn(answered)
             requests, did = self._claim_in_transaction()
         except BaseException as error:
-            self._db.rollback()
+            self._calls.rollback()
             self.rewind()
             if isinstance(error, Cancelled) or not isinstance(error, Exception) or not self._in_hand:
                 raise
@@ -122,7 +122,7 @@ class Deliverer:
                 raise
             self._claim_less(error)
             return True
-        self._db.commit()
+        self._calls.commit()
         if self._in_hand:
             self._most, self._aside = min(self._most * 2, BATCH * CLAIM), 0
         self._records.learnt(answered)
@@ -143,51 +143,49 @@ class Deliverer:
         why = f"it could not be claimed: {error.text}" if isinstance(error, Failed) else reason(error)
         ended.add(self._in_hand[0], "failed", error=why)
         self._finish(ended)
-        self._db.commit()
+        self._calls.commit()
 
     def _claim_in_transaction(self) -> tuple[list[Request], bool]:
         """The requests that are to leave after the commit, and whether anything was done."""
         if self._queues.is_stale:
             self.rewind()
-        elif not self._queues.cursors and not self._db.execute("SELECT activation._deliver_due() AS due")[0]["due"]:
+        elif not self._queues.cursors and not self._calls.due():
             # What the mode and the settings say is looked at once a second.
             self._permits.none_left = False
             self._permits.nothing_to_send()
             return [], False
-        state = self._db.execute(
-            f"SELECT * FROM activation._deliver_state($1, {cursors_sql(2)})", self._host, *self._queues.columns()
-        )[0]
-        self.note, self.slow = state["disarmed"], state["slow"]
+        state = self._calls.state(self._host, self._queues.cursors)
+        self.note, self.slow = state.disarmed, state.slow
         self._permits.none_left = False
         if self.note:
             return [], False
         self.note = self._records.trouble
-        if state["expired"]:
-            self._db.execute("SELECT activation._expire_requests()")
-        if not state["due"]:
+        if state.expired:
+            self._calls.expire_requests()
+        if not state.due:
             self._permits.nothing_to_send()
             return [], False
-        if state["mode"] == "capture":
+        if state.mode == "capture":
             return [], self._capture(state)
         try:
-            api_key = credentials.resolve(state["api_key"], self._stored_secret)
+            api_key = credentials.resolve(state.api_key, self._calls.stored_secret)
         except KeyUnavailable as error:
             self.note = str(error)
             return [], False
         fingerprint = self._records.key_fingerprint = hashlib.sha256(api_key.encode()).hexdigest()[:16]
-        if state["paused"] and state["paused_key"] == fingerprint:
-            self.note = state["paused"]
+        if state.paused and state.paused_key == fingerprint:
+            self.note = state.paused
             return [], False
-        if state["paused"]:
-            self._db.execute("SELECT activation._end_pause()")
-        if not state["sender"]:
+        if state.paused:
+            self._calls.end_pause()
+        if not state.sender:
             self.note = "no sender is configured"
             return [], False
-        if self._client is None or self._client[0] != (state["resend_url"], api_key):
-            self._client = ((state["resend_url"], api_key), Resend(state["resend_url"], api_key))
+        if self._client is None or self._client[0] != (state.resend_url, api_key):
+            self._client = ((state.resend_url, api_key), Resend(state.resend_url, api_key))
         return self._claim_to_send(state)
 
-    def _capture(self, state: dict[str, Any]) -> bool:
+    def _capture(self, state: DeliveryState) -> bool:
         """Mails are made, and end here."""
         mails, ended, did = self._claim_messages(state, min(BATCH * 5, self._most))
         for mail in mails:
@@ -195,28 +193,28 @@ class Deliverer:
         self._finish(ended)
         return did
 
-    def _claim_to_send(self, state: dict[str, Any]) -> tuple[list[Request], bool]:
+    def _claim_to_send(self, state: DeliveryState) -> tuple[list[Request], bool]:
         if self.slow:
             self._permits.free_departed(self._flights)
         permits = self._permits.lock(max(1, min(CLAIM, THREADS - len(self._flights))))
         if not permits:
             return [], False
-        outbox = Outbox(self._db, permits)
+        outbox = Outbox(self._calls, permits)
         did = outbox.repeat()
         if outbox.room:
             mails, ended, claimed = self._claim_messages(state, min(BATCH * outbox.room, self._most))
             did = did or claimed
             self._finish(ended)
-            if not outbox.fill(mails, state["mode"]):
+            if not outbox.fill(mails, state.mode):
                 # The rest stays in the queue, before the cursors.
                 self.rewind()
         self._permits.take(permits, outbox.used)
         return outbox.requests, did
 
-    def _claim_messages(self, state: dict[str, Any], wanted: int) -> tuple[list[Mail], Ended, bool]:
+    def _claim_messages(self, state: DeliveryState, wanted: int) -> tuple[list[Mail], Ended, bool]:
         """Claims messages and renders them: those to be sent, those that end here, and whether there were any."""
         found, some = self._queues.claim(wanted)
-        self._in_hand = [row["message_id"] for row in found]
+        self._in_hand = [row.message_id for row in found]
         mails, ended, in_time = self._composer.compose(found, state)
         if not in_time:
             # The rest stays in the queue, before the cursors.
@@ -225,15 +223,4 @@ class Deliverer:
 
     def _finish(self, ended: Ended) -> None:
         if ended.ids:
-            self._db.execute(
-                "SELECT activation._finish($1::text[]::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])",
-                ended.ids,
-                ended.states,
-                ended.recipients,
-                ended.subjects,
-                ended.errors,
-            )
-
-    def _stored_secret(self, name: str) -> str | None:
-        found = self._db.execute("SELECT activation._secret($1) AS value", name)[0]["value"]
-        return None if found is None else str(found)
+            self._calls.finish_messages(ended.ids, ended.states, ended.recipients, ended.subjects, ended.errors)

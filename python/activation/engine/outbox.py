@@ -6,17 +6,18 @@ import json
 import uuid
 from collections import Counter
 
+from activation.engine.calls import DeliverCalls, Permit
 from activation.engine.composer import Mail, groups
 from activation.engine.flights import Flight, Request
-from activation.engine.permits import LEASE_SQL, Permit
-from activation.engine.protocol import Database, storable
+from activation.engine.permits import LEASE
+from activation.engine.protocol import storable
 
 
 class Outbox:
     """What one claim sends, a request for each permit at most."""
 
-    def __init__(self, db: Database, permits: list[Permit]) -> None:
-        self._db = db
+    def __init__(self, calls: DeliverCalls, permits: list[Permit]) -> None:
+        self._calls = calls
         self._permits = permits
         self._lease_id = str(uuid.uuid4())
         self.requests: list[Request] = []
@@ -33,13 +34,9 @@ class Outbox:
 
     def repeat(self) -> bool:
         """Add the requests whose outcome is not known, byte for byte. Returns whether there are any."""
-        repeats = self._db.execute(
-            f"SELECT * FROM activation._claim_requests($1::uuid, {LEASE_SQL}, $2::integer)", self._lease_id, self.room
-        )
-        for repeat in repeats:
-            body = str(repeat["body"])
-            emails = len(json.loads(body)) if repeat["endpoint"] == "/emails/batch" else 1
-            self._add(str(repeat["request_id"]), str(repeat["endpoint"]), body, emails)
+        repeats = self._calls.claim_requests(self._lease_id, LEASE, self.room)
+        for request_id, endpoint, body in repeats:
+            self._add(request_id, endpoint, body, len(json.loads(body)) if endpoint == "/emails/batch" else 1)
         return bool(repeats)
 
     def fill(self, mails: list[Mail], mode: str) -> bool:
@@ -52,11 +49,7 @@ class Outbox:
             leaving.update(mail.loop_id for mail in group)
         if leaving:
             # Last before the commit: deliverers wait for each other here.
-            self._db.execute(
-                "SELECT activation._count_pace($1::text[]::integer[], $2::text[]::integer[])",
-                [str(loop_id) for loop_id in leaving],
-                [str(emails) for emails in leaving.values()],
-            )
+            self._calls.count_sends(leaving)
         return len(found) <= room
 
     def _store(self, group: list[Mail], mode: str) -> None:
@@ -64,9 +57,7 @@ class Outbox:
         endpoint = "/emails" if len(group) == 1 else "/emails/batch"
         emails = [mail.email for mail in group]
         body = json.dumps(emails[0] if len(group) == 1 else emails, separators=(",", ":"))
-        self._db.execute(
-            "SELECT activation._store($1::uuid, $2, $3, $4::text[]::uuid[], $5::text[], $6::text[], $7,"
-            f" $8::jsonb, $9::uuid, {LEASE_SQL})",
+        self._calls.store_request(
             request_id,
             endpoint,
             body,
@@ -76,6 +67,7 @@ class Outbox:
             mode,
             group[0].recovery,
             self._lease_id,
+            LEASE,
         )
         self._add(request_id, endpoint, body, len(group))
 

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from activation.engine.calls import Permit, ProviderCalls
 from activation.engine.flights import Flight
-from activation.engine.protocol import Database
 
 #: A request is made this long before its permit is free (seconds): longer than a poll and a claim take.
 AHEAD = 0.2
 
 #: How long a request, and its permit, belong to the worker that sends it (seconds).
-LEASE = 60
-LEASE_SQL = f"interval '{LEASE} seconds'"
+LEASE = 60.0
 
 #: So long without a moment in which all that the provider allows was used, and status says so (seconds).
 BEHIND = 5.0
 
 
-@dataclass(frozen=True)
-class Permit:
-    """A permit for one request: its number (0 where there is no limit), and when the request may leave (Unix time)."""
-
-    number: int
-    free_at: float
-
-
 class Permits:
     """The permits of one deliverer's claims, and whether it keeps up with them."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, calls: ProviderCalls) -> None:
+        self._calls = calls
         #: Whether the last claim found none.
         self.none_left = False
         #: Since when this deliverer, and not the rate, has been what limits it.
@@ -60,15 +50,11 @@ class Permits:
 
     def lock(self, wanted: int) -> list[Permit]:
         """At most so many permits. They are taken by take() in the same transaction, or stay as they are."""
-        rows = self._db.execute(
-            "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
-            f" FROM activation._lock_tokens($1::integer, interval '{AHEAD} seconds')",
-            wanted,
-        )
-        self.none_left = not rows
-        if not rows:
+        found = self._calls.lock_permits(wanted, AHEAD)
+        self.none_left = not found
+        if not found:
             self._behind_since = None
-        return [Permit(row["n"], row["free_at"]) for row in rows]
+        return found
 
     def take(self, locked: list[Permit], used: list[Permit]) -> None:
         """Of those that were locked these are used."""
@@ -77,18 +63,14 @@ class Permits:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = time.monotonic()
-        numbers = [str(permit.number) for permit in used]
-        if any(permit.number for permit in used):
-            self._db.execute(f"SELECT activation._take_tokens($1::text[]::integer[], {LEASE_SQL})", numbers)
+        numbers = [permit.number for permit in used]
+        if any(numbers):
+            self._calls.take_permits(numbers, LEASE)
 
     def free_departed(self, flights: Iterable[Flight]) -> None:
         """From a provider that always takes its time, the answer would come too late for its permit: that is free when
         the request has left."""
         for flight in flights:
             if flight.permit and flight.departure.at is not None:
-                self._db.execute(
-                    "SELECT activation._free_token($1::integer, to_timestamp($2::double precision), NULL)",
-                    flight.permit,
-                    flight.departure.at,
-                )
+                self._calls.free_permit(flight.permit, flight.departure.at, None)
                 self._departed.append(flight)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from activation.engine.calls import DeliverCalls
 from activation.engine.flights import Answer
-from activation.engine.protocol import Database, Failed, storable
+from activation.engine.protocol import Failed, storable
 from activation.errors import DeliveryError, Paused
 from activation.resend.outcome import Accepted, is_content
 
@@ -12,8 +13,8 @@ class Records:
     """Writes down answers. trouble: what went wrong with those that came last, for status. key_fingerprint: of the key
     that is in use, so that a pause of another key does not hold."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, calls: DeliverCalls) -> None:
+        self._calls = calls
         self.trouble: str | None = None
         self.key_fingerprint = ""
 
@@ -23,7 +24,7 @@ class Records:
             if answer.flight.learnt:
                 continue
             try:
-                with self._db.subtransaction():
+                with self._calls.subtransaction():
                     self._learn_from_answer(answer)
             except Failed as error:
                 if error.passing:
@@ -45,14 +46,14 @@ class Records:
             # stays open, and is repeated when its lease has run out.
             for plainly in (False, True):
                 try:
-                    with self._db.subtransaction():
+                    with self._calls.subtransaction():
                         self._record_try(answer, plainly)
                     break
                 except Failed as error:
                     if error.passing:
                         raise
                     self.trouble = storable(f"an answer cannot be written down: {error.text}")
-        self._db.commit()
+        self._calls.commit()
         self.learnt(answered)
 
     def _record_try(self, answer: Answer, plainly: bool) -> None:
@@ -61,10 +62,7 @@ class Records:
         if error is not None and flight.batch and is_content(error):
             word = "split"
         ids = attempt.outcome.ids if isinstance(attempt.outcome, Accepted) and not plainly else []
-        self._db.execute(
-            "SELECT activation._record($1::uuid, $2::uuid, $3, $4::text[], $5::integer, $6, $7,"
-            " $8::double precision,"
-            " to_timestamp($9::double precision), to_timestamp($10::double precision))",
+        self._calls.record_try(
             flight.request_id,
             flight.lease_id,
             word,
@@ -82,30 +80,21 @@ class Records:
         # An error that names no rate comes from somewhere before the API, and says nothing about it.
         heard = error is None or attempt.rate is not None
         if heard or isinstance(error, Paused):
-            self._db.execute(
-                f"SELECT activation._learn($1::numeric, $2::double precision, $3, {_pause_sql(error)}, $4, $5)",
+            self._calls.learn(
                 attempt.rate,
                 attempt.rtt if heard else None,
                 storable(error.text) if isinstance(error, Paused) else None,
+                self._pause_end(error),
                 self.key_fingerprint,
                 isinstance(error, Paused) and error.status == 429 and error.pause is not None,
             )
         if answer.flight.permit:
-            self._db.execute(
-                "SELECT activation._free_token($1::integer, to_timestamp($2::double precision),"
-                " to_timestamp($3::double precision))",
-                answer.flight.permit,
-                attempt.left_at,
-                attempt.finished_at,
-            )
+            self._calls.free_permit(answer.flight.permit, attempt.left_at, attempt.finished_at)
 
-
-def _pause_sql(error: DeliveryError | None) -> str:
-    """Until when the provider is to be left alone after this, as an SQL expression."""
-    if not isinstance(error, Paused):
-        return "NULL"
-    if error.until_midnight:
-        return "(date_trunc('day', activation._now() AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC'"
-    if error.pause is not None:
-        return f"activation._now() + interval '{error.pause:.3f} seconds'"
-    return "'infinity'"
+    def _pause_end(self, error: DeliveryError | None) -> str | None:
+        """Until when the provider is to be left alone after this."""
+        if not isinstance(error, Paused):
+            return None
+        if error.until_midnight:
+            return self._calls.next_midnight()
+        return "infinity" if error.pause is None else self._calls.after(error.pause)

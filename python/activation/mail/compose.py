@@ -50,7 +50,7 @@ def document(
     message_id: str,
     to: str,
     rendered: Rendered,
-    sender: str,
+    sender: str | None,
     reply_to: str | None,
     unsubscribe_url: str | None,
 ) -> dict[str, Any]:
