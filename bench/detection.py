@@ -27,7 +27,7 @@ FILL = """
     INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(%(low)s, %(high)s) g;
     INSERT INTO user_actions SELECT g, 'seen' FROM generate_series(%(low)s, %(high)s, 2) g;
     INSERT INTO activation.enrollment
-           (loop_id, version, user_id, state, enrolled_at, created_at, deadline, template_mark)
+           (loop_id, version, user_id, state, enrolled_at, created_at, deadline, newest_template_id)
     SELECT 1, 1, g::text, 'waiting', now(), now(), now() + '30 days', 0 FROM generate_series(%(low)s, %(high)s) g;
 """
 ACT = "INSERT INTO user_actions SELECT g, 'first_project_created' FROM generate_series(%s::bigint, %s::bigint) g"
@@ -68,7 +68,7 @@ class Waiting:
 
     def sweep(self) -> float:
         """Milliseconds until everybody was asked again."""
-        self.db.sql("SELECT activation._sweep(NULL, now())")
+        self.db.sql("SELECT activation._order_sweep(NULL, now())")
         start = time.perf_counter()
         wait_until(lambda: not self.db.value("SELECT EXISTS (SELECT FROM activation.sweep WHERE due_at <= now())"), 600)
         return (time.perf_counter() - start) * 1000

@@ -103,7 +103,7 @@ def measure(cluster: Cluster, effort: Effort, url: str) -> list[Figure]:
         user = f"{900_000 + number}"
         db.sql(
             "INSERT INTO activation.enrollment (loop_id, version, user_id, pass, state, enrolled_at, created_at,"
-            " template_mark) SELECT 1, 1, %s, g, 'completed', now(), now(), 0 FROM generate_series(1, 1000) g",
+            " newest_template_id) SELECT 1, 1, %s, g, 'completed', now(), now(), 0 FROM generate_series(1, 1000) g",
             user,
         )
         db.sql(

@@ -29,7 +29,7 @@ APP = """
 """
 SIGN_UP = "INSERT INTO users SELECT g, 'u' || g || '@acme.dev', 'U' || g FROM generate_series(%s::bigint, %s::bigint) g"
 QUEUE = """
-    INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, template_mark)
+    INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, newest_template_id)
     SELECT 1, 1, u.id::text, 'completed', now(), now(), 0 FROM users u WHERE u.id BETWEEN %s AND %s;
 """
 MESSAGES = """

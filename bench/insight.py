@@ -19,7 +19,7 @@ FILL = """
             activation.step('nudge', delay => '3 days', action => activation.email('activation_nudge'))])
       FROM generate_series(0, 2) n;
     INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, activated_at,
-                                       decided_at, starts_at, holdout, template_mark)
+                                       decided_at, starts_at, holdout, newest_template_id)
     SELECT 1 + g % 3, 1, g::text, CASE WHEN g % 10 < 8 THEN 'completed' ELSE 'waiting' END, 1 + g % 2, e.at, e.at,
            CASE WHEN g % 10 < 4 THEN e.at + random() * interval '20 days' END,
            CASE WHEN g % 10 < 8 THEN e.at + '3 days' END,

@@ -30,7 +30,7 @@ STEPS = """
 FILL = """
     INSERT INTO users SELECT g, 'u' || g || '@acme.dev' FROM generate_series(%(low)s, %(high)s) g;
     INSERT INTO activation.enrollment
-           (loop_id, version, user_id, state, step, enrolled_at, created_at, starts_at, deadline, template_mark,
+           (loop_id, version, user_id, state, step, enrolled_at, created_at, starts_at, deadline, newest_template_id,
             history)
     SELECT 1, 1, g::text, 'waiting', 1 + g %% 5, now() - '5 days'::interval, now() - '5 days'::interval,
            now() + '1 day', CASE WHEN g %% 5 = 2 THEN now() + '4 days'::interval END, 0,
@@ -99,7 +99,7 @@ def _scheduled(cluster: Cluster, people: int) -> list[Figure]:
     longest = 0.0
     with worker(db, "detect"), db.connect() as session:
         wait_until(lambda: db.value("SELECT EXISTS (SELECT FROM activation.schedule WHERE watching)"), 10)
-        db.sql("UPDATE activation.roll SET due_at = now()")
+        db.sql("UPDATE activation.backfill SET due_at = now()")
         start = time.perf_counter()
         while db.value("SELECT coalesce(max(enrollment_id), 0) FROM activation.enrollment") < people:
             row = session.execute(TRANSACTION).fetchone()

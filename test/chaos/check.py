@@ -104,7 +104,7 @@ INVARIANTS = {
           FROM chaos.message m LEFT JOIN activation.request r USING (request_id)
          WHERE CASE m.state
                WHEN 'queued' THEN false WHEN 'sending' THEN false WHEN 'sent' THEN false
-               WHEN 'unknown' THEN coalesce(r.unclear, 0) = 0
+               WHEN 'unknown' THEN coalesce(r.open_tries, 0) = 0
                WHEN 'failed' THEN NOT m.refused AND m.errors <= {RETRIES}
                WHEN 'cancelled' THEN m.branch = 'action'
                     OR NOT EXISTS (SELECT FROM actions a WHERE a.user_id::text = m.user_id)

@@ -152,7 +152,7 @@ def _taken_over(world: World, request: object, pid: int) -> object:
     while time.monotonic() < end:
         row = _ask(
             world,
-            "SELECT lease_token FROM activation.request WHERE request_id = %s AND state = 'open' AND lease_pid <> %s",
+            "SELECT lease_id FROM activation.request WHERE request_id = %s AND state = 'open' AND lease_pid <> %s",
             request,
             pid,
         )
@@ -166,7 +166,7 @@ def _lost_to_another(world: World, request: object, holder: object) -> bool:
     """Whether the holder of a request has lost it, though it was not accepted and its try is not over."""
     row = _ask(
         world,
-        "SELECT 1 FROM activation.request r WHERE r.request_id = %s AND r.lease_token IS DISTINCT FROM %s"
+        "SELECT 1 FROM activation.request r WHERE r.request_id = %s AND r.lease_id IS DISTINCT FROM %s"
         " AND NOT EXISTS (SELECT FROM activation.message m WHERE m.message_id = ANY (r.members) AND m.state = 'sent')",
         request,
         holder,

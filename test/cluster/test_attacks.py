@@ -833,7 +833,7 @@ def test_locks_that_anybody_can_take(db: Database) -> None:
 def test_locks_of_ours(db: Database, mallory: Connection) -> None:
     """To take one takes rights that she has not."""
     for statement in (
-        "SELECT FROM activation.user_part FOR UPDATE",
+        "SELECT FROM activation.user_bucket FOR UPDATE",
         "SELECT FROM activation.mutex FOR KEY SHARE",
         "DO 'BEGIN LOCK activation.worker IN ACCESS SHARE MODE; END'",
         "SELECT activation._lock('define')",

@@ -120,7 +120,7 @@ def test_the_default_grows_with_the_usual_hour(db: Database, live: Connection) -
     limit = "SELECT activation._hourly_limit(1, now())"
     assert db.value(limit) == 1000
     db.sql(
-        "INSERT INTO activation.pace (loop_id, at, emails) VALUES (1, now() - interval '30 hours', 400),"
+        "INSERT INTO activation.hourly_sends (loop_id, at, emails) VALUES (1, now() - interval '30 hours', 400),"
         " (1, now() - interval '50 hours', 200), (1, now() - interval '40 days', 100000),"
         " (1, now() - interval '5 minutes', 90000), (2, now() - interval '30 hours', 90000)"
     )

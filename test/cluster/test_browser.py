@@ -88,7 +88,7 @@ def fill(site: Site) -> None:
         "   condition => activation.query('SELECT FROM actions WHERE user_id = $1', timeout => '3 days'))])"
     )
     site.db.sql(
-        "INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, activated_at, decided_at, holdout, template_mark)"
+        "INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, activated_at, decided_at, holdout, newest_template_id)"
         " SELECT l.loop_id, 1, 'old' || g, 'completed', 2, e.at, e.at, CASE WHEN g % 5 < 2 OR g % 5 = 2 AND g % 10 < 7 THEN e.at + g * interval '10 minutes' END, e.at, g % 10 >= 7, 0"
         " FROM activation.loop l, generate_series(1, 300) g, LATERAL (SELECT now() - g * interval '6 hours') e(at) WHERE l.name = 'onboarding'"
     )

@@ -51,7 +51,7 @@ def test_loops(db: Database) -> None:
     loops = {row[0] for row in db.sql("SELECT name FROM activation.loop WHERE state <> 'archived'")}
     assert loops == {"first_project", "trial", "win_back", "news", "office_hours", "measured"}
     assert db.sql(
-        "SELECT user_id, how FROM activation.enrollment WHERE loop_id = (SELECT loop_id FROM activation.loop WHERE name = 'news') ORDER BY 1"
+        "SELECT user_id, enrolled_by FROM activation.enrollment WHERE loop_id = (SELECT loop_id FROM activation.loop WHERE name = 'news') ORDER BY 1"
     ) == [("42", "as an existing user")]
 
 

@@ -112,7 +112,7 @@ BROKEN = {
     ),
     "a stuck lease": (
         "leases",
-        "UPDATE activation.request SET state = 'open', lease_token = request_id, lease_until = now() - interval '1 hour'",
+        "UPDATE activation.request SET state = 'open', lease_id = request_id, lease_until = now() - interval '1 hour'",
         "requests hang since",
     ),
     "unknown": ("unknown", "UPDATE activation.message SET state = 'unknown' WHERE user_id = '1'", "to u1@acme.dev"),
@@ -171,7 +171,7 @@ def test_broken_seen_and_cured(patient: Database, check: str, broken: str, seen:
 
 def test_a_copy(well: Database) -> None:
     """It is not to send, and what was on its way in the other mode is no matter of this one."""
-    well.sql("UPDATE activation.request SET state = 'open', lease_token = request_id, lease_until = '-infinity'")
+    well.sql("UPDATE activation.request SET state = 'open', lease_id = request_id, lease_until = '-infinity'")
     well.sql("UPDATE activation.identity SET port = 1")
     found = findings(well)
     assert list(found) == ["mode", "leases"] and "disarmed" in found["mode"][1]
@@ -201,7 +201,7 @@ def test_a_process_that_hangs(well: Database) -> None:
         pid,
     )
     well.sql(
-        "UPDATE activation.request SET state = 'open', lease_token = request_id, lease_until = now() - interval '1 hour',"
+        "UPDATE activation.request SET state = 'open', lease_id = request_id, lease_until = now() - interval '1 hour',"
         " lease_pid = pid, lease_start = backend_start FROM pg_stat_activity WHERE pid = %s",
         pid,
     )

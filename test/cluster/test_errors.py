@@ -112,7 +112,7 @@ def check(db: Database, live: Connection, sandbox: Sandbox, outcome: str, http_s
     found = db.sql("SELECT http_status, error FROM activation.attempt")
     assert len(found) == 1 and found[0][0] == http_status and text in found[0][1]
     (state,) = statuses(db).values()
-    errors = db.value("SELECT errors FROM activation.request")
+    errors = db.value("SELECT error_tries FROM activation.request")
     provider, detail = status(db, "provider")
     if outcome == "fails":
         assert (state, provider) == ("failed", "ok")

@@ -100,14 +100,14 @@ def test_a_batch_of_which_one_is_to_be_sent_again(db: Database, live: Connection
 def test_what_the_brake_counts(db: Database, live: Connection) -> None:
     """Five minutes become hours, hours go after four weeks; the sum of what stays is the same."""
     db.sql(
-        "INSERT INTO activation.pace (loop_id, at, emails)"
+        "INSERT INTO activation.hourly_sends (loop_id, at, emails)"
         " SELECT 1, date_bin('5 minutes', now() - g * interval '5 minutes', 'epoch'), 1 FROM generate_series(0, 600) g"
     )
-    db.sql("INSERT INTO activation.pace (loop_id, at, emails) VALUES (1, now() - interval '29 days', 7)")
+    db.sql("INSERT INTO activation.hourly_sends (loop_id, at, emails) VALUES (1, now() - interval '29 days', 7)")
     tick(db)
-    assert db.value("SELECT sum(emails) FROM activation.pace") == 601
-    assert db.value("SELECT count(*) FROM activation.pace WHERE at < now() - interval '4 hours'") <= 48
-    assert db.value("SELECT count(*) FROM activation.pace WHERE at > now() - interval '2 hours'") == 24
+    assert db.value("SELECT sum(emails) FROM activation.hourly_sends") == 601
+    assert db.value("SELECT count(*) FROM activation.hourly_sends WHERE at < now() - interval '4 hours'") <= 48
+    assert db.value("SELECT count(*) FROM activation.hourly_sends WHERE at > now() - interval '2 hours'") == 24
 
 
 def test_runs_of_the_jobs(cron_cluster: Cluster) -> None:

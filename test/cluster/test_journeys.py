@@ -246,11 +246,11 @@ def test_the_goal_is_asked_at_the_claim(db: Database, app: Connection) -> None:
     db.sql("SELECT activation.resume_loop('onboarding')")
     # Promised, and not claimed: nobody delivers.
     db.sql("SELECT set_config('activation.now', (clock_timestamp() + '80 hours')::text, false)")
-    db.sql("SELECT activation._lock_parts(activation._all_parts(), true)")
+    db.sql("SELECT activation._lock_buckets(activation._all_buckets(), true)")
     db.sql(
         """DO $$ DECLARE item record; BEGIN
-        FOR item IN SELECT * FROM activation._detect_take(activation._all_parts(), 100, true, true, true) WHERE ids IS NOT NULL LOOP
-            PERFORM activation._detect_decide(item.step, item.ids, item.woken, item.fresh,
+        FOR item IN SELECT * FROM activation._detect_take(activation._all_buckets(), 100, true, true, true) WHERE ids IS NOT NULL LOOP
+            PERFORM activation._detect_decide(item.step, item.ids, item.woken_at, item.is_new,
                 activation._detect_ask(item.loop_id, item.version, item.step, item.ids));
         END LOOP; END $$"""
     )
@@ -426,7 +426,7 @@ def test_who_is_enrolled(db: Database, app: Connection, enroll: str, wanted: lis
     tick(db)
     tick(db)
     assert sorted(journey(db, "onboarding")) == wanted
-    assert db.sql("SELECT FROM activation.roll") == []
+    assert db.sql("SELECT FROM activation.backfill") == []
     if enroll != "new":
         assert "as an existing user" in told(db)
 
@@ -457,7 +457,7 @@ def test_on_a_schedule(db: Database, app: Connection) -> None:
         "win back",
         "activation.on_schedule('0 9 * * *', 'SELECT id FROM users u WHERE NOT EXISTS (SELECT FROM projects WHERE owner_id = u.id)')",
     )
-    ((due,),) = db.sql("SELECT due_at FROM activation.roll")
+    ((due,),) = db.sql("SELECT due_at FROM activation.backfill")
     assert due.astimezone(ZoneInfo("Europe/Berlin")).hour == 9
     app.execute("INSERT INTO users (id) SELECT generate_series(1, 5)")
     app.execute("INSERT INTO projects (owner_id) VALUES (1), (1), (2)")
@@ -528,7 +528,7 @@ WINDOW = "send_window => activation.send_window('{}', '{}', '{}'{})"
 )
 def test_send_windows(db: Database, days: str, opens: str, closes: str, zone: str, at: str, wanted: str | None) -> None:
     found = db.value(
-        "SELECT activation._window_opens(activation.send_window(%s, %s::time, %s::time), %s, %s) = %s",
+        "SELECT activation._next_opening(activation.send_window(%s, %s::time, %s::time), %s, %s) = %s",
         *(days, opens, closes, zone, at, wanted),
     )
     assert found is (None if wanted is None else True)

@@ -341,7 +341,7 @@ def test_a_lost_lease_records_nothing(db: Database, live: Connection, sandbox: S
     tick(db)
     request = db.value("SELECT request_id FROM activation.request")
     recorded = db.value(
-        "SELECT activation._record(%s, gen_random_uuid(), 'terminal', '{}', 422, 'validation_error', 'no', NULL,"
+        "SELECT activation._record_try(%s, gen_random_uuid(), 'terminal', '{}', 422, 'validation_error', 'no', NULL,"
         " now(), now())",
         request,
     )

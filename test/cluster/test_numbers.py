@@ -31,7 +31,7 @@ def enroll(db: Database, people: list[Person], name: str = "first", holdout: flo
     with (
         db.connect() as session,
         session.cursor().copy(
-            "COPY activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, activated_at, holdout, template_mark) FROM STDIN"
+            "COPY activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, activated_at, holdout, newest_template_id) FROM STDIN"
         ) as copy,
     ):
         ids = db.sql("SELECT loop_id, version FROM activation.loop WHERE name = %s", name)[0]

@@ -35,7 +35,7 @@ def message(db: Database) -> UUID:
 def record_late(db: Database, outcome: str, ids: str = "{}", name: str | None = None) -> object:
     """As a worker would that has lost the lease of the only request."""
     return db.value(
-        "SELECT activation._record(request_id, gen_random_uuid(), %s, %s::text[], 200, %s, 'late', NULL, now(), now())"
+        "SELECT activation._record_try(request_id, gen_random_uuid(), %s, %s::text[], 200, %s, 'late', NULL, now(), now())"
         " FROM activation.request",
         outcome,
         ids,

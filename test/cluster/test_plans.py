@@ -120,7 +120,7 @@ def crowd(app: Connection) -> None:
 
 CROWD = """
 INSERT INTO users (id, email) SELECT g, 'u' || g || '@acme.dev' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, deadline, template_mark)
+INSERT INTO activation.enrollment (loop_id, version, user_id, state, step, enrolled_at, created_at, deadline, newest_template_id)
 SELECT l.loop_id, l.version, g::text, 'waiting', 1, now(), now(), now() + interval '1 hour', 0 FROM generate_series(1, PEOPLE) g, activation.loop l ORDER BY g;
 INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at, finished_at, request_id)
 SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, 1, k.branch, k.state, now(), now() - interval '2 hours',
@@ -204,7 +204,7 @@ NAMES = {
     "IDS": f"ARRAY(SELECT enrollment_id FROM activation.enrollment LIMIT {BATCH})",
     "MAILS": f"ARRAY(SELECT message_id FROM activation.message WHERE branch = 'otherwise' LIMIT {BATCH})",
     "KEYS": f"ARRAY(SELECT g::text FROM generate_series(1, {BATCH}) g)",
-    "PARTS": "activation._all_parts()",
+    "PARTS": "activation._all_buckets()",
     "ROWS": "activation._read_rows(activation._safe_eval((SELECT users_function FROM activation.loop_version), 'postgres', KEYS))",
     "DECIDED": "ARRAY(SELECT (id, 'action', now(), false)::activation.decided FROM unnest(IDS) AS id)",
     "ONE_MAIL": "(SELECT message_id FROM activation.message WHERE state = 'sending' LIMIT 1)",
@@ -215,15 +215,15 @@ CALLS: dict[str, tuple[str, int]] = {
     "_advance": ("_advance(1, DECIDED, now())", BATCH),
     "_apply_event": ("_apply_event((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
     "_apply_events": ("_apply_events()", 1000),
-    "_bring_event": ("_bring_event((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
-    "_cannot_tell": ("_cannot_tell('users', KEYS, 'no')", BATCH),
+    "_apply_event_to_message": ("_apply_event_to_message((SELECT min(webhook_id) FROM activation.webhook_event))", 1),
+    "_note_unreadable_deletion": ("_note_unreadable_deletion('users', KEYS, 'no')", BATCH),
     "_claim_cap": ("_claim_cap((MAILS)[:100], 'users', 'wait', '{}', now())", 100),
     "_claim_checked": ("_claim_checked(1, 1, MAILS, '{}', now())", BATCH),
     "_claim_gone": ("_claim_gone(MAILS, '{}')", BATCH),
     "_claim_messages": (f"_claim_messages({BATCH}, {NO_MARKS})", BATCH),
     "_claim_of_loop": ("_claim_of_loop(1, 1, MAILS, '{}', now())", BATCH),
     "_claim_raised": ("_claim_raised((MAILS)[:100], (KEYS)[:100], (KEYS)[:100], (KEYS)[:100], '{}', now())", 100),
-    "_claim_reached": ("_claim_reached(MAILS, KEYS, now())", BATCH),
+    "_claim_goal_reached": ("_claim_goal_reached(MAILS, KEYS, now())", BATCH),
     "_claim_requests": ("_claim_requests(gen_random_uuid(), interval '1 minute', 100)", 100),
     "_claim_unwanted": ("_claim_unwanted(MAILS, ROWS, 'users', NULL, false, now())", BATCH),
     "_claim_window": ("_claim_window(MAILS, ROWS, activation.send_window('Mon', '08:00', '08:01'), now())", BATCH),
@@ -241,23 +241,23 @@ CALLS: dict[str, tuple[str, int]] = {
     "_erase": ("_erase('77')", 1),
     "_erase_due": ("_erase_due()", 100),
     "_expire_requests": ("_expire_requests()", PEOPLE),
-    "_fail": ("_fail(MAILS, 'no')", BATCH),
+    "_fail_messages": ("_fail_messages(MAILS, 'no')", BATCH),
     "_find_due": (f"_find_due(PARTS, {BATCH}, now() + interval '2 hours')", BATCH),
     "_find_retries": (f"_find_retries(PARTS, {BATCH}, now())", BATCH),
-    "_finish": (f"_finish(MAILS, array_fill('captured'::text, ARRAY[{BATCH}]), KEYS, KEYS, KEYS)", BATCH),
+    "_finish_messages": (f"_finish_messages(MAILS, array_fill('captured'::text, ARRAY[{BATCH}]), KEYS, KEYS, KEYS)", BATCH),
     "_housekeep": ("_housekeep()", 6 * 1000),
     "_import_suppressions": ("_import_suppressions(KEYS, KEYS)", BATCH),
     "_keep_event": (
         """_keep_event('new', '{"type": "suppression.added", "data": {"email": "z@acme.dev"}}', now(), now())""",
         1,
     ),
-    "_leave": ("_leave(IDS, 'no')", BATCH),
-    "_locked": ("_locked(DECIDED)", BATCH),
-    "_mails_of": ("_mails_of('77')", 1),
+    "_exit_enrollments": ("_exit_enrollments(IDS, 'no')", BATCH),
+    "_lock_enrollments": ("_lock_enrollments(DECIDED)", BATCH),
+    "_messages_of": ("_messages_of('77')", 1),
     "_out_of_turn": ("_out_of_turn(MAILS, now())", BATCH),
     "_over_cap": ("_over_cap('77', 'users', 0, now())", 1),
-    "_queues": (f"_queues(now(), {NO_MARKS})", 1),
-    "_record": ("_record(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
+    "_due_loops": (f"_due_loops(now(), {NO_MARKS})", 1),
+    "_record_try": ("_record_try(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
     "_remark": ("_remark(1, '77', 'odd', now())", 1),
     "_remark_left_out": (
         "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
@@ -265,8 +265,8 @@ CALLS: dict[str, tuple[str, int]] = {
     ),
     "_resolve": ("_resolve(ONE_MAIL, 'sent', 'me')", 1),
     "_set_signal_aside": ("_set_signal_aside((SELECT ctid FROM activation.signal LIMIT 1), 'no')", 1),
-    "_store": (
-        "_store(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')",
+    "_store_request": (
+        "_store_request(gen_random_uuid(), '/emails', '{}', MAILS, KEYS, KEYS, 'live', '{}', gen_random_uuid(), interval '1 minute')",
         BATCH,
     ),
     "_subscribe": ("_subscribe('users', '77', '', false, 'me')", 1),
@@ -274,7 +274,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_take_wakes": (f"_take_wakes(PARTS, {BATCH})", BATCH),
     "_unknown_events": ("_unknown_events(KEYS)", BATCH),
-    "_unsuppressed": ("_unsuppressed(KEYS)", BATCH),
+    "_note_unsuppressed": ("_note_unsuppressed(KEYS)", BATCH),
     "cancel": ("cancel('77', 'first')", 1),
     "_enroll": ("_enroll(10, '77', 'first', NULL)", 1),
     "erase": ("erase('77')", 1),
@@ -304,7 +304,7 @@ EXEMPT = set(
         "_status",
         "_why",
         "_why_not",
-        "_now_true",
+        "_condition_now",
         "_trouble",
         "_overview_numbers",
         "_journey",
@@ -327,14 +327,14 @@ EXEMPT = set(
         "_resume_loop",
         "_archive_loop",
         "set_mode",
-        "_mend_wake",
+        "_restore_wake_marker",
         "_pull_state",
         "_unexported_suppressions",
         "_token_owner",
         "_resolve_message",
         "track_all",
         "_renew_wake",
-        "_roll",
+        "_backfill_chunk",
     ]
 )
 

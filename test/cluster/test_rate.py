@@ -65,7 +65,7 @@ def test_a_rate_that_falls(db: Database, live: Connection, sandbox: Sandbox) -> 
         tick(db, f"{minute} minutes")
     assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, 8)}
     assert db.value("SELECT count(*) FROM activation.attempt WHERE outcome NOT IN ('sent', 'refused')") == 0
-    assert db.value("SELECT count(*) FROM activation.token") == 2
+    assert db.value("SELECT count(*) FROM activation.rate_permit") == 2
     # While it is paused for a moment, Resend's own words.
     assert re.search("2 requests (a|per) second", status(db, "provider")[1])
 
@@ -83,7 +83,7 @@ def test_any_second_of_the_providers(
         promise(db, live, *range(100 * go + 1, 100 * go + 26))
         one_by_one(db)
         if way_there > 0:
-            db.sql("SELECT activation._learn(NULL, NULL, NULL, NULL, 'key', true)")
+            db.sql("SELECT activation._learn_from_answer(NULL, NULL, NULL, NULL, 'key', true)")
             db.sql("UPDATE activation.provider SET answers = 0")
         tick(db)
         if {entry.status for entry in sandbox.log} == {200}:
@@ -132,8 +132,8 @@ def test_too_many_is_a_pause_for_all(db: Database, live: Connection, sandbox: Sa
     assert len(sandbox.log) == 1
     tick(db, "25 seconds")
     assert set(statuses(db).values()) == {"sent"} and len(sandbox.log) == 4
-    assert db.value("SELECT careful_until > now() FROM activation.provider")
-    assert db.value("SELECT max(errors) FROM activation.request") == 0
+    assert db.value("SELECT cautious_until > now() FROM activation.provider")
+    assert db.value("SELECT max(error_tries) FROM activation.request") == 0
 
 
 def test_the_token_of_who_is_gone(db: Database, live: Connection, sandbox: Sandbox) -> None:
@@ -145,7 +145,7 @@ def test_the_token_of_who_is_gone(db: Database, live: Connection, sandbox: Sandb
     sandbox.fail("stall", times=1)
     worker = Worker(db)
     sandbox.wait_for(lambda s: s.held == 1)
-    assert db.value("SELECT holder_pid FROM activation.token") == worker.pid
+    assert db.value("SELECT holder_pid FROM activation.rate_permit") == worker.pid
     db.sql("SELECT pg_terminate_backend(%s)", worker.pid)
     assert worker.ended(10)
     gone = db.value("SELECT extract(epoch FROM clock_timestamp())")

@@ -149,7 +149,7 @@ def test_the_sequence_of_the_readme(server: Cluster) -> None:
         if held_out is None:
             return False
         in_window = server.value(
-            "SELECT activation._window_opens(activation.send_window('Mon-Fri', '09:00', '17:30'), 'UTC', now()) IS NULL"
+            "SELECT activation._next_opening(activation.send_window('Mon-Fri', '09:00', '17:30'), 'UTC', now()) IS NULL"
         )
         return server.sql(mails) == [("welcome", "held_out" if held_out else "sent" if in_window else "queued")]
 

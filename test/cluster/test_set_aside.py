@@ -298,7 +298,7 @@ def test_whose_error_it_is(db: Database, code: str) -> None:
     """Python and SQL say the same of it."""
     from activation.engine.protocol import Failed
 
-    assert Failed("", code).of_a_person is db.value("SELECT activation._of_a_person(%s)", code)
+    assert Failed("", code).of_a_person is db.value("SELECT activation._is_about_one_person(%s)", code)
 
 
 @pytest.mark.parametrize("text", ["\ud800 half", "a\x00b", "x" * 3_000_000])

@@ -270,7 +270,7 @@ def test_an_author_s_text_is_no_snare(db: Database) -> None:
         CREATE ROLE author;
         GRANT USAGE ON SCHEMA activation TO author;
         GRANT EXECUTE ON FUNCTION activation.define_loop, activation.query, activation.email, activation.on_insert, activation.simulate, activation._simulate,
-            activation._simulate_plan, activation._simulate_query, activation._first_true, activation._look, activation._held_out, activation._window_opens TO author;
+            activation._simulate_plan, activation._simulate_query, activation._first_true, activation._look_up, activation._held_out, activation._next_opening TO author;
         ALTER TABLE users OWNER TO author; ALTER TABLE projects OWNER TO author; ALTER TABLE actions OWNER TO author;
     """)
     try:

@@ -172,7 +172,7 @@ def test_rights(db: Database, cluster: Cluster) -> None:
     db.sql("""
         CREATE ROLE analyst LOGIN;
         GRANT USAGE ON SCHEMA activation TO analyst;
-        GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation._suggest_plan, activation._suggest_rank, activation._look TO analyst;
+        GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation._suggest_plan, activation._suggest_rank, activation._look_up TO analyst;
         GRANT SELECT ON users, sessions, projects TO analyst;
     """)
     try:

@@ -647,7 +647,7 @@ SELECT activation.set_template('re_engagement', 'Come back', '<p>Hi</p>');
 INSERT INTO users (id, email, name) SELECT n, 'u' || n || '@acme.dev', 'U' FROM generate_series(1, 20) AS n;
 SELECT activation.define_loop('there', trigger => activation.on_event('limit_reached'),
     action => activation.email('re_engagement'));
-INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, template_mark)
+INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, newest_template_id)
 SELECT loop_id, version, n, 'completed', now(), now(), 0 FROM activation.loop, generate_series(1, 2) AS n;
 INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at,
     next_attempt_at, request_id, recipient, finished_at)

@@ -25,9 +25,9 @@ GRANT SELECT ON activation.status, activation.message_log, activation.journey, a
   activation.time_to_activate, activation.lift, activation.mail_numbers TO viewer;
 
 GRANT USAGE ON SCHEMA activation TO analyst;
-GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation.on_insert, activation.email, activation._suggest_plan, activation._suggest_rank, activation._look TO analyst;
+GRANT EXECUTE ON FUNCTION activation.suggest, activation.query, activation.on_insert, activation.email, activation._suggest_plan, activation._suggest_rank, activation._look_up TO analyst;
 GRANT EXECUTE ON FUNCTION activation.simulate, activation.milestone, activation._suggest_users, activation._simulate, activation._simulate_plan, activation._simulate_query,
-  activation._first_true, activation._held_out, activation._window_opens TO analyst;
+  activation._first_true, activation._held_out, activation._next_opening TO analyst;
 
 CREATE TABLE users (id bigint PRIMARY KEY, email text, plan text);
 CREATE TABLE actions (user_id bigint, what text);
@@ -67,7 +67,7 @@ SELECT is(pg_temp.code('SELECT FROM activation.' || t, 'author'), '42501', 'and 
 SELECT is_empty($$SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'activation'::regnamespace AND left(p.proname, 1) = '_'
                    AND has_function_privilege('author', p.oid, 'EXECUTE')$$, 'an author may call no private function');
 SELECT is(pg_temp.code('SELECT activation.' || f, 'author'), '42501', 'such as ' || f)
-  FROM unnest(ARRAY['_setting()', '_secret(text ''resend'')', '_run(''public'', ''{SELECT 1}'', true)', '_safe_eval(''x'', ''postgres'', ''{}'')', '_generate_capture(''users'')']) AS f;
+  FROM unnest(ARRAY['_setting()', '_secret(text ''resend'')', '_run_on_path(''public'', ''{SELECT 1}'', true)', '_safe_eval(''x'', ''postgres'', ''{}'')', '_generate_capture(''users'')']) AS f;
 SELECT is(pg_temp.code('SELECT activation.' || f, 'author'), '42501', 'or the verbs that it was not given, such as ' || f)
   FROM unnest(ARRAY['configure(sender => ''a@example.net'')', 'set_secret(''a'', ''b'')', 'set_mode(''live'')', 'set_template(''a'', ''b'', ''c'')', 'start()', 'stop()', 'bind()', 'why(''1'')']) AS f;
 SELECT is(pg_temp.code('CALL activation.tick()', 'author'), '42501', 'nor does it run the engine');

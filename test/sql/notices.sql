@@ -33,7 +33,7 @@ SELECT matches(:'said'::text, 'WARNING:  loop "always": the condition is true fo
 \set said `eval "$SAID"`
 SELECT matches(:'said'::text, 'WARNING:  loop "raises": the condition raised when it was tried without a user: division by zero\nHINT: ', 'one that raises');
 
-\setenv DONE 'SELECT activation.configure(public_url => ''https://acme.dev''); SELECT activation.define_loop(''midway'', activation.on_insert(''users''), activation.query($$SELECT FROM actions WHERE user_id = $1$$), activation.email(''milestone'')); INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, template_mark) SELECT loop_id, 1, 1, ''waiting'', now(), now(), 0 FROM activation.loop; SELECT activation.set_mode(''live'')'
+\setenv DONE 'SELECT activation.configure(public_url => ''https://acme.dev''); SELECT activation.define_loop(''midway'', activation.on_insert(''users''), activation.query($$SELECT FROM actions WHERE user_id = $1$$), activation.email(''milestone'')); INSERT INTO activation.enrollment (loop_id, version, user_id, state, enrolled_at, created_at, newest_template_id) SELECT loop_id, 1, 1, ''waiting'', now(), now(), 0 FROM activation.loop; SELECT activation.set_mode(''live'')'
 \set said `eval "$SAID"`
 SELECT matches(:'said'::text, 'NOTICE:  1 people are in the middle of a loop and may now be mailed\nHINT: ', 'set_mode: how many may now be mailed');
 

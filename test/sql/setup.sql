@@ -81,13 +81,13 @@ DECLARE
     item record;
     items integer := 0;
 BEGIN
-    PERFORM activation._lock_parts(activation._all_parts(), true);
-    FOR item IN SELECT * FROM activation._detect_take(activation._all_parts(), 1000, true, true, true) WHERE ids IS NOT NULL LOOP
-        PERFORM activation._detect_decide(item.step, item.ids, item.woken, item.fresh,
+    PERFORM activation._lock_buckets(activation._all_buckets(), true);
+    FOR item IN SELECT * FROM activation._detect_take(activation._all_buckets(), 1000, true, true, true) WHERE ids IS NOT NULL LOOP
+        PERFORM activation._detect_decide(item.step, item.ids, item.woken_at, item.is_new,
                                           activation._detect_ask(item.loop_id, item.version, item.step, item.ids));
         items := items + 1;
     END LOOP;
-    FOR item IN SELECT * FROM activation._detect_sweeps(activation._all_parts()) LOOP
+    FOR item IN SELECT * FROM activation._detect_sweeps(activation._all_buckets()) LOOP
         PERFORM activation._detect_sweep(item.loop_id, item.version, item.step, item.part, item.mark, 1000);
     END LOOP;
     RETURN items;

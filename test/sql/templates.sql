@@ -67,7 +67,7 @@ SELECT pg_temp.round();
 SELECT activation.set_template('old', 'New', body_text => 'New');
 INSERT INTO users (id, email) VALUES (4, 'four@example.net');
 SELECT pg_temp.round();
-SELECT results_eq($$SELECT e.user_id, t.subject FROM activation.enrollment e JOIN activation.loop l USING (loop_id), activation._template('old', e.template_mark) t
+SELECT results_eq($$SELECT e.user_id, t.subject FROM activation.enrollment e JOIN activation.loop l USING (loop_id), activation._template('old', e.newest_template_id) t
                      WHERE l.name = 'keeps' ORDER BY 1$$, $$VALUES ('3', 'Old'), ('4', 'New')$$, 'an enrollment keeps the template of its time');
 
 -- What may be named.

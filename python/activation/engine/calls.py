@@ -105,14 +105,14 @@ class Permit(NamedTuple):
 
 
 _LOCK_TOKENS = Table(
-    "_lock_tokens",
+    "_lock_permits",
     Permit,
     {"number": "n", "free_at": "extract(epoch FROM free_at)::double precision"},
     wanted="integer",
     ahead=SECONDS,
 )
-_TAKE_TOKENS = Function("_take_tokens", tokens="integer[]", lease=SECONDS)
-_FREE_TOKEN = Function("_free_token", token="integer", left_at=UNIX_TIME, finished_at=UNIX_TIME)
+_TAKE_TOKENS = Function("_take_permits", tokens="integer[]", lease=SECONDS)
+_FREE_TOKEN = Function("_free_permit", token="integer", left_at=UNIX_TIME, finished_at=UNIX_TIME)
 _SECRET = Function("_secret", secret_name="text")
 _DISARMED = Function("_disarmed", host="text")
 
@@ -191,12 +191,12 @@ class Stretch(NamedTuple):
 _SWEEP = {"loop_id": "integer", "version": "integer", "step": "integer", "part": "integer"}
 
 _DETECT_DUE = Table("_detect_due", Due)
-_LOCK_ALL_PARTS = Function("_lock_parts", parts=Function("_all_parts"), wait="boolean")
-_LOCK_MY_PARTS = Function("_lock_parts", parts=Function("_my_parts", slot="integer"), wait="boolean")
+_LOCK_ALL_PARTS = Function("_lock_buckets", parts=Function("_all_buckets"), wait="boolean")
+_LOCK_MY_PARTS = Function("_lock_buckets", parts=Function("_my_buckets", slot="integer"), wait="boolean")
 _DETECT_TAKE = Table(
     "_detect_take",
     Question,
-    {"woken_at": "woken", "is_new": "fresh"},
+    {"woken_at": "woken_at", "is_new": "is_new"},
     parts="integer[]",
     batch="integer",
     signals="boolean",
@@ -214,15 +214,15 @@ _DETECT_BAD_USER = Function("_detect_bad_user", id="bigint", error="text")
 _DETECT_SWEEPS = Table("_detect_sweeps", Sweep, {"shard": "part", "swept_to": "mark"}, parts="integer[]")
 _DETECT_SWEEP = Function("_detect_sweep", **_SWEEP, mark="bigint", batch="integer")
 _DETECT_STRETCH = Table("_detect_stretch", Stretch, **_SWEEP, mark="bigint", batch="integer")
-_DETECT_SWEPT = Function("_detect_swept", **_SWEEP, ids="bigint[]", batch="integer")
+_DETECT_SWEPT = Function("_advance_sweep", **_SWEEP, ids="bigint[]", batch="integer")
 _DETECT_STRIKE = Function("_detect_strike", loop_id="integer", error="text")
 _DETECT_CANCELLED = Function("_detect_cancelled", loop_id="integer", seconds="double precision")
 _DETECT_POSTPONE = Function("_detect_postpone", loop_id="integer", error="text")
-_DETECT_WELL = Function("_detect_well", loop_id="integer")
+_DETECT_WELL = Function("_clear_strikes", loop_id="integer")
 _FAIL_AT_ONCE = Function("_fail_at_once", loop_id="integer", kind="text", error="text", lost="boolean")
 _EVALUATING = Function("_evaluating", loop_id="integer")
-_ROLL_DUE = Function("_roll_due")
-_ROLL = Function("_roll", loop_id="integer", batch="integer")
+_ROLL_DUE = Function("_next_backfill")
+_ROLL = Function("_backfill_chunk", loop_id="integer", batch="integer")
 _RENEW_WAKE = Function("_renew_wake")
 
 
@@ -358,7 +358,7 @@ class Claimed(NamedTuple):
     batch_limit: int | None
     email: str | None
     user_row: str | None
-    template_mark: int
+    newest_template_id: int
     context: str | None
     enrollment_id: int
 
@@ -399,10 +399,10 @@ _EXPIRE_REQUESTS = Function("_expire_requests")
 _END_PAUSE = Function("_end_pause")
 _CLAIM_REQUESTS = Table("_claim_requests", Repeat, token="uuid", lease=SECONDS, wanted="integer")
 _CLAIM_MESSAGES = Table("_claim_messages", Claimed, wanted="integer", **_CURSORS)
-_BRANCH = Table("_branch", Branch, loop_id="integer", version="integer", step="integer", branch="text")
+_BRANCH = Table("_step_email", Branch, loop_id="integer", version="integer", step="integer", branch="text")
 _TEMPLATE = Table("_template", Template, template_name="text", mark="integer")
 _STORE = Function(
-    "_store",
+    "_store_request",
     request_id="uuid",
     endpoint="text",
     body="text",
@@ -415,11 +415,11 @@ _STORE = Function(
     lease=SECONDS,
 )
 _FINISH = Function(
-    "_finish", members="uuid[]", states="text[]", recipients="text[]", subjects="text[]", errors="text[]"
+    "_finish_messages", members="uuid[]", states="text[]", recipients="text[]", subjects="text[]", errors="text[]"
 )
-_COUNT_PACE = Function("_count_pace", loop_ids="integer[]", emails="integer[]")
+_COUNT_PACE = Function("_count_hourly_sends", loop_ids="integer[]", emails="integer[]")
 _RECORD = Function(
-    "_record",
+    "_record_try",
     request_id="uuid",
     token="uuid",
     outcome="text",
@@ -432,7 +432,7 @@ _RECORD = Function(
     finished_at=UNIX_TIME,
 )
 _LEARN = Function(
-    "_learn",
+    "_learn_from_answer",
     rate="numeric",
     rtt="double precision",
     pause_reason="text",
@@ -576,13 +576,13 @@ class _Text(NamedTuple):
 
 _PULL_STATE = Table("_pull_state", PullState, host="text")
 _UNKNOWN_EVENTS = Table("_unknown_events", _Text, {"value": "found"}, ids="text[]")
-_EVENT = Function("_event", body="text")
+_EVENT = Function("_parse_event", body="text")
 _KEEP_EVENT = Function("_keep_event", webhook_id="text", event="jsonb", happened=UNIX_TIME, now=_NOW)
-_PULLED = Function("_pulled", of_webhook="text", upto="double precision")
+_PULLED = Function("_note_pull", of_webhook="text", upto="double precision")
 _IMPORT_SUPPRESSIONS = Function("_import_suppressions", addresses="text[]", origins="text[]")
 _UNEXPORTED = Table("_unexported_suppressions", _Text, {"value": "found"}, known="text[]")
-_UNSUPPRESSED = Function("_unsuppressed", addresses="text[]")
-_SYNCED = Function("_synced")
+_UNSUPPRESSED = Function("_note_unsuppressed", addresses="text[]")
+_SYNCED = Function("_note_sync")
 
 
 class FeedbackCalls(ProviderCalls):
@@ -645,13 +645,13 @@ class Done(NamedTuple):
     problem: str | None = None
 
 
-_TOO_LATE = Function("_too_late", application_name="text")
+_TOO_LATE = Function("_started_during_stop", application_name="text")
 _TAKE_SLOT = Function("_take_slot", kind="text", slot="integer")
 _LEAVE_SLOT = Function("_leave_slot", kind="text", slot="integer")
 _BEAT = Function("_beat", kind="text", slot="integer", worked="boolean", note="text")
 _END_OVERDUE = Table("_end_overdue", Overdue)
 _SET_WATCHING = Function("_set_watching", watching="boolean")
-_SWEEP_ALL = Function("_sweep", loop_id="integer", due_at=_NOW)
+_SWEEP_ALL = Function("_order_sweep", loop_id="integer", due_at=_NOW)
 _APPLY_EVENTS = Function("_apply_events")
 _ERASE_DUE = Table("_erase_due", Done, {"more": "NULL::boolean"})
 _HOUSEKEEP = Table("_housekeep", Done)

@@ -126,7 +126,7 @@ class Composer:
             branch.loop,
             row.user_row or "",
             row.context,
-            self._source(str(branch.action["template"]), row.template_mark),
+            self._source(str(branch.action["template"]), row.newest_template_id),
             leave,
         )
         email = document(

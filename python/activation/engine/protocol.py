@@ -16,7 +16,7 @@ class Failed(Exception):
     #: Met others on its way: serialization_failure, deadlock_detected, lock_not_available.
     PASSING = ("40001", "40P01", "55P03")
 
-    #: Classes of errors that are never about one person's data, as activation._of_a_person() has them.
+    #: Classes of errors that are never about one person's data, as activation._is_about_one_person() has them.
     GENERAL = ("08", "25", "2D", "40", "42", "53", "55", "57", "58", "AC")
 
     def __init__(self, text: str, code: str) -> None:
