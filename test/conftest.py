@@ -66,8 +66,16 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 WAITING = ("test_failover.py", "test_schedule.py", "test_stuck.py")
 
 
+#: Seconds for a test of these, by folder or file; all others have what pyproject.toml says.
+TIMEOUTS = {"chaos": 900, "fuzz": 900, "test_schedule.py": 600, "test_failover.py": 600}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in WAITING)
+    for item in items:
+        for part in (item.path.name, item.path.parent.name):
+            if part in TIMEOUTS and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(TIMEOUTS[part]))
 
 
 def pytest_configure() -> None:

@@ -73,8 +73,9 @@ BEGIN
     LOOP
         BEGIN
             PERFORM activation._compile_version(unbound.loop_id, unbound.version);
-            UPDATE activation."loop" l SET state = 'active', reason = NULL
-             WHERE l.loop_id = unbound.loop_id AND l.state = 'failing' AND unbound.is_current;
+            IF unbound.is_current THEN
+                PERFORM activation._set_loop_state(unbound.loop_id, 'active', NULL, '{failing}');
+            END IF;
             PERFORM activation._order_sweep(unbound.loop_id, activation._now());
             compiled := compiled + 1;
         EXCEPTION WHEN deadlock_detected OR lock_not_available OR serialization_failure THEN
@@ -117,10 +118,9 @@ BEGIN
                                       ELSE 'Move them to the new version before bind(): '
                                            'activation.migrate_loop(name).' END;
             END IF;
-            UPDATE activation."loop" l
-               SET state = 'failing',
-                   reason = format('version %s no longer fits: %s', unbound.version, SQLERRM)
-             WHERE l.loop_id = unbound.loop_id;
+            PERFORM activation._set_loop_state(
+                unbound.loop_id, 'failing',
+                format('version %s no longer fits: %s', unbound.version, SQLERRM));
             RAISE WARNING 'loop "%" no longer fits: %', unbound.name, SQLERRM
                 USING HINT = 'It is failing until it is defined again.';
         END;

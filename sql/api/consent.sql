@@ -63,7 +63,7 @@ BEGIN
                    WHERE e.user_id = _subscribe.user_id AND v.users = _subscribe.users
                      AND NOT v.transactional
                      AND (_subscribe.topic = '' OR v.definition ->> 'topic' = _subscribe.topic)),
-            'the user has unsubscribed');
+            'unsubscribed');
     END IF;
 END
 $$;
@@ -193,8 +193,9 @@ COMMENT ON FUNCTION activation.preferences(text, text) IS
 -- The only writer of plain addresses into the list. Returns whether the address was not there yet;
 -- NULL for what is no address. An address that was forgotten is not written: its hash is in the
 -- list already.
-CREATE FUNCTION activation._suppress(email text, reason text, source text, at timestamptz)
-RETURNS boolean
+CREATE FUNCTION activation._suppress(
+    email text, reason text, origin text, noted_by text, at timestamptz
+) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -206,8 +207,9 @@ BEGIN
     IF octet_length(folded) <= 320 AND folded ~ '^[^@\s<>,;]+@[^@\s<>,;]+$' THEN
         PERFORM activation._signing_key();
         hashed := activation._hash_address(folded);
-        INSERT INTO activation.suppression (address, reason, source, at, hash)
-        SELECT folded, left(_suppress.reason, 1000), _suppress.source, _suppress.at, hashed
+        INSERT INTO activation.suppression (address, reason, origin, noted_by, at, hash)
+        SELECT folded, left(_suppress.reason, 1000), _suppress.origin, _suppress.noted_by,
+               _suppress.at, hashed
          WHERE NOT EXISTS (SELECT FROM activation.suppression s WHERE s.address = hashed)
         ON CONFLICT DO NOTHING;
         RETURN FOUND;
@@ -223,7 +225,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF activation._suppress(email, coalesce(nullif(btrim(_suppress_by_hand.reason), ''), 'by hand'),
-                            activation._role_name(caller), activation._now()) IS NULL THEN
+                            'operator', activation._role_name(caller), activation._now()) IS NULL
+    THEN
         RAISE EXCEPTION '"%" is not an address', left(email, 100)
             USING ERRCODE = '22023', HINT = 'Write ''ada@acme.dev'', of 320 bytes at most.';
     END IF;

@@ -99,7 +99,8 @@ AS $$
 DECLARE
     w record;
     bounced_for_good boolean;
-    cause text;
+    told_cause text;
+    note text;
 BEGIN
     SELECT x.webhook_id, x.type, x.at, x.received_at, x.payload, m.message_id, m.state, m.recipient
       INTO w
@@ -113,15 +114,19 @@ BEGIN
     END IF;
     bounced_for_good := w.type = 'email.bounced'
         AND coalesce(w.payload #>> '{data,bounce,type}', 'Permanent') = 'Permanent';
-    cause := CASE w.type
-        WHEN 'email.bounced' THEN
-            concat_ws(': ', 'bounced', w.payload #>> '{data,bounce,type}',
-                      w.payload #>> '{data,bounce,subType}', w.payload #>> '{data,bounce,message}')
+    told_cause := CASE w.type
+        WHEN 'email.bounced' THEN 'bounced'
         WHEN 'email.complained' THEN 'complained'
-        WHEN 'email.failed' THEN concat_ws(': ', 'failed', w.payload #>> '{data,failed,reason}')
+        WHEN 'email.failed' THEN 'failed_at_resend'
+        WHEN 'email.suppressed' THEN 'suppressed_by_resend' END;
+    note := nullif(CASE w.type
+        WHEN 'email.bounced' THEN
+            concat_ws(': ', w.payload #>> '{data,bounce,type}',
+                      w.payload #>> '{data,bounce,subType}', w.payload #>> '{data,bounce,message}')
+        WHEN 'email.failed' THEN w.payload #>> '{data,failed,reason}'
         WHEN 'email.suppressed' THEN
-            concat_ws(': ', 'suppressed by Resend', w.payload #>> '{data,suppressed,reason}',
-                      w.payload #>> '{data,suppressed,message}') END;
+            concat_ws(': ', w.payload #>> '{data,suppressed,reason}',
+                      w.payload #>> '{data,suppressed,message}') END, '');
     -- An event about a mail whose outcome was unknown tells that it was sent.
     UPDATE activation.message m
        SET state = CASE w.type
@@ -141,11 +146,15 @@ BEGIN
                m.sent_at,
                activation._event_time(w.payload #>> '{data,created_at}', w.received_at), w.at),
            resend_id = coalesce(m.resend_id, w.payload #>> '{data,email_id}'),
-           last_error = coalesce(cause, CASE WHEN m.state <> 'unknown' THEN m.last_error END)
+           cause = coalesce(told_cause, CASE WHEN m.state <> 'unknown' THEN m.cause END),
+           last_error = CASE WHEN told_cause IS NOT NULL THEN note
+                             WHEN m.state <> 'unknown' THEN m.last_error END
      WHERE m.message_id = w.message_id
        AND m.state IN ('sent', 'delivered', 'bounced', 'complained', 'unknown');
     IF bounced_for_good OR w.type IN ('email.complained', 'email.suppressed') THEN
-        PERFORM activation._suppress(w.recipient, cause, 'webhook ' || w.webhook_id, w.at);
+        PERFORM activation._suppress(
+            w.recipient, activation._cause_text(told_cause, note), 'resend',
+            'webhook ' || w.webhook_id, w.at);
     END IF;
     UPDATE activation.webhook_event x SET applied = true WHERE x.webhook_id = w.webhook_id;
     RETURN true;
@@ -222,12 +231,12 @@ BEGIN
                   email,
                   coalesce(activation._event_text(event, '{data,origin}', 100),
                            'suppressed by Resend'),
-                  'webhook ' || _keep_event.webhook_id, happened_at) IS NOT NULL THEN
+                  'resend', 'webhook ' || _keep_event.webhook_id, happened_at) IS NOT NULL THEN
         RETURN 'applied';
     ELSIF kind = 'suppression.removed' AND hashed IS NOT NULL THEN
         -- What was put here by hand stays.
         DELETE FROM activation.suppression s
-         WHERE s.hash = hashed AND s.source ~ '^(webhook |Resend)' AND s.at <= happened_at;
+         WHERE s.hash = hashed AND s.origin = 'resend' AND s.at <= happened_at;
         RETURN 'applied';
     END IF;
     RETURN 'kept';

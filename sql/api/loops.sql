@@ -112,12 +112,9 @@ BEGIN
         RAISE EXCEPTION 'loop "%" is archived', name
             USING ERRCODE = '55000', HINT = 'Define it again to bring it back.';
     END IF;
-    UPDATE activation."loop" l SET state = 'paused', reason = NULL WHERE l.loop_id = target.loop_id;
+    PERFORM activation._set_loop_state(target.loop_id, 'paused');
     IF cancel THEN
-        UPDATE activation.message m
-           SET state = 'cancelled', finished_at = activation._now(),
-               last_error = 'cancelled when the loop was paused'
-         WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
+        PERFORM activation._cancel_queue_of_loop(target.loop_id, 'cancelled_by_pause');
     END IF;
 END
 $$;
@@ -160,15 +157,13 @@ BEGIN
                            'resumed.'
                   END;
     END IF;
+    PERFORM activation._set_loop_state(target.loop_id, 'active');
     UPDATE activation."loop" l
-       SET state = 'active', reason = NULL, resumed_at = activation._now(),
-           drop_before = dropped_before
+       SET resumed_at = activation._now(), drop_before = dropped_before
      WHERE l.loop_id = target.loop_id;
-    UPDATE activation.message m
-       SET state = 'cancelled', finished_at = activation._now(),
-           last_error = 'it came due while the loop was paused'
-     WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL
-       AND m.created_at < dropped_before;
+    IF dropped_before IS NOT NULL THEN
+        PERFORM activation._cancel_queue_of_loop(target.loop_id, 'due_in_pause', dropped_before);
+    END IF;
     DELETE FROM activation.strike k WHERE k.loop_id = target.loop_id;
     PERFORM activation._order_sweep(target.loop_id, activation._now());
     UPDATE activation.enrollment e
@@ -199,16 +194,11 @@ DECLARE
     target activation.loop := activation._require_loop_owner(caller, name);
     captured_table regclass;
 BEGIN
-    UPDATE activation."loop" l
-       SET state = 'archived', reason = NULL
-     WHERE l.loop_id = target.loop_id;
+    PERFORM activation._set_loop_state(target.loop_id, 'archived');
     UPDATE activation.enrollment e
-       SET state = 'exited', decided_at = activation._now(), reason = 'the loop was archived'
+       SET state = 'exited', decided_at = activation._now(), exit_cause = 'loop_archived'
      WHERE e.loop_id = target.loop_id AND e.state = 'waiting';
-    UPDATE activation.message m
-       SET state = 'cancelled', finished_at = activation._now(),
-           last_error = 'the loop was archived'
-     WHERE m.loop_id = target.loop_id AND m.request_id IS NULL AND m.finished_at IS NULL;
+    PERFORM activation._cancel_queue_of_loop(target.loop_id, 'loop_archived');
     DELETE FROM activation.signal g
      WHERE g.loop_id = target.loop_id AND g.error IS NULL AND g.user_deleted IS NULL;
     DELETE FROM activation.sweep w WHERE w.loop_id = target.loop_id;

@@ -60,9 +60,7 @@ BEGIN
             UPDATE activation.message m
                SET state = CASE m.state WHEN 'queued' THEN 'cancelled' ELSE 'unknown' END,
                    finished_at = activation._now(),
-                   last_error = CASE m.state
-                       WHEN 'queued' THEN 'cancelled by set_mode'
-                       ELSE 'given up by set_mode while its outcome was not known' END
+                   cause = CASE m.state WHEN 'queued' THEN 'cancelled_by_mode' ELSE 'given_up' END
              WHERE m.state IN ('queued', 'sending');
             UPDATE activation.request r SET state = 'done', lease_id = NULL WHERE r.state = 'open';
         ELSIF waiting > 0 THEN

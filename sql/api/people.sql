@@ -113,7 +113,7 @@ BEGIN
        OR EXISTS (SELECT FROM activation.message m
                    WHERE m.enrollment_id = last.enrollment_id AND m.state = 'queued') THEN
         PERFORM activation._exit_enrollments(
-            ARRAY[last.enrollment_id], coalesce(nullif(btrim(cancel.reason), ''), 'cancelled'));
+            ARRAY[last.enrollment_id], 'cancelled', nullif(btrim(cancel.reason), ''));
         RETURN true;
     END IF;
     RAISE NOTICE 'user % is not in loop "%"', cancel.user_id, cancel.loop

@@ -58,7 +58,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT count(*) FILTER (WHERE activation._suppress(
                u.address, coalesce(u.origin, 'suppressed by Resend'),
-               'Resend''s list', activation._now()))::integer
+               'resend', 'Resend''s list', activation._now()))::integer
       FROM unnest(addresses, origins) AS u(address, origin)
      WHERE NOT EXISTS (SELECT FROM activation.unsuppression n
                         WHERE n.address = activation._fold_address(u.address))
@@ -72,7 +72,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT s.address
       FROM activation.suppression s
-     WHERE s.source !~ '^(webhook |Resend)' AND s.address NOT LIKE 'sha256:%'
+     WHERE s.origin <> 'resend' AND s.address NOT LIKE 'sha256:%'
        AND NOT EXISTS (SELECT FROM unnest(known) AS k
                         WHERE activation._fold_address(k) = s.address)
      ORDER BY s.address

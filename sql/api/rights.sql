@@ -132,7 +132,7 @@ BEGIN
                 WHERE m.message_id = ANY (messages) AND r.state = 'open') THEN
         PERFORM activation._exit_enrollments(
             ARRAY(SELECT e.enrollment_id FROM activation.enrollment e WHERE e.user_id = of_user),
-            'the user is to be erased');
+            'erased');
         RETURN false;
     END IF;
     -- The address that mode redirect sends everybody's mail to is not theirs.
@@ -206,8 +206,8 @@ BEGIN
     DELETE FROM activation.unsuppression n WHERE activation._hash_address(n.address) = ANY (hashes);
     -- A forgotten person is not written to again: the hash of their address stays in the list.
     DELETE FROM activation.suppression s WHERE s.hash = ANY (hashes);
-    INSERT INTO activation.suppression (address, reason, source, at)
-    SELECT h, 'erased', 'erase', activation._now() FROM unnest(hashes) AS h
+    INSERT INTO activation.suppression (address, reason, origin, noted_by, at)
+    SELECT h, 'erased', 'erasure', 'erase', activation._now() FROM unnest(hashes) AS h
     ON CONFLICT DO NOTHING;
     RETURN true;
 END

@@ -9,26 +9,30 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM activation._sync_source(changed_table);
-    UPDATE activation."loop" l
-       SET state = 'failing',
-           reason = format('column %I of %s, the key of this loop''s users, was dropped: '
-                           'define the loop again', s.key_column, s.table_name)
-      FROM activation.loop_version v JOIN activation.source s USING (source_id)
-     WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused')
-       AND s.table_name = changed_table
-       AND NOT EXISTS (SELECT FROM pg_attribute a
-                        WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum
-                          AND NOT a.attisdropped);
-    UPDATE activation."loop" l
-       SET state = 'failing',
-           reason = format('a column of %s that the filter reads was dropped: '
-                           'define the loop again', s.table_name)
-      FROM activation.loop_version v JOIN activation.source s USING (source_id)
-     WHERE l.loop_id = v.loop_id AND l.version = v.version AND l.state IN ('active', 'paused')
-       AND s.table_name = changed_table
-       AND EXISTS (SELECT FROM unnest(v.filter_attnums || v.old_attnums) AS f(attnum)
-                     JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = f.attnum
-                    WHERE a.attisdropped);
+    PERFORM activation._set_loop_state(
+                v.loop_id, 'failing',
+                format('column %I of %s, the key of this loop''s users, was dropped: '
+                       'define the loop again', s.key_column, s.table_name),
+                '{active,paused}')
+       FROM activation."loop" l
+       JOIN activation.loop_version v USING (loop_id, version)
+       JOIN activation.source s USING (source_id)
+      WHERE s.table_name = changed_table
+        AND NOT EXISTS (SELECT FROM pg_attribute a
+                         WHERE a.attrelid = s.table_name AND a.attnum = s.key_attnum
+                           AND NOT a.attisdropped);
+    PERFORM activation._set_loop_state(
+                v.loop_id, 'failing',
+                format('a column of %s that the filter reads was dropped: '
+                       'define the loop again', s.table_name),
+                '{active,paused}')
+       FROM activation."loop" l
+       JOIN activation.loop_version v USING (loop_id, version)
+       JOIN activation.source s USING (source_id)
+      WHERE s.table_name = changed_table
+        AND EXISTS (SELECT FROM unnest(v.filter_attnums || v.old_attnums) AS f(attnum)
+                      JOIN pg_attribute a ON a.attrelid = s.table_name AND a.attnum = f.attnum
+                     WHERE a.attisdropped);
     PERFORM activation._generate_capture(changed_table, only_known => true);
 END
 $$;

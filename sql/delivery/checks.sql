@@ -10,17 +10,6 @@ CREATE TYPE activation.users_row AS (
 COMMENT ON TYPE activation.users_row IS
     'A user''s row on its way between functions of a claim.';
 
--- Ends queued messages as failed that cannot be made for a reason of their own.
-CREATE FUNCTION activation._fail_messages(messages uuid[], problem text) RETURNS void
-LANGUAGE sql
-SET search_path = pg_catalog, pg_temp
-AS $$
-    UPDATE activation.message m
-       SET state = 'failed', finished_at = activation._now(), last_error = problem
-     WHERE m.message_id = ANY (messages)
-       AND m.state = 'queued'
-$$;
-
 -- Writes down that users have reached the goal, where a claim is what noticed it.
 CREATE FUNCTION activation._claim_goal_reached(messages uuid[], keys text[], now timestamptz)
 RETURNS void
@@ -84,15 +73,14 @@ BEGIN
     LOOP
         aside := aside || bad.message_id;
         IF bad.of_the_data THEN
-            PERFORM activation._fail_messages(
-                ARRAY[bad.message_id], 'the user''s row cannot be read: ' || bad.error);
+            PERFORM activation._end_queued(
+                ARRAY[bad.message_id], 'failed', 'row_unreadable', bad.error);
             PERFORM activation._remark(
-                bad.loop_id, bad.user_id, 'the user''s row cannot be read: ' || bad.error, now);
+                bad.loop_id, bad.user_id, 'row_unreadable',
+                'the user''s row cannot be read: ' || bad.error, now);
         ELSE
-            UPDATE activation.message m
-               SET next_attempt_at = now + interval '1 minute',
-                   last_error = 'the loop''s own code raised for this user: ' || bad.error
-             WHERE m.message_id = bad.message_id;
+            PERFORM activation._postpone_queued(
+                ARRAY[bad.message_id], now + interval '1 minute', 'user_raised', bad.error);
         END IF;
     END LOOP;
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(aside));
@@ -101,13 +89,14 @@ $$;
 
 -- Writes down, once, what was out of order in a user's data and harmed nothing. It is cut, since it
 -- is a part of a key.
-CREATE FUNCTION activation._remark(of_loop integer, of_user text, remark text, now timestamptz)
-RETURNS void
+CREATE FUNCTION activation._remark(
+    of_loop integer, of_user text, code text, remark text, now timestamptz
+) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO activation.remark (at, loop_id, user_id, remark)
-    VALUES (now, of_loop, of_user, left(remark, 300))
+    INSERT INTO activation.remark (at, loop_id, user_id, code, remark)
+    VALUES (now, of_loop, of_user, code, left(remark, 300))
     ON CONFLICT DO NOTHING
 $$;
 
@@ -131,8 +120,8 @@ BEGIN
                    WHERE y.message_id = u.id
                   OFFSET 0) x
         )
-        INSERT INTO activation.remark (at, loop_id, user_id, remark)
-        SELECT now, m.loop_id, m.user_id,
+        INSERT INTO activation.remark (at, loop_id, user_id, code, remark)
+        SELECT now, m.loop_id, m.user_id, 'row_too_large',
                left('the user''s row is too large for a mail: without ' || (
                         SELECT string_agg(quote_ident(c), ', ' ORDER BY c)
                           FROM jsonb_array_elements_text(r.left_out) AS c),
@@ -170,7 +159,7 @@ BEGIN
     IF gone IS NULL THEN
         RETURN messages;
     END IF;
-    PERFORM activation._exit_enrollments(left_loop, 'the user no longer exists');
+    PERFORM activation._exit_enrollments(left_loop, 'user_deleted');
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
 END
 $$;
@@ -205,7 +194,7 @@ BEGIN
                    AND c.users = _claim_unwanted.users
                    AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
         IF unsubscribed IS NOT NULL THEN
-            PERFORM activation._exit_enrollments(left_loop, 'the user has unsubscribed');
+            PERFORM activation._exit_enrollments(left_loop, 'unsubscribed');
             ended := unsubscribed;
         END IF;
     END IF;
@@ -234,6 +223,7 @@ BEGIN
                SET state = 'suppressed',
                    finished_at = now,
                    recipient = f.folded,
+                   cause = 'suppressed',
                    last_error = format('%s, since %s', activation._shortened(f.reason), f.at)
               FROM found f
              WHERE m.message_id = f.message_id

@@ -52,12 +52,10 @@ BEGIN
                 sent := activation._sent_within_the_hour(queue.loop_id, now);
             END IF;
             IF sent >= hourly THEN
-                UPDATE activation."loop" l
-                   SET state = 'stopped',
-                       reason = format(
-                           'the brake: %s emails within an hour, and the limit is %s', sent, hourly)
-                 WHERE l.loop_id = queue.loop_id
-                   AND l.state = 'active';
+                PERFORM activation._set_loop_state(
+                    queue.loop_id, 'stopped',
+                    format('%s emails within an hour, and the limit is %s', sent, hourly),
+                    '{active}');
                 CONTINUE;
             END IF;
             take := least(take, hourly - sent);

@@ -97,9 +97,8 @@ BEGIN
                                   WHEN code IN ('40001', '40P01', '55P03', '57014')
                                   THEN now + interval '3 seconds'
                                   ELSE now + interval '30 seconds' END,
-           last_error = CASE WHEN too_long
-                             THEN 'the loop''s own code was cancelled: it ran too long'
-                             ELSE activation._shortened(error) END
+           cause = CASE WHEN too_long THEN 'loop_too_slow' ELSE 'loop_raised' END,
+           last_error = CASE WHEN NOT too_long THEN activation._shortened(error) END
      WHERE m.message_id = ANY (ids);
 END
 $$;
@@ -188,11 +187,7 @@ BEGIN
                AND activation._is_nudge(x, m.branch));
     END IF;
     IF dropped <> '{}' THEN
-        UPDATE activation.message m
-           SET state = 'cancelled',
-               finished_at = now,
-               last_error = 'the user acted before it was sent'
-         WHERE m.message_id = ANY (dropped);
+        PERFORM activation._end_queued(dropped, 'cancelled', 'user_acted');
         kept := ARRAY(SELECT unnest(kept) EXCEPT SELECT unnest(dropped));
     END IF;
     IF reading.bad_keys <> '{}' OR unanswered <> '{}' THEN
@@ -262,7 +257,8 @@ BEGIN
         IF NOT activation._is_about_one_person(SQLSTATE) THEN
             RAISE;
         ELSIF middle = 0 THEN
-            PERFORM activation._fail_messages(ids, activation._shortened(SQLERRM));
+            PERFORM activation._end_queued(
+                ids, 'failed', 'claim_raised', activation._shortened(SQLERRM));
             RETURN;
         END IF;
     END;

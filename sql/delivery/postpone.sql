@@ -29,7 +29,7 @@ BEGIN
     LOOP
         IF zone.unknown THEN
             PERFORM activation._remark(
-                        m.loop_id, m.user_id,
+                        m.loop_id, m.user_id, 'unknown_time_zone',
                         format('time zone "%s" of the user is not known; %s is used',
                                left(zone.named, 100), zone.zone),
                         now)
@@ -44,16 +44,11 @@ BEGIN
         CONTINUE WHEN opens IS NULL;
         closed := closed || zone.ids;
         IF send_window ->> 'otherwise' = 'skip' THEN
-            UPDATE activation.message m
-               SET state = 'cancelled',
-                   finished_at = now,
-                   last_error = format('outside the send window, at %s', zone.zone)
-             WHERE m.message_id = ANY (zone.ids);
+            PERFORM activation._end_queued(
+                zone.ids, 'cancelled', 'outside_window', format('in %s', zone.zone));
         ELSE
-            UPDATE activation.message m
-               SET next_attempt_at = opens,
-                   last_error = format('waits for the send window, in %s', zone.zone)
-             WHERE m.message_id = ANY (zone.ids);
+            PERFORM activation._postpone_queued(
+                zone.ids, opens, 'waits_for_window', format('in %s', zone.zone));
         END IF;
     END LOOP;
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(closed));
@@ -97,15 +92,9 @@ BEGIN
             kept := kept || mail.message_id;
             counted := counted || jsonb_build_object(counter, already_claimed + 1);
         ELSIF over_cap = 'skip' THEN
-            UPDATE activation.message m
-               SET state = 'cancelled',
-                   finished_at = now,
-                   last_error = 'over the cap of mails a user'
-             WHERE m.message_id = mail.message_id;
+            PERFORM activation._end_queued(ARRAY[mail.message_id], 'cancelled', 'over_cap');
         ELSE
-            UPDATE activation.message m
-               SET next_attempt_at = again, last_error = 'waits for the cap of mails a user'
-             WHERE m.message_id = mail.message_id;
+            PERFORM activation._postpone_queued(ARRAY[mail.message_id], again, 'waits_for_cap');
         END IF;
     END LOOP;
 END

@@ -12,6 +12,7 @@ AS $$
        SET state = u.state,
            recipient = u.recipient,
            subject = u.subject,
+           cause = CASE u.state WHEN 'failed' THEN 'not_rendered' END,
            last_error = u.error,
            finished_at = activation._now()
       FROM unnest(members, states, recipients, subjects, errors)
@@ -147,6 +148,12 @@ BEGIN
                request_id = CASE message_state WHEN 'queued' THEN NULL ELSE r.request_id END,
                sent_at = CASE message_state WHEN 'sent' THEN now END,
                resend_id = resend_ids[array_position(r.members, m.message_id)],
+               cause = CASE message_state
+                           WHEN 'sent' THEN NULL
+                           WHEN 'sending' THEN 'unclear'
+                           WHEN 'queued' THEN 'not_accepted'
+                           WHEN 'failed' THEN 'refused'
+                           ELSE 'never_known' END,
                last_error = CASE message_state
                             WHEN 'sent' THEN NULL
                             ELSE concat_ws(': ', _record_try.error_name, _record_try.error) END,
@@ -199,6 +206,7 @@ AS $$
            request_id = CASE verdict WHEN 'sent' THEN m.request_id END,
            next_attempt_at = activation._now(),
            finished_at = NULL,
+           cause = NULL,
            last_error = NULL
      WHERE m.message_id = id
 $$;

@@ -25,8 +25,7 @@ AS $$
     UPDATE activation.message m
        SET state = 'unknown',
            finished_at = activation._now(),
-           last_error = coalesce(m.last_error || '; ', '')
-                        || 'its outcome was not known for 23 hours'
+           cause = 'never_known'
       FROM old
      WHERE m.message_id = ANY (old.members)
        AND m.request_id = old.request_id

@@ -110,6 +110,8 @@ BEGIN
                SET starts_at = CASE WHEN e.step = of_step AND e.starts_at <= now THEN NULL
                                     ELSE e.starts_at END,
                    retry_at = NULL,
+                   deferred_wake = NULL,
+                   deferred_new = NULL,
                    last_error = NULL
              WHERE e.ctid = ANY (places)
                AND (e.retry_at <= now
@@ -159,7 +161,8 @@ BEGIN
                             WHEN n.step IS NOT NULL THEN 'waiting'
                             WHEN d.branch = 'action' THEN 'completed'
                             ELSE 'timed_out' END,
-               reason = CASE WHEN f.exits THEN format('step "%s" timed out', s.name) END,
+               exit_cause = CASE WHEN f.exits THEN 'step_timed_out' END,
+               exit_note = CASE WHEN f.exits THEN s.name END,
                decided_at = CASE WHEN f.exits OR n.step IS NULL THEN now END,
                history = CASE WHEN s.position = 1 AND n.step IS NULL THEN NULL
                               ELSE coalesce(e.history, '[]') || jsonb_build_array(
@@ -169,6 +172,8 @@ BEGIN
                deadline = CASE WHEN f.exits OR n.step IS NULL THEN e.deadline
                                ELSE now + n.delay + n.timeout END,
                retry_at = NULL,
+               deferred_wake = NULL,
+               deferred_new = NULL,
                last_error = NULL
           FROM unnest(places, people) AS d(place, id, branch, at, is_new)
           CROSS JOIN LATERAL (
@@ -199,13 +204,13 @@ BEGIN
     )
     INSERT INTO activation.message (
         message_id, enrollment_id, loop_id, version, user_id, step, branch,
-        state, created_at, next_attempt_at, finished_at, last_error)
+        state, created_at, next_attempt_at, finished_at, cause)
     SELECT gen_random_uuid(), m.enrollment_id, m.loop_id, m.version, m.user_id, of_step, m.branch,
            o.state, now, now,
            CASE WHEN o.state <> 'queued' THEN now END,
-           CASE WHEN m.holdout THEN 'held out'
-                WHEN m.nudge AND m.activated_at IS NOT NULL THEN 'the user had reached the goal'
-                WHEN o.state <> 'queued' THEN 'it came due while the loop was paused' END
+           CASE WHEN m.holdout THEN 'held_out'
+                WHEN m.nudge AND m.activated_at IS NOT NULL THEN 'goal_reached'
+                WHEN o.state <> 'queued' THEN 'due_in_pause' END
       FROM moved m
       JOIN activation."loop" l USING (loop_id)
       CROSS JOIN LATERAL (

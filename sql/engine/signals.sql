@@ -207,7 +207,7 @@ BEGIN
                   JOIN activation.loop_version v
                     ON v.loop_id = e.loop_id AND v.version = e.version
                        AND v.users = gone.table_name),
-            'the user was deleted');
+            'user_deleted');
         PERFORM activation._remember_addresses(u.users, u.addresses)
            FROM (SELECT array_agg(x.user_id) AS users,
                         array_agg(activation._fold_address(x.address)) AS addresses
@@ -219,47 +219,5 @@ BEGIN
             ON CONFLICT DO NOTHING;
         END IF;
     END LOOP;
-END
-$$;
-
--- Lets people out of a loop: they are exited, and what is queued for them is cancelled.
-CREATE FUNCTION activation._exit_enrollments(ids bigint[], reason text) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    places tid[] := ARRAY(
-        SELECT x.ctid
-          FROM unnest(ids) AS u(id)
-          CROSS JOIN LATERAL (
-              SELECT e.ctid, e.state
-                FROM activation.enrollment e
-               WHERE e.enrollment_id = u.id
-                 FOR NO KEY UPDATE OFFSET 0) x
-         WHERE x.state = 'waiting');
-    mails uuid[] := ARRAY(
-        SELECT m.message_id
-          FROM unnest(ids) AS u(id)
-          CROSS JOIN LATERAL (
-              SELECT x.message_id, x.state
-                FROM activation.message x
-               WHERE x.enrollment_id = u.id
-              OFFSET 0) m
-         WHERE m.state = 'queued');
-BEGIN
-    UPDATE activation.enrollment e
-       SET state = 'exited',
-           decided_at = activation._now(),
-           reason = _exit_enrollments.reason,
-           deadline = NULL
-     WHERE e.ctid = ANY (places);
-    -- No index names the state, so that this one cannot walk the whole queue.
-    UPDATE activation.message m
-       SET state = 'cancelled',
-           finished_at = activation._now(),
-           last_error = _exit_enrollments.reason
-     WHERE m.message_id = ANY (mails)
-       AND m.state = 'queued';
 END
 $$;

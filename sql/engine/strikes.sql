@@ -21,10 +21,7 @@ BEGIN
            struck_at = excluded.struck_at
     RETURNING k.* INTO struck;
     IF struck.strikes >= 3 THEN
-        UPDATE activation."loop" l
-           SET state = 'failing', reason = error
-         WHERE l.loop_id = _strike.loop_id
-           AND l.state IN ('active', 'stopped');
+        PERFORM activation._set_loop_state(loop_id, 'failing', error, '{active,stopped}');
     END IF;
     RETURN struck.retry_at;
 END
@@ -43,10 +40,7 @@ BEGIN
        SET strikes = greatest(k.strikes, 3)
      WHERE k.loop_id = _fail_at_once.loop_id
        AND k.kind = _fail_at_once.kind;
-    UPDATE activation."loop" l
-       SET state = 'failing', reason = error
-     WHERE l.loop_id = _fail_at_once.loop_id
-       AND l.state IN ('active', 'stopped');
+    PERFORM activation._set_loop_state(loop_id, 'failing', error, '{active,stopped}');
     IF lost THEN
         PERFORM set_config('activation.untrusted', 'on', false);
     END IF;
@@ -109,8 +103,8 @@ AS $$
     DELETE FROM activation.strike k WHERE k.loop_id = _clear_strikes.loop_id AND k.kind = 'detect'
 $$;
 
--- Leaves to the next round the people about whom this one has no time to ask. It learns from
--- retry_at when they were woken, or ('-infinity') that they are new.
+-- Leaves to the next round the people about whom this one has no time to ask, with when they were
+-- woken and whether they are new.
 CREATE FUNCTION activation._detect_defer(ids bigint[], woken_at timestamptz[], is_new boolean[])
 RETURNS void
 LANGUAGE sql
@@ -118,7 +112,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
     UPDATE activation.enrollment e
-       SET retry_at = CASE WHEN a.is_new THEN '-infinity' ELSE coalesce(a.at, activation._now()) END
+       SET retry_at = activation._now(),
+           deferred_wake = a.at,
+           deferred_new = a.is_new
       FROM unnest(ids, woken_at, is_new) AS a(id, at, is_new)
      WHERE e.enrollment_id = a.id
        AND e.retry_at IS NULL

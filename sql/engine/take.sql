@@ -238,8 +238,7 @@ BEGIN
           SELECT x.* FROM activation.enrollment x WHERE x.enrollment_id = c.id OFFSET 0) e
       -- What _detect_defer() kept.
       CROSS JOIN LATERAL (
-          SELECT CASE WHEN e.last_error IS NULL AND isfinite(e.retry_at) THEN e.retry_at END AS at,
-                 e.last_error IS NULL AND coalesce(e.retry_at = '-infinity', false) AS is_new) p
+          SELECT e.deferred_wake AS at, coalesce(e.deferred_new, false) AS is_new) p
       JOIN activation.loop_version v ON v.loop_id = e.loop_id AND v.version = e.version
       CROSS JOIN LATERAL (
           SELECT e.step

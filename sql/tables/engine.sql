@@ -65,8 +65,11 @@ CREATE TABLE activation.enrollment (
     starts_at     timestamptz,
     deadline      timestamptz,
     retry_at      timestamptz,
+    deferred_wake timestamptz,
+    deferred_new  boolean,
     last_error    text,
-    reason        text,
+    exit_cause    text,
+    exit_note     text,
     holdout       boolean NOT NULL DEFAULT false,
     newest_template_id integer NOT NULL,
     enrolled_by   text,
@@ -89,6 +92,14 @@ SELECT pg_catalog.pg_extension_config_dump('activation.enrollment', '');
 SELECT pg_catalog.pg_extension_config_dump('activation.enrollment_enrollment_id_seq', '');
 COMMENT ON TABLE activation.enrollment IS
     'One user''s pass through one loop.';
+COMMENT ON COLUMN activation.enrollment.retry_at IS
+    'When somebody is asked again who could not be evaluated, or for whom a round had no time.';
+COMMENT ON COLUMN activation.enrollment.deferred_wake IS
+    'When somebody was woken for whom the round had no time.';
+COMMENT ON COLUMN activation.enrollment.deferred_new IS
+    'That somebody for whom the round had no time is newly enrolled.';
+COMMENT ON COLUMN activation.enrollment.exit_cause IS
+    'Why somebody left the loop, see activation.cause; exit_note: what there is to add.';
 COMMENT ON COLUMN activation.enrollment.starts_at IS
     'When the step that the user is at begins; NULL once it has.';
 COMMENT ON COLUMN activation.enrollment.deadline IS
@@ -210,6 +221,7 @@ CREATE TABLE activation.remark (
     at      timestamptz NOT NULL,
     loop_id integer NOT NULL,
     user_id text NOT NULL,
+    code    text NOT NULL,
     remark  text NOT NULL,
     PRIMARY KEY (user_id, loop_id, remark)
 );

@@ -18,11 +18,12 @@ COMMENT ON COLUMN activation.consent.topic IS
     'The empty topic is all mail that is not transactional.';
 
 CREATE TABLE activation.suppression (
-    address text PRIMARY KEY,
-    reason  text NOT NULL,
-    source  text NOT NULL,
-    at      timestamptz NOT NULL,
-    hash    text
+    address  text PRIMARY KEY,
+    reason   text NOT NULL,
+    origin   text NOT NULL CHECK (origin IN ('resend', 'operator', 'erasure')),
+    noted_by text NOT NULL,
+    at       timestamptz NOT NULL,
+    hash     text
 );
 CREATE INDEX suppression_hash ON activation.suppression (hash);
 SELECT pg_catalog.pg_extension_config_dump('activation.suppression', '');
@@ -30,6 +31,9 @@ COMMENT ON TABLE activation.suppression IS
     'Addresses that get no mail at all: bounced, complained of, forgotten, or put here by hand.';
 COMMENT ON COLUMN activation.suppression.address IS
     'Folded: without a display name, in lower case. Of people who were forgotten, a keyed hash.';
+COMMENT ON COLUMN activation.suppression.origin IS
+    'Who wants no mail to go there: Resend, an operator, or somebody who was forgotten. noted_by: '
+    'the webhook, list or role that said so.';
 COMMENT ON COLUMN activation.suppression.hash IS
     'The keyed hash that would replace the address.';
 

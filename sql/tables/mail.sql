@@ -64,6 +64,7 @@ CREATE TABLE activation.message (
     subject         text,
     sent_at         timestamptz,
     resend_id       text,
+    cause           text,
     last_error      text,
     finished_at     timestamptz,
     UNIQUE (enrollment_id, step, branch),
@@ -82,6 +83,8 @@ CREATE INDEX message_trouble ON activation.message (finished_at)
 SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS
     'One email that an enrollment promised; it cannot exist twice.';
+COMMENT ON COLUMN activation.message.cause IS
+    'Why it ended or waits, see activation.cause; last_error: what there is to add.';
 COMMENT ON COLUMN activation.message.batch_limit IS
     'How many emails may share a request with this one, after a shared request was refused; each '
     'time half as many.';

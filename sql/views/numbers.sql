@@ -118,7 +118,7 @@ WITH place AS (
       FROM (SELECT e.loop_id, e.activated_at IS NOT NULL AS acted,
                    greatest(date_part('epoch', coalesce(
                        e.activated_at,
-                       CASE WHEN e.reason IN ('the user was deleted', 'the user no longer exists')
+                       CASE WHEN e.exit_cause = 'user_deleted'
                             THEN e.decided_at END,
                        c.now) - e.enrolled_at), 0)::bigint AS seconds
               FROM activation.enrollment e CROSS JOIN (SELECT activation._now() AS now) c

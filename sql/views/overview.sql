@@ -141,7 +141,7 @@ AS $$
     )
     SELECT coalesce(jsonb_agg(t ORDER BY t.at DESC), '[]') FROM (
         SELECT f.at, l.name AS loop, s.name AS step, m.user_id, m.state AS status,
-               coalesce(m.last_error, '') AS error
+               coalesce(activation._cause_text(m.cause, m.last_error), '') AS error
           FROM mail f
           JOIN activation.message m USING (message_id)
           JOIN activation.step s USING (loop_id, version, step)

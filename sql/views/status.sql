@@ -1,7 +1,8 @@
 -- status: one row for each part of the installation, and what is wrong with it.
 
 -- The rows of status about workers: one for each slot that is scheduled or was used.
-CREATE FUNCTION activation._worker_status() RETURNS TABLE (component text, state text, detail text)
+CREATE FUNCTION activation._worker_status()
+RETURNS TABLE (component text, state text, detail text, code text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -35,7 +36,14 @@ BEGIN
                               greatest(round(extract(epoch FROM clock_timestamp() - a.since)), 0))
                   FROM activation."loop" l
                  WHERE l.loop_id = a.loop_id),
-               w.note)
+               w.note),
+           CASE WHEN n.slot > coalesce(k.slots, 0) AND a.pid IS NULL THEN 'not_scheduled'
+                WHEN k.kind = 'puller' AND w.note IS NOT NULL THEN 'pull_failed'
+                WHEN w.beat_at IS NULL THEN 'not_started'
+                WHEN a.silent AND k.kind <> 'puller' THEN 'silent'
+                WHEN w.note IS NOT NULL THEN 'trouble'
+                WHEN a.pid IS NOT NULL THEN 'running'
+                ELSE 'between_runs' END
       FROM (VALUES ('detector', scheduled.detectors),
                    ('deliverer', scheduled.deliverers),
                    ('puller', scheduled.pull::integer)) AS k(kind, slots)
@@ -58,7 +66,9 @@ $$;
 
 -- The rows of status about loops: one for each, with what keeps people from being enrolled,
 -- evaluated or written to.
-CREATE FUNCTION activation._loop_status() RETURNS TABLE (component text, state text, detail text)
+-- Long because each kind of trouble has a count, a sentence and a code.
+CREATE FUNCTION activation._loop_status()
+RETURNS TABLE (component text, state text, detail text, code text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -75,7 +85,8 @@ BEGIN
                 ELSE l.state END,
            concat_ws('; ',
                format('version %s', l.version),
-               l.reason,
+               CASE WHEN l.state = 'stopped' THEN 'the brake' END || ': ' || l.reason,
+               CASE WHEN l.state <> 'stopped' THEN l.reason END,
                CASE WHEN NOT activation._function_exists(v.users_function)
                     THEN 'its compiled functions are gone: define it again' END,
                CASE WHEN l.state = 'stopped'
@@ -95,7 +106,16 @@ BEGIN
                     THEN format('%s people within a day had no mail: %s', u.people, u.error) END,
                CASE WHEN w.people > 0
                     THEN format('%s messages wait because its code raised: %s',
-                                w.people, w.error) END)
+                                w.people, w.error) END),
+           CASE WHEN l.state = 'stopped' THEN 'brake'
+                WHEN l.state <> 'active' THEN l.state
+                WHEN NOT activation._function_exists(v.users_function) THEN 'not_compiled'
+                WHEN k.loop_id IS NOT NULL THEN 'code_raised'
+                WHEN bad.people > 0 THEN 'people_not_evaluated'
+                WHEN w.people > 0 THEN 'messages_wait'
+                WHEN f.people > 0 THEN 'people_not_enrolled'
+                WHEN u.people > 0 THEN 'rows_not_read'
+                ELSE 'ok' END
       FROM activation."loop" l
       JOIN activation.loop_version v USING (loop_id, version)
       LEFT JOIN activation.backfill r USING (loop_id)
@@ -117,7 +137,7 @@ BEGIN
       CROSS JOIN LATERAL (SELECT count(*) AS people, max(x.remark) AS error
                             FROM activation.remark x
                            WHERE x.at > now - interval '1 day' AND x.loop_id = l.loop_id
-                             AND x.remark LIKE 'the user''s row cannot be read: %') u
+                             AND x.code = 'row_unreadable') u
       -- Those put back by a claim are due within a minute.
       CROSS JOIN LATERAL (SELECT count(*) AS people, max(m.last_error) AS error
                             FROM activation.message m
@@ -125,14 +145,15 @@ BEGIN
                              AND m.loop_id = l.loop_id
                              AND m.next_attempt_at BETWEEN now - interval '10 seconds'
                                                        AND now + interval '1 minute'
-                             AND m.last_error LIKE 'the loop''s own code raised for this user: %') w
+                             AND m.cause = 'user_raised') w
      ORDER BY l.name;
 END
 $$;
 
 -- The rows of the view status, in the order in which people read them.
 -- Long because what the provider and the queue say rests on the same counts and settings.
-CREATE FUNCTION activation._status() RETURNS TABLE (component text, state text, detail text)
+CREATE FUNCTION activation._status()
+RETURNS TABLE (component text, state text, detail text, code text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -158,6 +179,7 @@ BEGIN
                    WHEN s.mode = 'capture' THEN 'nothing leaves; messages end as captured'
                    WHEN s.mode = 'redirect' THEN format('all mail goes to %s', s.redirect_to)
                    ELSE format('mail goes to real users from %s', s.sender) END;
+    code := state;
     RETURN NEXT;
 
     SELECT * INTO p FROM activation.provider;
@@ -196,6 +218,10 @@ BEGIN
              THEN format('%s, %s', s.resend_url,
                          coalesce(least(s.rate, p.learnt_rate) || ' requests a second',
                                   'no rate named yet')) END);
+    code := CASE WHEN key_problem IS NOT NULL THEN 'no_key'
+                 WHEN s.mode <> 'capture' AND s.sender IS NULL THEN 'no_sender'
+                 WHEN p.paused_until > now THEN 'paused'
+                 ELSE 'ok' END;
     RETURN NEXT;
 
     -- One that is left is enough to hear with, for as long as the other is not what Resend signs
@@ -209,6 +235,7 @@ BEGIN
                w.reference,
                activation._secret(substr(w.reference, length('secret:') + 1))) AS x(problem);
     IF detail IS NOT NULL THEN
+        code := 'secret_unreadable';
         RETURN NEXT;
     END IF;
 
@@ -226,6 +253,7 @@ BEGIN
                                          to_char(scheduled.watched_until AT TIME ZONE 'UTC',
                                                  'YYYY-MM-DD HH24:MI "UTC"'))
                              ELSE '' END);
+    code := CASE WHEN unknown > 0 THEN 'outcomes_unknown' ELSE state END;
     RETURN NEXT;
 
     RETURN QUERY SELECT w.* FROM activation._worker_status() w;

@@ -27,7 +27,9 @@ $$;
 
 -- Why a user is not in a loop, in words: which trigger or filter did not match, by the row as it
 -- is.
-CREATE FUNCTION activation._why_not(wanted_user text, wanted_loop integer) RETURNS text
+CREATE FUNCTION activation._why_not(
+    wanted_user text, wanted_loop integer, OUT detail text, OUT code text
+)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -44,9 +46,14 @@ BEGIN
       FROM activation.loop_version x
      WHERE x.loop_id = wanted_loop;
     IF activation._user_exists(v.users, wanted_user) IS FALSE THEN
-        RETURN format('there is no user %s in %s', wanted_user, v.definition ->> 'users');
+        code := 'no_user';
+        detail := format('there is no user %s in %s', wanted_user, v.definition ->> 'users');
+        RETURN;
     END IF;
-    RETURN CASE v.event
+    code := CASE v.event WHEN 'schedule' THEN 'not_in_schedule' WHEN 'event' THEN 'no_event'
+                         WHEN 'update' THEN 'no_update' WHEN 'delete' THEN 'no_delete'
+                         ELSE 'no_insert' END;
+    detail := CASE v.event
         WHEN 'schedule' THEN
             'its schedule''s query has not returned this user, or is not due yet'
         WHEN 'event' THEN
@@ -81,6 +88,7 @@ BEGIN
                         wanted_user, trigger ->> 'table', since, trigger ->> 'filter') END
         END;
 EXCEPTION WHEN others OR assert_failure THEN
-    RETURN 'it cannot be told: ' || SQLERRM;
+    code := 'cannot_be_told';
+    detail := 'it cannot be told: ' || SQLERRM;
 END
 $$;

@@ -84,9 +84,11 @@ BEGIN
             SELECT a.ctid
               FROM activation.attempt a
              WHERE a.started_at < oldest_attempt
-               AND NOT EXISTS (SELECT FROM activation.message m
-                                WHERE m.message_id = a.message_id
-                                  AND m.state IN ('queued', 'sending', 'unknown'))
+               -- One look-up for each attempt: as an anti join it could compare all with all.
+               AND (SELECT m.state
+                      FROM activation.message m
+                     WHERE m.message_id = a.message_id) IN ('queued', 'sending', 'unknown')
+                   IS NOT TRUE
              LIMIT 1000);
         DELETE FROM activation.attempt a WHERE a.ctid = ANY (attempts);
     END IF;

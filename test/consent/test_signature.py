@@ -14,7 +14,7 @@ from activation.errors import KeyUnavailable
 from activation.mail import unsubscribe
 from activation.resend import credentials
 from activation.resend.signature import BadSecret, BadSignature, key, verify
-from activation.sandbox import records
+from activation.sandbox import signing
 from activation.server import entry
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -42,7 +42,7 @@ def test_secrets_that_are_good(size: int) -> None:
     padded = base64.b64encode(raw).decode()
     for secret in (padded, padded.rstrip("="), f"whsec_{padded}", f"whsec_{padded.rstrip('=')}"):
         assert key(secret) == raw
-    assert records._is_secret(f"whsec_{padded}")
+    assert signing.is_secret(f"whsec_{padded}")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_secrets_that_are_good(size: int) -> None:
 def test_secrets_that_are_none(secret: str, says: str) -> None:
     with pytest.raises(BadSecret, match=says):
         key(secret)
-    assert not records._is_secret(secret)
+    assert not signing.is_secret(secret)
     with pytest.raises(KeyUnavailable) as caught:
         credentials.webhook_key("secret:hook", lambda _: secret)
     assert "secret:hook" in str(caught.value) and secret not in str(caught.value).replace("whsec_…", "")

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-
-import pytest
 
 from activation.sandbox import Sandbox
 from harness import Connection, Database
 from loops import define, loop_status, tick
-from mail import Worker, go_live, promise, sign_up, statuses
-
-
-@pytest.fixture
-def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
-    connection = db.connect()
-    go_live(connection, sandbox)
-    yield connection
-    connection.close()
+from mail import Worker, promise, sign_up, statuses
 
 
 def many(db: Database, app: Connection, count: int) -> None:

@@ -142,6 +142,16 @@ def test_redirected(db: Database, live: Connection, sandbox: Sandbox) -> None:
     assert statuses(db)["1"] == "sent" and received(sandbox)["u1@acme.dev"] == 1
 
 
+def test_capture_is_final(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    live.execute("SELECT activation.set_mode('capture')")
+    sign_up(live, 1)
+    tick(db)
+    live.execute("SELECT activation.set_mode('live')")
+    tick(db)
+    assert statuses(db) == {"1": "captured"}
+    assert sandbox.log == []
+
+
 def test_capture_is_the_default(db: Database, sandbox: Sandbox) -> None:
     """Without a key or a sender, everything runs and nothing leaves."""
     app = db.connect()
@@ -161,6 +171,49 @@ def test_hosts_that_match_nothing_here(db: Database, live: Connection) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"this server is .*:"):
         live.execute("SELECT activation.set_mode('live', hosts => ARRAY['db%.acme.dev:5432'])")
     assert status(db, "mode")[0] == "live"
+
+
+def test_a_restored_copy_mails_no_one(sandbox: Sandbox) -> None:
+    """A dump with a message in the queue and a request on its way, restored on another server."""
+    with Cluster(environment=ENVIRONMENT) as here:
+        db = here.create_database()
+        app = db.connect()
+        go_live(app, sandbox)
+        sandbox.fail("drop_after", times=1)
+        sign_up(app, 1)
+        tick(db)
+        promise_two = "SELECT activation.configure(api_key => 'env:NOT_THERE')"
+        app.execute(promise_two)
+        sign_up(app, 2)
+        sign_up(app, 3, acts=False)
+        tick(db)
+        app.execute("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
+        assert statuses(db) == {"1": "sending", "2": "queued"}
+        app.close()
+        dump = db.run("pg_dump")
+        with Cluster(environment=ENVIRONMENT, own_identity=True) as there:
+            copy = Database(there, "copy")
+            there.postgres.sql("CREATE DATABASE copy")
+            copy.psql(dump)
+            before = len(sandbox.log)
+            copy_app = copy.connect()
+            copy_app.execute("INSERT INTO actions (user_id) VALUES (3)")
+            sign_up(copy_app, 4)
+            tick(copy, "10 minutes")
+            assert len(sandbox.log) == before
+            assert copy.sql("SELECT component, state FROM activation.status LIMIT 1") == [("mode", "disarmed")]
+            assert statuses(copy) == {"1": "sending", "2": "queued", "3": "queued", "4": "queued"}
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="4 messages wait"):
+                copy_app.execute("SELECT activation.set_mode('live')")
+            copy_app.execute("SELECT activation.set_mode('live', backlog => 'cancel')")
+            tick(copy, "10 minutes")
+            assert statuses(copy) == {"1": "unknown", "2": "cancelled", "3": "cancelled", "4": "cancelled"}
+            assert len(sandbox.log) == before
+            copy_app.close()
+            copy.close()
+        tick(db, "10 minutes")
+        assert statuses(db) == {"1": "sent", "2": "sent"}
+        assert received(sandbox) == {"u1@acme.dev": 1, "u2@acme.dev": 1}
 
 
 @contextmanager

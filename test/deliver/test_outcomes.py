@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import UUID
 
 import psycopg
@@ -11,15 +10,7 @@ import pytest
 from activation.sandbox import Sandbox
 from harness import Connection, Database
 from loops import tick
-from mail import go_live, last_error, received, sign_up, status, statuses
-
-
-@pytest.fixture
-def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
-    connection = db.connect()
-    go_live(connection, sandbox)
-    yield connection
-    connection.close()
+from mail import last_error, received, sign_up, status, statuses
 
 
 def keys(sandbox: Sandbox) -> set[str | None]:
@@ -42,6 +33,42 @@ def record_late(db: Database, outcome: str, ids: str = "{}", name: str | None = 
         ids,
         name,
     )
+
+
+NO_IDS = ['{"id": "a\\u0000"}', '{"id": null}', '{"data": []}', "", '{"id": "\\ud800"}']
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"kind": kind} for kind in ("drop_after", "partial", "garbage", "error_after")]
+    + [{"kind": "garbage", "body": body} for body in NO_IDS],
+    ids=lambda fault: f"{fault['kind']} {fault.get('body', '')!a}",
+)
+@pytest.mark.parametrize("people", [1, 3])
+def test_accepted_without_a_clear_answer(
+    db: Database, live: Connection, sandbox: Sandbox, fault: dict[str, str], people: int
+) -> None:
+    """Alone or in a batch, also with an id that is none: repeated with the same key and bytes, and accepted once."""
+    sandbox.fail(**fault)
+    sign_up(live, *range(1, people + 1))
+    tick(db)
+    assert set(statuses(db).values()) == {"sending"}
+    tick(db, "5 minutes")
+    assert set(statuses(db).values()) == {"sent"}
+    assert received(sandbox) == {f"u{user}@acme.dev": 1 for user in range(1, people + 1)}
+    assert len({(entry.idempotency_key, entry.body_sha256) for entry in sandbox.log}) == 1 and len(sandbox.log) == 2
+    assert db.value("SELECT count(*) FROM activation.attempt WHERE message_id IS NOT NULL") == 2 * people
+
+
+@pytest.mark.parametrize("fault", ["drop_before", "html"])
+def test_not_accepted_without_a_clear_answer(db: Database, live: Connection, sandbox: Sandbox, fault: str) -> None:
+    sandbox.fail(fault, times=1)
+    sign_up(live, 1)
+    tick(db)
+    tick(db, "5 minutes")
+    assert statuses(db) == {"1": "sent"}
+    assert received(sandbox) == {"u1@acme.dev": 1}
+    assert len({entry.idempotency_key for entry in sandbox.log}) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +140,7 @@ def test_an_acceptance_that_is_learnt_late(db: Database, live: Connection, sandb
 
 
 def test_a_refusal_that_is_learnt_late(db: Database, live: Connection, sandbox: Sandbox) -> None:
-    """It is an attempt and changes nothing."""
+    """It is an attempt and changes nothing: the lease has passed to another."""
     sandbox.fail("drop_after")
     sign_up(live, 1)
     tick(db)
@@ -134,6 +161,16 @@ def unknown(db: Database, live: Connection, sandbox: Sandbox) -> UUID:
     assert statuses(db) == {"1": "unknown"}
     assert status(db, "queue")[0] == "failing" and "1 unknown" in status(db, "queue")[1]
     return message(db)
+
+
+def test_unknown_after_23_hours(db: Database, live: Connection, sandbox: Sandbox) -> None:
+    sandbox.fail("drop_after", times=None)
+    sign_up(live, 1)
+    tick(db)
+    tick(db, "24 hours")
+    assert statuses(db) == {"1": "unknown"}
+    tick(db, "48 hours")
+    assert len(sandbox.log) == 1
 
 
 def test_unknown_also_while_the_provider_is_paused(db: Database, live: Connection, sandbox: Sandbox) -> None:

@@ -20,7 +20,8 @@ import pytest
 
 from activation.errors import DeliveryError, Erred, Paused, Refused, Terminal, Unanswered, Unknowable
 from activation.resend import client as resend
-from activation.resend.client import Accepted, Departure, Resend, is_content, understand
+from activation.resend.client import Departure, Resend
+from activation.resend.outcome import Accepted, is_content, understand
 from activation.sandbox import Sandbox
 
 TABLE: list[tuple[int, str, type[DeliveryError]]] = [

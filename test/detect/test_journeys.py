@@ -37,6 +37,13 @@ def app(db: Database) -> Iterator[Connection]:
     connection.close()
 
 
+def go_live(db: Database, sandbox: Any, more: str = "") -> None:
+    db.sql(
+        f"SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => '{sandbox.url}'{more})"
+    )
+    db.sql("SELECT activation.set_mode('live')")
+
+
 def define(
     db: Database | Connection, more: str, name: str = "onboarding", trigger: str = "activation.on_insert('users')"
 ) -> None:
@@ -206,13 +213,18 @@ def test_a_path_held_out(db: Database, app: Connection) -> None:
     assert held < again and 150 < len(again) < 210
 
 
+def test_delays_count_from_the_step_before(db: Database, app: Connection) -> None:
+    steps = ", ".join(f"activation.step('s{n}', delay => '{n} days', action => {WELCOME})" for n in range(4))
+    define(db, f"steps => ARRAY[{steps}]")
+    app.execute(SIGN_UP)
+    for number, day in enumerate((0, 1, 3, 6)):
+        tick(db, f"{day} days 1 minute")
+        assert mails(db) == [(f"s{n}", "action", "captured") for n in range(number + 1)]
+
+
 def test_mails_of_a_person_keep_their_order(db: Database, app: Connection, sandbox: Any) -> None:
     """The second waits for the first, as long as that may still be sent; a failed one holds up nothing."""
-    db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
-        sandbox.url,
-    )
-    db.sql("SELECT activation.set_mode('live')")
+    go_live(db, sandbox)
     define(
         db,
         f"steps => ARRAY[activation.step('one', action => {WELCOME}), activation.step('two', action => {NUDGE})],"
@@ -308,6 +320,21 @@ def test_reentry(db: Database, app: Connection) -> None:
     assert "for the 2. time" in told(db, 1, "monthly")
 
 
+def test_reentry_after_a_new_version(db: Database, app: Connection) -> None:
+    """Once is once, also in the loop's next version; always is always; and why says when each was."""
+    again = "activation.on_insert('projects', user_key => 'owner_id')"
+    define(db, f"action => {WELCOME}", "once", again)
+    define(db, f"action => {WELCOME}, reentry => 'always'", "always", again)
+    app.execute(SIGN_UP)
+    app.execute(PROJECT)
+    tick(db)
+    define(db, f"action => {NUDGE}", "once", again)
+    app.execute(PROJECT)
+    tick(db)
+    assert [len(mails(db, 1, loop)) for loop in ("once", "always")] == [1, 2]
+    assert [told(db, 1, loop).count("enrolled:") for loop in ("once", "always")] == [1, 2]
+
+
 def test_triggers(db: Database, app: Connection) -> None:
     """Each enrolls whom it should, and nobody else."""
     mail = f"action => {WELCOME}"
@@ -398,12 +425,27 @@ def test_by_hand(db: Database, app: Connection) -> None:
     assert "exited: asked by phone" in told(db, 3, "waiting")
 
 
-def test_context_in_a_mail(db: Database, app: Connection, sandbox: Any) -> None:
-    db.sql(
-        "SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => %s)",
-        sandbox.url,
+def test_a_cancel_takes_what_is_queued(db: Database, app: Connection, sandbox: Any) -> None:
+    """And later steps do not come."""
+    go_live(db, sandbox)
+    define(
+        db,
+        f"steps => ARRAY[activation.step('a', action => {WELCOME}), activation.step('b', delay => '1 day', action => {NUDGE})]",
     )
-    db.sql("SELECT activation.set_mode('live')")
+    db.sql("SELECT activation.configure(api_key => 'env:NOT_THERE')")
+    app.execute(SIGN_UP)
+    tick(db)
+    assert mails(db) == [("a", "action", "queued")]
+    assert db.value(LEAVE) is True
+    db.sql("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
+    tick(db)
+    tick(db, "2 days")
+    assert mails(db) == [("a", "action", "cancelled")] and sandbox.emails == []
+    assert "asked by phone" in told(db)
+
+
+def test_context_in_a_mail(db: Database, app: Connection, sandbox: Any) -> None:
+    go_live(db, sandbox)
     db.sql(
         "SELECT activation.set_template('coupon', 'A coupon', body_text => 'Use {{ enrollment.context.coupon | default: ''none'' }}')"
     )
@@ -559,23 +601,16 @@ def test_mail_waits_for_the_window(db: Database, app: Connection) -> None:
         3: "cancelled",
         4: "cancelled",
     }
-    assert "waits for the send window, in UTC" in told(db, 1, "next")
+    assert "waits for the send window: in UTC" in told(db, 1, "next")
     assert 'time zone "Mars/Olympus" of the user is not known; UTC is used' in told(db, 4, "next")
     at("09:00")
     assert {user: mails(db, user, "next")[0][2] for user in range(1, 5)} == dict.fromkeys(range(1, 5), "captured")
     assert db.value("SELECT count(*) FROM activation.remark") == 2, "once for each loop"
 
 
-def live(db: Database, sandbox: Any, more: str = "") -> None:
-    db.sql(
-        f"SELECT activation.configure(sender => 'a@acme.dev', public_url => 'https://acme.dev/activation', api_key => 'env:RESEND_API_KEY', resend_url => '{sandbox.url}'{more})"
-    )
-    db.sql("SELECT activation.set_mode('live')")
-
-
 def test_the_cap(db: Database, app: Connection, sandbox: Any) -> None:
     """Three mails a day from all loops together, the most important first; transactional ones count not."""
-    live(db, sandbox, ", max_per_user => 2, per => '1 day'")
+    go_live(db, sandbox, ", max_per_user => 2, per => '1 day'")
     for name, more in (
         ("low", "priority => -1"),
         ("skipping", "priority => -2, over_cap => 'skip'"),
@@ -653,6 +688,38 @@ def test_versions(db: Database, app: Connection) -> None:
     # Steps that were reordered are the same steps.
     define(db, first)
     assert db.value("SELECT count(DISTINCT step) FROM activation.step WHERE name = 'first'") == 1
+
+
+def test_a_bad_edit(db: Database, app: Connection, sandbox: Any) -> None:
+    """An edit says before how many it concerns, reaches nobody on their way, and what it queued can be called back."""
+    go_live(db, sandbox)
+    define(db, f"condition => activation.query({PROJECTS.format(1)}, timeout => '3 days'), action => {WELCOME}")
+    app.execute("INSERT INTO users (id) SELECT generate_series(1, 410)")
+    tick(db)
+    document = db.value("SELECT activation.export_loop('onboarding') || '{\"condition\": null}'")
+    diff = db.sql("SELECT * FROM activation.diff_loop('onboarding', %s::text::jsonb)", json.dumps(document))
+    assert next(row[2] for row in diff if row[0] == "in flight") == "410"
+    define(db, f"action => {NUDGE}")
+    tick(db)
+    assert sandbox.emails == []
+    db.sql("SELECT activation.configure(api_key => 'env:NOT_THERE')")
+    app.execute("INSERT INTO users (id) VALUES (1000), (1001)")
+    tick(db)
+    assert [mails(db, user)[0][2] for user in (1000, 1001)] == ["queued"] * 2
+    db.sql("SELECT activation.pause_loop('onboarding', cancel => true)")
+    db.sql("SELECT activation.configure(api_key => 'env:RESEND_API_KEY')")
+    db.sql("SELECT activation.resume_loop('onboarding')")
+    tick(db)
+    assert [mails(db, user)[0][2] for user in (1000, 1001)] == ["cancelled"] * 2 and sandbox.emails == []
+
+
+def test_a_preview_enrolls_nobody(db: Database, app: Connection) -> None:
+    """What somebody would get can be read before anybody gets it."""
+    app.execute(SIGN_UP)
+    define(db, f"condition => activation.query({PROJECTS.format(1)}, timeout => '3 days'), action => {WELCOME}")
+    assert db.sql("SELECT subject FROM activation.preview('1', 'onboarding')")
+    tick(db)
+    assert journey(db, "onboarding") == {} and mails(db) == []
 
 
 def test_a_preview_after_steps_changed_places(db: Database, app: Connection) -> None:

@@ -384,37 +384,3 @@ def test_an_error_that_nobody_expected(db: Database, live: Connection) -> None:
     finally:
         db.sql("SELECT activation.stop()")
         assert detector.ended(10) and deliverer.ended(10)
-
-
-def test_slow_rendering_is_cut_into_claims(db: Database, app: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a claim cannot render in its time stays queued, and comes with the next."""
-    from activation.engine import deliver
-
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            # Before a mail and after it.
-            self.now += 0.015
-            return self.now
-
-    class Rows:
-        looked = 0
-
-        def execute(self, sql: str, *_: object) -> list[dict[str, object]]:
-            if sql.startswith("SELECT 1"):
-                self.looked += 1
-                return []
-            return [
-                {"message_id": str(n), "loop_id": 1, "next_attempt_at": str(n), "user_row": "{}", "email": "a@b.de"}
-                for n in range(500)
-            ]
-
-    rows = Rows()
-    monkeypatch.setattr(deliver, "time", Clock())
-    deliverer = deliver.Deliverer(rows, "here")  # type: ignore[arg-type]
-    monkeypatch.setattr(deliverer, "_mail", lambda row, _: row)
-    mails, ended, did = deliverer._prepare({}, 500)
-    deliverer.close()
-    assert did and 80 < len(mails) < 120 and ended.ids == [] and deliverer._marks == {}
-    assert rows.looked >= 30

@@ -136,9 +136,9 @@ def test_people_whose_row_is_gone(db: Database) -> None:
         "UPDATE activation.enrollment SET enrolled_at = enrolled_at - interval '10 days', decided_at = decided_at - interval '10 days';"
         "UPDATE activation.enrollment SET activated_at = enrolled_at + (user_id::integer - 2) * interval '1 hour' WHERE user_id > '2'"
     )
-    assert db.sql("SELECT state, reason FROM activation.journey WHERE user_id < '3' ORDER BY user_id") == [
-        ("exited", "the user no longer exists"),
-        ("exited", "the user was deleted"),
+    assert db.sql("SELECT state, reason, exit_cause FROM activation.journey WHERE user_id < '3'") == [
+        ("exited", "the user was deleted", "user_deleted"),
+        ("exited", "the user was deleted", "user_deleted"),
     ]
     # Of the two who stayed the first is half; of three who were still seen she would not be.
     found = one(db, "time_to_activate")

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Thread
 from typing import Any
-
-import pytest
 
 from activation.sandbox import Sandbox
 from harness import Cluster, Connection, Database, wait_until
 from loops import tick
-from mail import go_live, sign_up, statuses
+from mail import sign_up, statuses
 
 SIZES = """
     SELECT (SELECT count(*) FROM activation.message), (SELECT count(*) FROM activation.attempt),
            (SELECT count(*) FROM activation.request), (SELECT count(*) FROM activation.enrollment)
 """
-
-
-@pytest.fixture
-def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
-    connection = db.connect()
-    go_live(connection, sandbox)
-    yield connection
-    connection.close()
 
 
 def rows(db: Database) -> tuple[Any, ...]:

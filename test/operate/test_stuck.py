@@ -11,7 +11,7 @@ import pytest
 from activation.sandbox import Sandbox
 from harness import Connection, Database, wait_until
 from loops import define, journey, loop_status, tick
-from mail import go_live, sign_up, statuses
+from mail import sign_up, statuses
 
 SLOW = """
     CREATE TABLE slow_for (user_id bigint, seconds double precision);
@@ -35,13 +35,9 @@ STUBBORN = """
 """
 
 
-@pytest.fixture
-def live(db: Database, sandbox: Sandbox) -> Iterator[Connection]:
-    connection = db.connect()
-    go_live(connection, sandbox)
-    connection.execute("SELECT activation.configure(condition_timeout => '1 second')")
-    yield connection
-    connection.close()
+@pytest.fixture(autouse=True)
+def short_conditions(live: Connection) -> None:
+    live.execute("SELECT activation.configure(condition_timeout => '1 second')")
 
 
 class Workers:

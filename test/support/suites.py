@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import Cluster, programs
+from harness import Cluster, Database, programs
 
 #: The folder of all tests.
 HERE = Path(__file__).parents[1]
@@ -48,18 +48,25 @@ class Script(pytest.Item):
         return stash[CLUSTER]
 
 
+def prove(database: Database, path: Path) -> int:
+    """Run a script for pgTAP; how many tests it held. Raises ScriptFailed if one failed or there was none: with
+    no_plan() pgTAP calls a script without tests skipped, and all is well."""
+    environment = {**os.environ, **database.cluster.address(), "PGUSER": "postgres", "PGDATABASE": database.name}
+    command = ["pg_prove", "--verbose", "--merge", "--psql-bin", str(programs() / "psql"), str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = (result.stdout + result.stderr).splitlines()
+    passed = sum(line.startswith("ok ") for line in lines)
+    if result.returncode != 0 or not passed:
+        told = [line for line in lines if not line.startswith("ok ")]
+        raise ScriptFailed("\n".join(told if passed else ["It holds no test that passed.", *told]))
+    return passed
+
+
 class PgTap(Script):
     """A script for pgTAP. It rolls back what it does, so that all can share one database."""
 
     def runtest(self) -> None:
-        cluster = self.cluster
-        environment = {**os.environ, **cluster.address(), "PGUSER": "postgres", "PGDATABASE": cluster.name}
-        command = ["pg_prove", "--verbose", "--merge", "--psql-bin", str(programs() / "psql")]
-        command.append(str(self.path.relative_to(HERE.parent)))
-        result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            lines = (result.stdout + result.stderr).splitlines()
-            raise ScriptFailed("\n".join(line for line in lines if not line.startswith("ok ")))
+        prove(self.cluster, self.path)
 
 
 class Isolation(Script):

@@ -1,6 +1,6 @@
 """What Resend knows and tells when it is asked: the events of a webhook, and its list of suppressed addresses.
 
-No transaction is open while an answer is awaited, and every request has a token of the rate that sending shares.
+No transaction is open while an answer is awaited, and every request has a permit of the rate that sending shares.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from activation.engine.protocol import Database
+from activation.engine.calls import FeedbackCalls, Permit
 from activation.errors import DeliveryError, KeyUnavailable
 from activation.resend import credentials
 from activation.resend.client import Resend
 
 #: The largest page there is, and how many addresses are added or removed at a time.
 PAGE = 100
+
+#: A permit is taken this long before it is free, and is ours for so long (seconds).
+AHEAD, LEASE = 1.0, 40.0
 
 #: An event may be seen this much later than one that came after it (seconds).
 OVERLAP = 600.0
@@ -40,25 +43,25 @@ class Feedback:
     """One run. end: until when (time.monotonic()). note: why it read less than there is, or None. idle: because nothing
     is to be asked of Resend from here."""
 
-    def __init__(self, db: Database, host: str, end: float) -> None:
-        self._db = db
+    def __init__(self, calls: FeedbackCalls, host: str, end: float) -> None:
+        self._calls = calls
         self._end = end
         self.note: str | None = None
         self.idle = False
-        state = db.execute("SELECT * FROM activation._pull_state($1)", host)[0]
-        db.commit()
-        self._webhook = state["webhook_id"]
-        self._pulled_to = self._newest = float(state["pulled_to"])
-        self.sync_due = bool(state["sync_due"]) and not state["problem"]
+        state = calls.state(host)
+        calls.commit()
+        self._webhook = state.webhook_id
+        self._pulled_to = self._newest = float(state.pulled_to)
+        self.sync_due = state.sync_due and not state.problem
         self._resend: Resend | None = None
-        if state["problem"]:
-            self.note, self.idle = str(state["problem"]), True
+        if state.problem:
+            self.note, self.idle = state.problem, True
             return
         try:
-            self._resend = Resend(state["resend_url"], credentials.resolve(state["api_key"], self._stored_secret))
+            self._resend = Resend(str(state.resend_url), credentials.resolve(state.api_key, calls.stored_secret))
         except KeyUnavailable as problem:
             self.note = str(problem)
-        db.commit()
+        calls.commit()
 
     def pull(self) -> int:
         """Reads the events that are new, the oldest first, and returns how many. What it has read, it has read for
@@ -98,7 +101,7 @@ class Feedback:
             self._newest = max([self._newest, *(entry["at"] for entry in page)])
             told = [entry for entry in page if entry["at"] >= self._pulled_to - OVERLAP]
             wanted = [entry["id"] for entry in told if _is_told(entry.get("type"))]
-            unknown = {row["id"] for row in self._rows("SELECT id FROM activation._unknown_events($1) AS id", wanted)}
+            unknown = self._calls.unknown_events(wanted)
             yield from (entry for entry in told if entry["id"] in unknown)
             if len(told) < len(page) or not page or not answer.get("has_more"):
                 return
@@ -110,26 +113,19 @@ class Feedback:
         if isinstance(payload, dict) and payload.get("type") == event["type"]:
             with contextlib.suppress(ValueError, RecursionError):
                 text = json.dumps(payload)
-        self._rows(
-            "SELECT activation._keep_event($1, coalesce(activation._parse_event($2), $3::jsonb),"
-            " pg_catalog.to_timestamp($4), activation._now())",
-            event["id"],
-            text,
-            json.dumps({"type": event["type"]}),
-            event["at"],
-        )
+        self._calls.keep_event(event["id"], text, json.dumps({"type": event["type"]}), event["at"])
 
     def _pulled(self, webhook: str, upto: float) -> None:
-        self._rows("SELECT activation._note_pull($1, $2)", webhook, upto)
-        self._db.commit()
+        self._calls.pulled(webhook, upto)
+        self._calls.commit()
 
     def sync(self) -> None:
         """Takes over what only Resend's list has, and brings to it what only ours has, or has no more."""
         try:
-            for gone in _pages([row["address"] for row in self._rows("SELECT address FROM activation.unsuppression")]):
+            for gone in _pages(self._calls.to_unsuppress()):
                 self._call("POST", "/suppressions/batch/remove", {"emails": gone})
-                self._rows("SELECT activation._note_unsuppressed($1)", gone)
-                self._db.commit()
+                self._calls.unsuppressed(gone)
+                self._calls.commit()
             known: list[str] = []
             after: str | None = None
             while True:
@@ -139,28 +135,24 @@ class Feedback:
                 listed = [entry for entry in page if _is_plain(entry.get("email"))]
                 emails = [entry["email"] for entry in listed]
                 origins = [entry["origin"] if _is_plain(entry.get("origin")) else None for entry in listed]
-                self._rows("SELECT activation._import_suppressions($1, $2)", emails, origins)
-                self._db.commit()
+                self._calls.import_suppressions(emails, origins)
+                self._calls.commit()
                 known += emails
                 if not page or not answer.get("has_more"):
                     break
                 after = page[-1]["id"]
-            lacking = self._rows("SELECT address FROM activation._unexported_suppressions($1) AS address", known)
-            for new in _pages([row["address"] for row in lacking]):
+            for new in _pages(self._calls.unexported_suppressions(known)):
                 self._call("POST", "/suppressions/batch/add", {"emails": new})
-            self._rows("SELECT activation._note_sync()")
-            self._db.commit()
+            self._calls.synced()
+            self._calls.commit()
         except _Stopped as problem:
             self.note = str(problem)
-
-    def _rows(self, sql: str, *arguments: object) -> list[dict[str, Any]]:
-        return self._db.execute(sql, *arguments)
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         if self._resend is None:
             raise _Stopped(self.note or "there is nobody to ask")
-        token, free_at = self._token()
-        time.sleep(max(0.0, free_at - time.time()))
+        permit = self._permit()
+        time.sleep(max(0.0, permit.free_at - time.time()))
         left = time.time()
         try:
             return self._resend.call(method, path, body)
@@ -168,36 +160,22 @@ class Feedback:
             more = ": the API key must be one with full access" if error.name == "restricted_api_key" else ""
             raise _Stopped(f"{method} {path.partition('?')[0]}: {error.text}{more}") from None
         finally:
-            if token:
-                self._rows(
-                    "SELECT activation._free_permit($1::integer, pg_catalog.to_timestamp($2),"
-                    " pg_catalog.to_timestamp($3))",
-                    token,
-                    left,
-                    time.time(),
-                )
-                self._db.commit()
+            if permit.number:
+                self._calls.free_permit(permit.number, left, time.time())
+                self._calls.commit()
 
-    def _token(self) -> tuple[int, float]:
-        """A permission for one request, and when it may leave (Unix time)."""
+    def _permit(self) -> Permit:
+        """A permit for one request."""
         while time.monotonic() < self._end:
-            found = self._rows(
-                "SELECT n, extract(epoch FROM free_at)::double precision AS free_at"
-                " FROM activation._lock_permits(1, interval '1 second')"
-            )
+            found = self._calls.lock_permits(1, AHEAD)
             if found:
-                number = int(found[0]["n"])
-                if number:
-                    self._rows("SELECT activation._take_permits($1::integer[], interval '40 seconds')", [str(number)])
-                self._db.commit()
-                return number, float(found[0]["free_at"])
-            self._db.commit()
+                if found[0].number:
+                    self._calls.take_permits([found[0].number], LEASE)
+                self._calls.commit()
+                return found[0]
+            self._calls.commit()
             time.sleep(0.05)
         raise _Stopped("the time of this run is over; the next one goes on")
-
-    def _stored_secret(self, name: str) -> str | None:
-        found = self._rows("SELECT activation._secret($1) AS value", name)[0]["value"]
-        return None if found is None else str(found)
 
 
 def _is_told(kind: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the engine's loops need of a database: the same code runs on plpy in the server and on psycopg outside."""
+"""What the engine needs of a database. server/bridge.py has it on plpy, outside.py on psycopg."""
 
 from __future__ import annotations
 

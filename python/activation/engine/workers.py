@@ -9,8 +9,9 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from activation.engine.calls import DeliverCalls, DetectCalls, Done, FeedbackCalls, WorkerCalls
 from activation.engine.detect import Detector
 from activation.engine.protocol import Cancelled, Database, Failed, storable
 
@@ -116,15 +117,8 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
         if not db.execute(f"SELECT EXISTS ({holds}) AS some")[0]["some"]:
             _set(db, "activation.no_locks", "on")
         db.commit_settings()
-        got = bool(
-            db.execute(
-                "SELECT CASE WHEN activation._started_during_stop($3) THEN false"
-                " ELSE activation._take_slot($1, $2::integer) END AS got",
-                kind,
-                slot,
-                kept["application_name"],
-            )[0]["got"]
-        )
+        calls = WorkerCalls(db)
+        got = not calls.too_late(kept["application_name"]) and calls.take_slot(kind, slot)
         db.commit()
         yield got
     finally:
@@ -140,7 +134,7 @@ def _leave(db: WorkerDatabase, kind: str, slot: int, got: bool, kept: dict[str, 
     """Gives the slot back, if it was got, and leaves the session as it was."""
     db.rollback()
     if got:
-        db.execute("SELECT activation._leave_slot($1, $2::integer)", kind, slot)
+        WorkerCalls(db).leave_slot(kind, slot)
     # Who one is comes first, and the role after the session.
     for name in ("session_authorization", "role"):
         _set(db, name, kept[name])
@@ -181,10 +175,7 @@ def _worker(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
 
 
 def _watch_tables(db: WorkerDatabase) -> None:
-    """Puts the wake part into the capture functions, and sweeps once for what came before it."""
-    db.execute(
-        "SELECT CASE WHEN activation._set_watching(true) THEN activation._order_sweep(NULL, activation._now()) END"
-    )
+    WorkerCalls(db).watch_tables()
     db.commit()
 
 
@@ -192,7 +183,7 @@ class _Pulse:
     """Heartbeats of one worker, and the word whether to go on."""
 
     def __init__(self, db: WorkerDatabase, kind: str, slot: int) -> None:
-        self._db, self._kind, self._slot = db, kind, slot
+        self._db, self._calls, self._kind, self._slot = db, WorkerCalls(db), kind, slot
         self._next = 0.0
         self._worked = False
         self.go_on = True
@@ -201,8 +192,7 @@ class _Pulse:
         self._worked = self._worked or worked
         if time.monotonic() < self._next:
             return
-        sql = "SELECT activation._beat($1, $2::integer, $3, $4) AS go_on"
-        self.go_on = bool(self._db.execute(sql, self._kind, self._slot, self._worked, note)[0]["go_on"])
+        self.go_on = self._calls.beat(self._kind, self._slot, self._worked, note)
         self._db.commit()
         self._worked = False
         self._next = time.monotonic() + BEAT
@@ -212,13 +202,13 @@ class _Pulse:
         again = True
         while again:
             again = False
-            for ended in self._db.execute("SELECT * FROM activation._end_overdue()"):
-                if ended["deed"] == "struck":
+            for ended in self._calls.end_overdue():
+                if ended.deed == "struck":
                     # Its worker is terminated next, when whoever takes over can see the strike.
                     again = True
                     continue
-                what = f"ran code of loop {ended['loop_id']}" if ended["loop_id"] else "gave no sign of life"
-                self._db.warn(f"activation {ended['deed']} a worker that {what} for {ended['seconds']:.0f} s")
+                what = f"ran code of loop {ended.loop_id}" if ended.loop_id else "gave no sign of life"
+                self._db.warn(f"activation {ended.deed} a worker that {what} for {ended.seconds:.0f} s")
             self._db.commit()
 
 
@@ -227,7 +217,7 @@ class _Housekeeping:
     A task that raises keeps neither the others nor the worker from going on; it is tried again the next time."""
 
     def __init__(self, db: WorkerDatabase) -> None:
-        self._db = db
+        self._db, self._calls = db, WorkerCalls(db)
         self._next = time.monotonic() + FIRST_HOUSEKEEPING
         self._problems: dict[str, str] = {}
 
@@ -241,29 +231,29 @@ class _Housekeeping:
             return
         more = self.some()
         if not more:
-            self._task("_prune_job_runs")
+            self._task("_prune_job_runs", self._calls.prune_job_runs)
         self._next = time.monotonic() + (HOUSEKEEPING if not more else 0 if idle else 1)
 
     def some(self) -> bool:
         """Removes a little, brings what Resend told too early to its messages, and forgets who is to be forgotten.
         Returns whether there is more."""
-        for task in ("_apply_events", "_erase_due"):
-            self._task(task)
-        return bool(self._task("_housekeep").get("more"))
+        self._task("_apply_events", self._calls.apply_events)
+        self._task("_erase_due", self._calls.erase_due)
+        return bool(self._task("_housekeep", self._calls.housekeep).more)
 
-    def _task(self, task: str) -> dict[str, Any]:
+    def _task(self, name: str, act: Callable[[], Done]) -> Done:
         try:
-            done = self._db.execute(f"SELECT * FROM activation.{task}() AS done")[0]
+            done = act()
             self._db.commit()
         except Failed as error:
             self._db.rollback()
             if not error.passing:
-                self._problems[task] = storable(f"{task}: {error.text}") or task
-            return {}
-        if problem := done.get("problem"):
-            self._problems[task] = str(problem)
+                self._problems[name] = storable(f"{name}: {error.text}") or name
+            return Done()
+        if done.problem:
+            self._problems[name] = done.problem
         else:
-            self._problems.pop(task, None)
+            self._problems.pop(name, None)
         return done
 
 
@@ -320,7 +310,8 @@ def detect(db: WorkerDatabase, slot: int) -> None:
     with _worker(db, "detector", slot) as wanted:
         if not wanted:
             return
-        detector, pulse, end, warm_until = Detector(db, slot), _Pulse(db, "detector", slot), _end_of_run(db)[0], 0.0
+        detector, pulse = Detector(DetectCalls(db), slot), _Pulse(db, "detector", slot)
+        end, warm_until = _end_of_run(db)[0], 0.0
         housekeeping = _Housekeeping(db)
         # The heartbeat comes first: who is stuck in a first round is found by it.
         _patiently(db, lambda: pulse.beat(False, None))
@@ -350,8 +341,8 @@ def deliver(db: WorkerDatabase, slot: int) -> None:
             return
         pulse, (end, may_last), warm_until = _Pulse(db, "deliverer", slot), _end_of_run(db), 0.0
         minutes_left = MORE_MINUTES if may_last else 0
-        deliverer, steadfast, worked = Deliverer(db, socket.gethostname()), _Steadfast(db), False
-        if disarmed := db.execute("SELECT activation._disarmed($1) AS reason", socket.gethostname())[0]["reason"]:
+        deliverer, steadfast, worked = Deliverer(DeliverCalls(db), socket.gethostname()), _Steadfast(db), False
+        if disarmed := DeliverCalls(db).disarmed(socket.gethostname()):
             # Once a run, that is once a minute.
             db.warn(f"activation sends nothing: {disarmed}")
         try:
@@ -396,15 +387,15 @@ def tick(db: WorkerDatabase) -> None:
         if not wanted:
             return
         _watch_tables(db)
-        detector, deliverer = Detector(db, None), Deliverer(db, socket.gethostname())
+        detector, deliverer = Detector(DetectCalls(db), None), Deliverer(DeliverCalls(db), socket.gethostname())
         try:
             while True:
                 worked = False
                 while detector.round():
                     worked = True
-                while deliverer.turn() or deliverer.busy or deliverer.out_of_tokens:
+                while deliverer.turn() or deliverer.busy or deliverer.out_of_permits:
                     worked = True
-                    if deliverer.busy or deliverer.out_of_tokens:
+                    if deliverer.busy or deliverer.out_of_permits:
                         _watch(db, deliverer, POLL_WARM)
                 if not worked and not deliverer.rewind():
                     break
@@ -422,7 +413,7 @@ def pull_webhooks(db: WorkerDatabase) -> None:
     with _worker(db, "puller", 1) as wanted:
         if not wanted:
             return
-        feedback = Feedback(db, socket.gethostname(), _end_of_run(db)[0])
+        feedback = Feedback(FeedbackCalls(db), socket.gethostname(), _end_of_run(db)[0])
         read = feedback.pull()
         if feedback.sync_due:
             feedback.sync()
@@ -437,7 +428,7 @@ def sync_suppressions(db: WorkerDatabase) -> None:
     with _worker(db, "puller", 1) as wanted:
         if not wanted:
             return
-        feedback = Feedback(db, socket.gethostname(), _end_of_run(db)[0] + 60)
+        feedback = Feedback(FeedbackCalls(db), socket.gethostname(), _end_of_run(db)[0] + 60)
         feedback.sync()
         _tell(db, feedback)
 

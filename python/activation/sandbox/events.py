@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import hashlib
-import hmac
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from activation.resend import signature
-
 from .records import Email
+from .signing import signature
 
 # What happens to mail that ends so, before it does.
 _BEFORE = {
@@ -84,10 +80,9 @@ def signed(event: Event, secret: str, now: float) -> tuple[bytes, dict[str, str]
     """The body and the headers of the request that brings an event. secret: `whsec_` and base64."""
     body = json.dumps(event.payload, ensure_ascii=False).encode()
     timestamp = str(int(now))
-    mac = hmac.digest(signature.key(secret), b".".join((event.id.encode(), timestamp.encode(), body)), hashlib.sha256)
     return body, {
         "Content-Type": "application/json",
         "svix-id": event.id,
         "svix-timestamp": timestamp,
-        "svix-signature": "v1," + base64.b64encode(mac).decode(),
+        "svix-signature": signature(secret, event.id, timestamp, body),
     }

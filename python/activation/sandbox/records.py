@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from activation.resend import signature
+from .signing import is_secret
 
 # What happens to mail for the test addresses at resend.dev; all other mail is delivered.
 _TEST_ADDRESSES = {"bounced": "bounced", "complained": "complained", "suppressed": "suppressed"}
@@ -205,17 +205,8 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "key_seconds": ("a number of seconds", is_number),
     "store_errors": ("true or false", lambda v: isinstance(v, bool)),
     "webhook_url": ("an http(s) URL or null", lambda v: v is None or (isinstance(v, str) and v.startswith("http"))),
-    "webhook_secret": ("whsec_ and base64, or null", lambda v: v is None or _is_secret(v)),
+    "webhook_secret": ("whsec_ and base64, or null", lambda v: v is None or (isinstance(v, str) and is_secret(v))),
 }
-
-
-def _is_secret(value: object) -> bool:
-    if not isinstance(value, str) or not value.startswith("whsec_"):
-        return False
-    try:
-        return bool(signature.key(value))
-    except signature.BadSecret:
-        return False
 
 
 def _as_list(value: object) -> list[str]:

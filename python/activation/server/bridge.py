@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from activation.engine.calls import end_session, settle
 from activation.engine.protocol import Cancelled, Failed
 
 
@@ -33,14 +34,11 @@ class PlpyDatabase:
     def commit(self) -> None:
         # What an author's code would have left for the commit runs before it, where nobody can take other rights; and
         # the path is ours again, whatever it was set to.
-        settled = self.execute(
-            "SELECT activation._settle() AS trusted,"
-            " pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false) AS search_path"
-        )[0]
+        trusted = settle(self)
         with self._translated():
             self._plpy.commit()
-        if not settled["trusted"]:
-            self.execute("SELECT activation._end_session()")
+        if not trusted:
+            end_session(self)
 
     def commit_settings(self) -> None:
         """Commits where no author's code has run since the last commit: what was set stays."""

@@ -198,13 +198,12 @@ def built_in_template(name: str) -> str | None:
 
 
 def preview(action: str, loop: str, user_row: str, subject: str, html: str | None, text: str | None) -> str:
-    from activation.engine import deliver
-    from activation.mail import render
+    from activation.mail import compose, render
 
     try:
-        mail = deliver.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
+        mail = compose.rendered_mail(json.loads(action), loop, user_row, None, render.Source(subject, html, text))
     except Exception as error:
-        return json.dumps({"problem": deliver.reason(error)})
+        return json.dumps({"problem": compose.reason(error)})
     return json.dumps({"subject": mail.subject, "html": mail.html, "body_text": mail.text})
 
 

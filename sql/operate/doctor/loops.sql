@@ -13,7 +13,7 @@ AS $$
                                    WHEN 'stopped' THEN 'was stopped by the brake'
                                    WHEN 'failing' THEN 'is failing'
                                    ELSE 'raises and is tried again' END),
-               coalesce(regexp_replace(l.reason, '^the brake: ', ''),
+               coalesce(l.reason,
                         (SELECT k.last_error FROM activation.strike k
                           WHERE k.loop_id = l.loop_id
                           ORDER BY k.struck_at DESC LIMIT 1))),
