@@ -1,7 +1,7 @@
 """Writes the tables of docs/definition.md from the schema in python/activation/schema.py.
 
-    python3 scripts/document_schema.py            writes them
-    python3 scripts/document_schema.py --check    fails unless they are as they would be written
+python3 scripts/document_schema.py            writes them
+python3 scripts/document_schema.py --check    fails unless they are as they would be written
 """
 
 from __future__ import annotations

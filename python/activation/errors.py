@@ -24,9 +24,7 @@ class Refusal(Exception):
     document; () where that is all of it.
     """
 
-    def __init__(
-        self, message: str, *, hint: str = "", detail: str = "", code: str = "22023", path: Path = ()
-    ) -> None:
+    def __init__(self, message: str, *, hint: str = "", detail: str = "", code: str = "22023", path: Path = ()) -> None:
         super().__init__(message)
         self.message = shortened(message, 500)
         self.hint = shortened(hint, 1000)

@@ -108,7 +108,12 @@ SHORT = (_CONDITION.name, _ACTION.name, _OTHERWISE.name)
 
 LOOP = Part(
     (
-        Key("trigger", "trigger", "jsonb", "what starts it, which every loop needs; it may stand in the first step instead"),
+        Key(
+            "trigger",
+            "trigger",
+            "jsonb",
+            "what starts it, which every loop needs; it may stand in the first step instead",
+        ),
         _CONDITION,
         _ACTION,
         _OTHERWISE,
@@ -247,9 +252,7 @@ TRIGGERS = {
         )
     ),
 }
-TRIGGER_TYPE = Key(
-    "type", "choice", "", "what the trigger listens to", default="database", choices=tuple(TRIGGERS)
-)
+TRIGGER_TYPE = Key("type", "choice", "", "what the trigger listens to", default="database", choices=tuple(TRIGGERS))
 
 CONDITION = Part(
     (

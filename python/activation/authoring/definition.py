@@ -7,7 +7,7 @@ judge (tables, columns, intervals, queries, templates) is judged in SQL afterwar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -104,7 +104,7 @@ class _Place:
             self.refuse(f"{self} is missing or not a text", hint=f"Give {self} as a text.")
         return value
 
-    def one_of(self, choices: Iterable[str], value: object) -> str:
+    def one_of(self, choices: Sequence[str], value: object) -> str:
         if value not in choices:
             *parents, name = self.path
             what = f"{spelled(tuple(parents))} type" if parents and name == "type" else str(self)
