@@ -4,6 +4,7 @@ from __future__ import annotations
 
 
 def shortened(text: str, most: int) -> str:
+    """The text, with an ellipsis in place of what is too long."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -22,6 +23,7 @@ class Refusal(Exception):
         self.code = code
 
     def as_dict(self) -> dict[str, str]:
+        """The parts, as SQL takes them."""
         return {"message": self.message, "detail": self.detail, "hint": self.hint, "code": self.code}
 
 
