@@ -13,6 +13,7 @@ def spelled(path: Path) -> str:
 
 
 def shortened(text: str, most: int) -> str:
+    """The text, with an ellipsis in place of what is too long."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -33,6 +34,7 @@ class Refusal(Exception):
         self.path = path
 
     def as_dict(self) -> dict[str, str]:
+        """The parts, as SQL takes them."""
         return {"message": self.message, "detail": self.detail, "hint": self.hint, "code": self.code}
 
 

@@ -61,21 +61,29 @@ def test_a_request_is_committed_before_it_leaves(sandbox: Sandbox) -> None:
     assert received(sandbox) == {"ada@acme.dev": 1}
 
 
-@pytest.mark.parametrize("error", [Failed("locked", "55P03"), Cancelled("cancelled")])
-def test_an_answer_is_written_down_all_the_same(sandbox: Sandbox, error: Exception) -> None:
-    """Whatever comes between: a lock, or a cancel, which is obeyed afterwards."""
+def test_an_answer_waits_for_a_lock(sandbox: Sandbox) -> None:
+    """What somebody else holds cannot be written down now. The next turn does it."""
     calls = MemoryDelivery(sandbox.url, "ada@acme.dev")
     deliverer = Deliverer(calls, "here")
     assert deliverer.turn() and deliverer.busy
     deliverer.wait(10)
-    calls.raising["record_try"] = [error]
-    if isinstance(error, Cancelled):
-        with pytest.raises(Cancelled):
-            deliverer.turn()
-    else:
-        deliverer.turn()
-        assert calls.states() == {"ada@acme.dev": "sending"}
+    calls.raising["record_try"] = [Failed("locked", "55P03")]
     deliverer.turn()
+    assert calls.states() == {"ada@acme.dev": "sending"}
+    deliverer.turn()
+    deliverer.close()
+    assert calls.states() == {"ada@acme.dev": "sent"} and received(sandbox) == {"ada@acme.dev": 1}
+
+
+@pytest.mark.parametrize("where", ["state", "record_try"])
+def test_a_cancel_is_obeyed_once_the_answer_is_written_down(sandbox: Sandbox, where: str) -> None:
+    calls = MemoryDelivery(sandbox.url, "ada@acme.dev")
+    deliverer = Deliverer(calls, "here")
+    assert deliverer.turn() and deliverer.busy
+    deliverer.wait(10)
+    calls.raising[where] = [Cancelled("cancelled")]
+    with pytest.raises(Cancelled):
+        deliverer.turn()
     deliverer.close()
     assert calls.states() == {"ada@acme.dev": "sent"} and received(sandbox) == {"ada@acme.dev": 1}
 

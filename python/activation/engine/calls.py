@@ -72,12 +72,15 @@ class Calls:
         self._db = db
 
     def commit(self) -> None:
+        """Commit what was called."""
         self._db.commit()
 
     def rollback(self) -> None:
+        """Undo what is not committed."""
         self._db.rollback()
 
     def subtransaction(self) -> AbstractContextManager[object]:
+        """A part that is undone by itself where it raises."""
         return self._db.subtransaction()
 
     def look(self) -> None:

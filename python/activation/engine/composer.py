@@ -64,6 +64,7 @@ class Ended:
         subject: str | None = None,
         error: str | None = None,
     ) -> None:
+        """One more."""
         self.ids.append(message_id)
         self.states.append(state)
         self.recipients.append(storable(recipient))

@@ -51,6 +51,7 @@ class Answer:
 
     @property
     def error(self) -> DeliveryError | None:
+        """What went wrong; None where the request was accepted."""
         return self.attempt.outcome if isinstance(self.attempt.outcome, DeliveryError) else None
 
 

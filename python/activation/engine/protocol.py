@@ -42,12 +42,16 @@ def storable(text: str | None, length: int = 1000) -> str | None:
 
 
 class Database(Protocol):
-    """execute: runs one statement with $1, $2 … and returns its rows; raises Cancelled or Failed."""
+    """A session of its own. Values are those of plpy: times, UUIDs and JSON come as text."""
 
-    def execute(self, sql: str, *arguments: object) -> list[dict[str, Any]]: ...
+    def execute(self, sql: str, *arguments: object) -> list[dict[str, Any]]:
+        """Run one statement with $1, $2 … and return its rows. Raises Cancelled or Failed."""
 
-    def commit(self) -> None: ...
+    def commit(self) -> None:
+        """Commit, once what an author's code left for the commit has run."""
 
-    def rollback(self) -> None: ...
+    def rollback(self) -> None:
+        """Undo what is not committed."""
 
-    def subtransaction(self) -> AbstractContextManager[object]: ...
+    def subtransaction(self) -> AbstractContextManager[object]:
+        """A part that is undone by itself where it raises."""

@@ -48,13 +48,17 @@ LOCK_TIMEOUT = "1s"
 class WorkerDatabase(Database, Protocol):
     """A database that can also speak to whoever called the worker."""
 
-    def refuse(self, message: str, hint: str, code: str) -> None: ...
+    def refuse(self, message: str, hint: str, code: str) -> None:
+        """Raise an error for whoever called the worker."""
 
-    def commit_settings(self) -> None: ...
+    def commit_settings(self) -> None:
+        """Commit where no author's code has run since the last commit: settings of the session stay."""
 
-    def warn(self, message: str) -> None: ...
+    def warn(self, message: str) -> None:
+        """Warn whoever called the worker."""
 
-    def notice(self, message: str) -> None: ...
+    def notice(self, message: str) -> None:
+        """Tell whoever called the worker."""
 
 
 def _end_of_run(db: WorkerDatabase) -> tuple[float, bool]:

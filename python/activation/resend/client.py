@@ -43,6 +43,7 @@ class Try:
 
     @property
     def rtt(self) -> float:
+        """How long the answer took (seconds)."""
         return self.finished_at - self.left_at
 
 

@@ -43,11 +43,13 @@ def _read(what: str, document: str) -> Any:
 
 
 def normalise(name: str | None, document: str) -> str:
+    """A definition with every default, or what is wrong with it. name: None where it has none yet."""
     what = f'loop "{name}"'
     return _answer(lambda: {"definition": definition.normalise(name, _read(what, document))}, what)
 
 
 def fragment(kind: str, document: str) -> str:
+    """A part of a definition, as a builder returns it, or what is wrong with it."""
     loop = "(being defined)"
     what = f'loop "{loop}"'
     return _answer(lambda: {"definition": definition.fragment(loop, kind, _read(what, document))}, what)
@@ -86,16 +88,21 @@ def query_text(sql: str, key_type: str | None, string_types: list[str] | None = 
 
 
 def row_columns(expression: str, row: str, columns: list[str]) -> list[str]:
+    """The columns of a row that an expression names."""
     return sqltext.row_columns(expression, row, columns)
 
 
 def next_run(expression: str, timezone: str, after: str) -> str:
+    """When a cron expression is due next after a time, on the clock of a time zone."""
+
     from activation.authoring import cron
 
     return cron.next_after(expression, timezone, datetime.datetime.fromisoformat(after)).isoformat()
 
 
 def coverage(plan: str, key_expressions: list[str]) -> str:
+    """Which tables can make a condition true, read from its plan."""
+
     from activation.authoring import coverage
 
     found = coverage.coverage(json.loads(plan), key_expressions)
@@ -105,6 +112,8 @@ def coverage(plan: str, key_expressions: list[str]) -> str:
 
 
 def read_token(key: str, token: str | None) -> int | None:
+    """The enrollment that a link to unsubscribe is of. None for a token that is not ours."""
+
     from activation.mail import unsubscribe
 
     return unsubscribe.read(key, token) if token is not None else None
@@ -113,6 +122,8 @@ def read_token(key: str, token: str | None) -> int | None:
 def webhook_problem(
     body: str, webhook_id: str, timestamp: str, signatures: str, references: str | None, stored: str | None, now: float
 ) -> str | None:
+    """Why a webhook is not believed: the HTTP status to answer, and a sentence. None: it is."""
+
     from activation.resend import signature
 
     known = json.loads(stored or "{}")
@@ -134,6 +145,8 @@ def webhook_problem(
 
 
 def query_names(sql: str) -> str:
+    """What simulate() must know of a query: its names, what it calls, and whether it asks the clock."""
+
     from activation.insight import as_of
 
     return json.dumps(
@@ -147,24 +160,32 @@ def query_names(sql: str) -> str:
 
 
 def as_of(sql: str, tables: str, key: str, at: str) -> str:
+    """A query as it would have answered at an earlier moment."""
+
     from activation.insight import as_of
 
     return as_of.as_of(sql, [as_of.TimedTable(**table) for table in json.loads(tables)], key, at)
 
 
 def suggest_rank(plan: str, counted: str, totals: str) -> str:
+    """The actions that go with staying, best first, from what was counted."""
+
     from activation.insight import suggestion
 
     return json.dumps(suggestion.rank(json.loads(plan), json.loads(counted), json.loads(totals)))
 
 
 def skene_config(name: str | None, config: str, users: str) -> str:
+    """A skene.config.ts as a definition, or what is wrong with it."""
+
     from activation.authoring import skene
 
     return _answer(lambda: skene.read(name, config, json.loads(users)), f'loop "{name}"')
 
 
 def journey(name: str | None, text: str) -> str:
+    """The milestones of a journey.yaml, or what is wrong with it."""
+
     from activation.authoring import journey
 
     return _answer(lambda: journey.read(name, text), f'loop "{name}"')
@@ -173,6 +194,8 @@ def journey(name: str | None, text: str) -> str:
 def check_template(
     what: str, subject: str, html: str | None, text: str | None, personalization: str | None, columns: list[str] | None
 ) -> str:
+    """What is wrong with a template, if anything. columns: of the users table, None if unknown."""
+
     from activation.mail import render
 
     def compute() -> dict[str, Any]:
@@ -187,6 +210,8 @@ def check_template(
 
 
 def built_in_template(name: str) -> str | None:
+    """The template of that name that comes with the package."""
+
     from activation.mail import render
 
     source = render.built_in(name)
@@ -198,6 +223,8 @@ def built_in_template(name: str) -> str | None:
 
 
 def preview(action: str, loop: str, user_row: str, subject: str, html: str | None, text: str | None) -> str:
+    """A mail for one user's row, or why it cannot be made."""
+
     from activation.mail import compose, render
 
     try:
@@ -208,10 +235,13 @@ def preview(action: str, loop: str, user_row: str, subject: str, html: str | Non
 
 
 def is_reference(text: str) -> bool:
+    """Whether a setting leads to a secret, and is none itself."""
     return credentials.is_reference(text)
 
 
 def mailbox(what: str, text: str) -> str:
+    """A sender as mail programs read it, or what is wrong with it."""
+
     from activation.mail import mailbox
 
     return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)}, what)
@@ -236,16 +266,21 @@ def webhook_secret_problem(reference: str, stored: str | None) -> str | None:
 
 
 def host_name() -> str:
+    """The name of this machine."""
     return socket.gethostname()
 
 
 def detect(plpy: Any, slot: int) -> None:
+    """One run of a detector."""
+
     from activation.engine import workers
 
     workers.detect(bridge.PlpyDatabase(plpy), slot)
 
 
 def deliver(plpy: Any, slot: int, folder: str) -> None:
+    """One run of a deliverer. folder: where the package of this version is."""
+
     from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
@@ -253,6 +288,8 @@ def deliver(plpy: Any, slot: int, folder: str) -> None:
 
 
 def tick(plpy: Any, folder: str) -> None:
+    """All that is due now. folder: see deliver()."""
+
     from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
@@ -260,6 +297,8 @@ def tick(plpy: Any, folder: str) -> None:
 
 
 def pull_webhooks(plpy: Any, folder: str) -> None:
+    """One run of a puller. folder: see deliver()."""
+
     from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
@@ -267,6 +306,8 @@ def pull_webhooks(plpy: Any, folder: str) -> None:
 
 
 def sync_suppressions(plpy: Any, folder: str) -> None:
+    """Make Resend's list of suppressed addresses and ours the same. folder: see deliver()."""
+
     from activation.engine import workers
 
     bridge.check_origin(plpy, folder)
@@ -274,6 +315,8 @@ def sync_suppressions(plpy: Any, folder: str) -> None:
 
 
 def report(overview: str) -> str:
+    """The dashboard as a page, from what overview() returns."""
+
     from activation import pages
 
     return pages.dashboard(json.loads(overview))
