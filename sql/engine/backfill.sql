@@ -102,7 +102,7 @@ BEGIN
         -- Of each user the place in the walk, which begins with their key.
         cursors := activation._safe_eval(
             v.backfill_function, v.owner,
-            ARRAY[wanted::text, r.mark ->> 0, r.mark ->> 1, r.until]);
+            ARRAY[wanted::text, r.cursor ->> 0, r.cursor ->> 1, r.until]);
         PERFORM activation._evaluating(NULL);
         INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, enrolled_by)
         SELECT now, 0, 0, _backfill_chunk.loop_id, c.place::jsonb ->> 0,
@@ -114,8 +114,8 @@ BEGIN
         DELETE FROM activation.backfill x WHERE x.loop_id = _backfill_chunk.loop_id;
     ELSE
         UPDATE activation.backfill x
-           SET mark = CASE WHEN ended THEN NULL
-                           ELSE coalesce(cursors[cardinality(cursors)]::jsonb, x.mark) END,
+           SET cursor = CASE WHEN ended THEN NULL
+                           ELSE coalesce(cursors[cardinality(cursors)]::jsonb, x.cursor) END,
                enrolled = x.enrolled + cardinality(cursors),
                due_at = CASE WHEN ended
                              THEN activation._next_run(v.definition #>> '{trigger,cron}',

@@ -9,17 +9,17 @@ BEGIN
     -- Always in this order, so that nobody waits in a circle.
     IF wait THEN
         RETURN ARRAY(
-            SELECT b.part
+            SELECT b.bucket
               FROM activation.user_bucket b
-             WHERE b.part = ANY (buckets)
-             ORDER BY b.part
+             WHERE b.bucket = ANY (buckets)
+             ORDER BY b.bucket
                FOR UPDATE);
     END IF;
     RETURN ARRAY(
-        SELECT b.part
+        SELECT b.bucket
           FROM activation.user_bucket b
-         WHERE b.part = ANY (buckets)
-         ORDER BY b.part
+         WHERE b.bucket = ANY (buckets)
+         ORDER BY b.bucket
            FOR UPDATE SKIP LOCKED);
 END
 $$;
@@ -40,7 +40,7 @@ CREATE FUNCTION activation._order_sweep(loop_id integer, due_at timestamptz) RET
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+    INSERT INTO activation.sweep (loop_id, version, step, bucket, due_at)
     SELECT s.loop_id, s.version, s.step, b.bucket, _order_sweep.due_at
       FROM activation.step s
       JOIN activation."loop" l USING (loop_id),
@@ -49,7 +49,7 @@ AS $$
        AND s.evaluate_function IS NOT NULL
        AND l.state <> 'archived'
      ORDER BY 1, 2, 3, 4
-    ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, mark = 0
+    ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, swept_to = 0
 $$;
 
 -- Notices that a crash or a promotion has emptied the table of wakes: its marker row is gone. Then

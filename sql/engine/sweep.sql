@@ -2,16 +2,16 @@
 
 -- Sweeps that are due, for a round that holds the locks of these buckets.
 CREATE FUNCTION activation._detect_sweeps(buckets integer[])
-RETURNS TABLE (loop_id integer, version integer, step integer, part integer, mark bigint)
+RETURNS TABLE (loop_id integer, version integer, step integer, bucket integer, swept_to bigint)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT w.loop_id, w.version, w.step, w.part, w.mark
+    SELECT w.loop_id, w.version, w.step, w.bucket, w.swept_to
       FROM activation.sweep w
       JOIN activation._detect_loops(activation._now()) l(loop_id) USING (loop_id)
      WHERE w.due_at <= activation._now()
-       AND w.part = ANY (buckets)
-     ORDER BY w.due_at, w.loop_id, w.version, w.step, w.part
+       AND w.bucket = ANY (buckets)
+     ORDER BY w.due_at, w.loop_id, w.version, w.step, w.bucket
 $$;
 
 -- The next people of a sweep, at most `batch`: everybody whose condition is open, but for those who
@@ -103,9 +103,9 @@ AS $$
                                     WHERE s.loop_id = w.loop_id
                                       AND s.version = w.version
                                       AND s.step = w.step), '10 minutes') END,
-           mark = CASE WHEN cardinality(ids) = batch THEN ids[batch] ELSE 0 END
+           swept_to = CASE WHEN cardinality(ids) = batch THEN ids[batch] ELSE 0 END
      WHERE w.loop_id = _advance_sweep.loop_id
        AND w.version = _advance_sweep.version
        AND w.step = _advance_sweep.step
-       AND w.part = _advance_sweep.bucket
+       AND w.bucket = _advance_sweep.bucket
 $$;

@@ -98,7 +98,7 @@ BEGIN
            activation._capture_source((w ->> 0)::oid::regclass, (w ->> 1)::name),
            (compiled ->> 'on_delete')::boolean, _compile_step.step = of_version.goal_step
       FROM jsonb_array_elements(compiled -> 'watches') AS w;
-    INSERT INTO activation.sweep (loop_id, version, step, part, due_at)
+    INSERT INTO activation.sweep (loop_id, version, step, bucket, due_at)
     SELECT of_version.loop_id, of_version.version, _compile_step.step, b.bucket,
            activation._now() + coalesce((compiled ->> 'every')::interval, '10 minutes')
       FROM unnest(activation._all_buckets()) AS b(bucket)

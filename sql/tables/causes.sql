@@ -7,7 +7,7 @@ CREATE TABLE activation.cause (
 );
 COMMENT ON TABLE activation.cause IS
     'What each code says that enrollment.exit_cause and message.cause may have. Views show the '
-    'sentence, a colon, and the note.';
+    'sentence, a colon, and the note. Filled when the extension is made; not dumped.';
 INSERT INTO activation.cause (code, sentence) VALUES
     -- Why somebody left a loop, and why what was queued for them was cancelled.
     ('user_deleted', 'the user was deleted'),

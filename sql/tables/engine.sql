@@ -148,7 +148,7 @@ CREATE TABLE activation.backfill (
     loop_id  integer PRIMARY KEY REFERENCES activation.loop,
     due_at   timestamptz NOT NULL,
     began_at timestamptz NOT NULL,
-    mark     jsonb,
+    cursor   jsonb,
     until    text,
     enrolled bigint NOT NULL DEFAULT 0
 );
@@ -157,7 +157,7 @@ COMMENT ON TABLE activation.backfill IS
     'Walks over users that enroll them in chunks.';
 COMMENT ON COLUMN activation.backfill.due_at IS
     'When the next chunk is due.';
-COMMENT ON COLUMN activation.backfill.mark IS
+COMMENT ON COLUMN activation.backfill.cursor IS
     'How far the walk came: [key, time] of the last user.';
 COMMENT ON COLUMN activation.backfill.until IS
     'Where the walk ends.';
@@ -168,20 +168,20 @@ COMMENT ON COLUMN activation.backfill.enrolled IS
 -- after a crash, after an error, after a pause. One row for each bucket of users, so that detectors
 -- share the work.
 CREATE TABLE activation.sweep (
-    loop_id integer NOT NULL,
-    version integer NOT NULL,
-    step    integer NOT NULL,
-    part    integer NOT NULL,
-    due_at  timestamptz NOT NULL,
-    mark    bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (loop_id, version, step, part)
+    loop_id  integer NOT NULL,
+    version  integer NOT NULL,
+    step     integer NOT NULL,
+    bucket   integer NOT NULL,
+    due_at   timestamptz NOT NULL,
+    swept_to bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (loop_id, version, step, bucket)
 ) WITH (fillfactor = 50);
 SELECT pg_catalog.pg_extension_config_dump('activation.sweep', '');
 COMMENT ON TABLE activation.sweep IS
     'When all who wait at a step are asked again.';
-COMMENT ON COLUMN activation.sweep.part IS
+COMMENT ON COLUMN activation.sweep.bucket IS
     'The bucket of users.';
-COMMENT ON COLUMN activation.sweep.mark IS
+COMMENT ON COLUMN activation.sweep.swept_to IS
     'The enrollment that an unfinished sweep came to.';
 
 -- A loop's code that raised as a whole, or ran too long, is a strike against it; after three it is

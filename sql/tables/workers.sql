@@ -3,7 +3,7 @@
 -- Locks are rows, taken by SELECT … FOR UPDATE: an advisory lock can be taken by anybody who may
 -- connect, and be kept. Locking a row makes no new version of it, so that transactions of any
 -- isolation level may wait for it.
-CREATE TABLE activation.user_bucket (part integer PRIMARY KEY);
+CREATE TABLE activation.user_bucket (bucket integer PRIMARY KEY);
 COMMENT ON TABLE activation.user_bucket IS
     'One row for each bucket of users, locked by whoever moves people of that bucket; not dumped.';
 INSERT INTO activation.user_bucket SELECT unnest(activation._all_buckets());

@@ -85,7 +85,7 @@ def test_a_rate_that_falls(db: Database, live: Connection, sandbox: Sandbox) -> 
 def test_any_second_of_the_providers(
     db: Database, live: Connection, sandbox: Sandbox, sliding: bool, counted: str
 ) -> None:
-    """However it counts, no second gets one too many: of five permits each is used again a second later at the earliest.
+    """However it counts, no second gets one too many: each of five permits is used again a second later or more.
     Where the time goes before it counts, once a 429 has told so, nothing is refused. Where it counts on arrival, a busy
     machine may hold one request up and not the next; then one is refused that has left in time, and goes later."""
     sandbox.configure(rate=5, sliding=sliding)

@@ -242,7 +242,7 @@ class World:
             TRUNCATE users, teams, members, actions;
             DELETE FROM activation.signal; DELETE FROM activation.wake WHERE source_id <> 0;
             DELETE FROM activation.message; DELETE FROM activation.enrollment;
-            UPDATE activation.sweep SET due_at = '-infinity', mark = 0
+            UPDATE activation.sweep SET due_at = '-infinity', swept_to = 0
         """)
 
     def close(self) -> None:

@@ -307,10 +307,10 @@ class MemoryDetection(DetectCalls, _Memory):
         self._note("due")
         return Due(False, False, bool(self._open()), False, False)
 
-    def lock_shards(self, slot: int | None) -> list[int]:
+    def lock_buckets(self, slot: int | None) -> list[int]:
         return list(range(8))
 
-    def take(self, shards: list[int], batch: int, due: Due) -> tuple[Question, list[Question]]:
+    def take(self, buckets: list[int], batch: int, due: Due) -> tuple[Question, list[Question]]:
         self._note("take")
         ids = self._open()[:batch]
         count = Question(0, 0, 0, [], [], [], len(ids), None)
@@ -336,7 +336,7 @@ class MemoryDetection(DetectCalls, _Memory):
     def set_user_aside(self, enrollment_id: int, error: str | None) -> None:
         self.data.aside[self.data.waiting[enrollment_id]] = error
 
-    def sweeps(self, shards: list[int]) -> list[Sweep]:
+    def sweeps(self, buckets: list[int]) -> list[Sweep]:
         return []
 
     def sweep(self, sweep: Sweep, batch: int) -> int:

@@ -107,15 +107,15 @@ class Permit(NamedTuple):
     free_at: float
 
 
-_LOCK_TOKENS = Table(
+_LOCK_PERMITS = Table(
     "_lock_permits",
     Permit,
     {"number": "n", "free_at": "extract(epoch FROM free_at)::double precision"},
     wanted="integer",
     ahead=SECONDS,
 )
-_TAKE_TOKENS = Function("_take_permits", tokens="integer[]", lease=SECONDS)
-_FREE_TOKEN = Function("_free_permit", token="integer", left_at=UNIX_TIME, finished_at=UNIX_TIME)
+_TAKE_PERMITS = Function("_take_permits", permits="integer[]", lease=SECONDS)
+_FREE_PERMIT = Function("_free_permit", permit="integer", left_at=UNIX_TIME, finished_at=UNIX_TIME)
 _SECRET = Function("_secret", secret_name="text")
 _DISARMED = Function("_disarmed", host="text")
 
@@ -126,15 +126,15 @@ class ProviderCalls(Calls):
     def lock_permits(self, wanted: int, ahead: float) -> list[Permit]:
         """At most so many permits that are free now or so many seconds ahead, locked until the end of the
         transaction."""
-        return self._rows(_LOCK_TOKENS, wanted, ahead)
+        return self._rows(_LOCK_PERMITS, wanted, ahead)
 
     def take_permits(self, numbers: list[int], lease: float) -> None:
         """Hold locked permits until they are freed, or for so many seconds if this session ends."""
-        self._value(_TAKE_TOKENS, numbers, lease)
+        self._value(_TAKE_PERMITS, numbers, lease)
 
     def free_permit(self, number: int, left_at: float, finished_at: float | None) -> None:
         """Give a permit back whose request left and was answered then; None: the answer is not waited for."""
-        self._value(_FREE_TOKEN, number, left_at, finished_at)
+        self._value(_FREE_PERMIT, number, left_at, finished_at)
 
     def stored_secret(self, name: str) -> str | None:
         """What set_secret() stored under a name."""
@@ -176,12 +176,12 @@ class Question(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """A sweep that is due: everybody at a step, in one shard of the users, whose enrollment is after swept_to."""
+    """A sweep that is due: everybody at a step, in one bucket of the users, whose enrollment is after swept_to."""
 
     loop_id: int
     version: int
     step: int
-    shard: int
+    bucket: int
     swept_to: int
 
 
@@ -191,16 +191,16 @@ class Stretch(NamedTuple):
     ids: list[int]
 
 
-_SWEEP = {"loop_id": "integer", "version": "integer", "step": "integer", "part": "integer"}
+_SWEEP = {"loop_id": "integer", "version": "integer", "step": "integer", "bucket": "integer"}
 
 _DETECT_DUE = Table("_detect_due", Due)
-_LOCK_ALL_PARTS = Function("_lock_buckets", parts=Function("_all_buckets"), wait="boolean")
-_LOCK_MY_PARTS = Function("_lock_buckets", parts=Function("_my_buckets", slot="integer"), wait="boolean")
+_LOCK_ALL_BUCKETS = Function("_lock_buckets", buckets=Function("_all_buckets"), wait="boolean")
+_LOCK_MY_BUCKETS = Function("_lock_buckets", buckets=Function("_my_buckets", slot="integer"), wait="boolean")
 _DETECT_TAKE = Table(
     "_detect_take",
     Question,
     {"woken_at": "woken_at", "is_new": "is_new"},
-    parts="integer[]",
+    buckets="integer[]",
     batch="integer",
     signals="boolean",
     wakes="boolean",
@@ -210,13 +210,18 @@ _DETECT_ASK = Function(
     "_detect_ask", loop_id="integer", version="integer", step="integer", ids="bigint[]", one_by_one="boolean"
 )
 _DETECT_DECIDE = Function(
-    "_detect_decide", question="integer", ids="bigint[]", woken="timestamptz[]", fresh="boolean[]", true_keys="text[]"
+    "_detect_decide",
+    of_step="integer",
+    ids="bigint[]",
+    woken_at="timestamptz[]",
+    is_new="boolean[]",
+    true_keys="text[]",
 )
-_DETECT_DEFER = Function("_detect_defer", ids="bigint[]", woken="timestamptz[]", fresh="boolean[]")
+_DETECT_DEFER = Function("_detect_defer", ids="bigint[]", woken_at="timestamptz[]", is_new="boolean[]")
 _DETECT_BAD_USER = Function("_detect_bad_user", id="bigint", error="text")
-_DETECT_SWEEPS = Table("_detect_sweeps", Sweep, {"shard": "part", "swept_to": "mark"}, parts="integer[]")
-_DETECT_SWEEP = Function("_detect_sweep", **_SWEEP, mark="bigint", batch="integer")
-_DETECT_STRETCH = Table("_detect_stretch", Stretch, **_SWEEP, mark="bigint", batch="integer")
+_DETECT_SWEEPS = Table("_detect_sweeps", Sweep, buckets="integer[]")
+_DETECT_SWEEP = Function("_detect_sweep", **_SWEEP, swept_to="bigint", batch="integer")
+_DETECT_STRETCH = Table("_detect_stretch", Stretch, **_SWEEP, swept_to="bigint", batch="integer")
 _DETECT_SWEPT = Function("_advance_sweep", **_SWEEP, ids="bigint[]", batch="integer")
 _DETECT_STRIKE = Function("_detect_strike", loop_id="integer", error="text")
 _DETECT_CANCELLED = Function("_detect_cancelled", loop_id="integer", seconds="double precision")
@@ -236,16 +241,16 @@ class DetectCalls(Calls):
         """What a round would find to do."""
         return self._rows(_DETECT_DUE)[0]
 
-    def lock_shards(self, slot: int | None) -> list[int]:
-        """Lock the shards of the users that a detector has, as far as they are free; without a slot all of them, and
+    def lock_buckets(self, slot: int | None) -> list[int]:
+        """Lock the buckets of the users that a detector has, as far as they are free; without a slot all of them, and
         wait for them. Returns which."""
         if slot is None:
-            return list(self._value(_LOCK_ALL_PARTS, True))
-        return list(self._value(_LOCK_MY_PARTS, slot, False))
+            return list(self._value(_LOCK_ALL_BUCKETS, True))
+        return list(self._value(_LOCK_MY_BUCKETS, slot, False))
 
-    def take(self, shards: list[int], batch: int, due: Due) -> tuple[Question, list[Question]]:
+    def take(self, buckets: list[int], batch: int, due: Due) -> tuple[Question, list[Question]]:
         """Enroll and gather who is to be asked about: the row that counts, and the questions."""
-        count, *questions = self._rows(_DETECT_TAKE, shards, batch, due.signals, due.wakes, due.people)
+        count, *questions = self._rows(_DETECT_TAKE, buckets, batch, due.signals, due.wakes, due.people)
         return count, questions
 
     def ask(self, loop_id: int, version: int, step: int, ids: list[int], one_by_one: bool) -> list[str] | None:
@@ -272,9 +277,9 @@ class DetectCalls(Calls):
         """Try one user, on whom the condition raises, again later."""
         self._value(_DETECT_BAD_USER, enrollment_id, error)
 
-    def sweeps(self, shards: list[int]) -> list[Sweep]:
+    def sweeps(self, buckets: list[int]) -> list[Sweep]:
         """The sweeps that are due, the longest due first."""
-        return self._rows(_DETECT_SWEEPS, shards)
+        return self._rows(_DETECT_SWEEPS, buckets)
 
     def sweep(self, sweep: Sweep, batch: int) -> int:
         """Ask about the next people of a sweep, and decide. Returns how many they were."""
@@ -394,16 +399,16 @@ class Template(NamedTuple):
 #: How far the queue of each loop was walked: by loop, the due time and the id of the last message claimed.
 Cursors = Mapping[int, tuple[str, str]]
 
-_CURSORS = {"mark_loops": "integer[]", "mark_ats": "timestamptz[]", "mark_ids": "uuid[]"}
+_CURSORS = {"cursor_loops": "integer[]", "cursor_times": "timestamptz[]", "cursor_ids": "uuid[]"}
 
 _DELIVER_DUE = Function("_deliver_due")
 _DELIVER_STATE = Table("_deliver_state", DeliveryState, host="text", **_CURSORS)
 _EXPIRE_REQUESTS = Function("_expire_requests")
 _END_PAUSE = Function("_end_pause")
-_CLAIM_REQUESTS = Table("_claim_requests", Repeat, token="uuid", lease=SECONDS, wanted="integer")
+_CLAIM_REQUESTS = Table("_claim_requests", Repeat, new_lease_id="uuid", lease=SECONDS, wanted="integer")
 _CLAIM_MESSAGES = Table("_claim_messages", Claimed, wanted="integer", **_CURSORS)
 _BRANCH = Table("_step_email", Branch, loop_id="integer", version="integer", step="integer", branch="text")
-_TEMPLATE = Table("_template", Template, template_name="text", mark="integer")
+_TEMPLATE = Table("_template", Template, template_name="text", newest_template_id="integer")
 _STORE = Function(
     "_store_request",
     request_id="uuid",
@@ -414,7 +419,7 @@ _STORE = Function(
     subjects="text[]",
     mode="text",
     recovery="jsonb",
-    token="uuid",
+    lease_id="uuid",
     lease=SECONDS,
 )
 _FINISH = Function(
@@ -424,7 +429,7 @@ _COUNT_PACE = Function("_count_hourly_sends", loop_ids="integer[]", emails="inte
 _RECORD = Function(
     "_record_try",
     request_id="uuid",
-    token="uuid",
+    lease_id="uuid",
     outcome="text",
     resend_ids="text[]",
     http_status="integer",
@@ -440,7 +445,7 @@ _LEARN = Function(
     rtt="double precision",
     pause_reason="text",
     pause_until="timestamptz",
-    key_mark="text",
+    key_fingerprint="text",
     too_many="boolean",
 )
 
@@ -580,7 +585,7 @@ class _Text(NamedTuple):
 _PULL_STATE = Table("_pull_state", PullState, host="text")
 _UNKNOWN_EVENTS = Table("_unknown_events", _Text, {"value": "found"}, ids="text[]")
 _EVENT = Function("_parse_event", body="text")
-_KEEP_EVENT = Function("_keep_event", webhook_id="text", event="jsonb", happened=UNIX_TIME, now=_NOW)
+_KEEP_EVENT = Function("_keep_event", webhook_id="text", event="jsonb", fallback_time=UNIX_TIME, now=_NOW)
 _PULLED = Function("_note_pull", of_webhook="text", upto="double precision")
 _IMPORT_SUPPRESSIONS = Function("_import_suppressions", addresses="text[]", origins="text[]")
 _UNEXPORTED = Table("_unexported_suppressions", _Text, {"value": "found"}, known="text[]")

@@ -1,6 +1,6 @@
 """Detection: one round takes signals and wakes, enrolls, evaluates and decides.
 
-A round is one transaction under the locks of the shards of users that it covers. A loop that raises harms itself alone.
+A round is one transaction under the locks of the buckets of users that it covers. A loop that raises harms itself alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def adapted(size: int, used: int, seconds: float, largest: int = LARGEST_BATCH) 
 
 
 class Detector:
-    """Runs rounds. slot: which detector this is; None takes every shard and waits for it (tick)."""
+    """Runs rounds. slot: which detector this is; None takes every bucket and waits for it (tick)."""
 
     def __init__(self, calls: DetectCalls, slot: int | None) -> None:
         self._calls = calls
@@ -76,14 +76,14 @@ class Detector:
             if not any(due):
                 calls.commit()
                 return False
-            shards = calls.lock_shards(self._slot)
+            buckets = calls.lock_buckets(self._slot)
             self._began = time.monotonic()
             self._aside.clear()
             self._put_off.clear()
             self.note = None
-            work = self._take(shards, due) if shards else []
+            work = self._take(buckets, due) if buckets else []
             self._ask_all(work)
-            if shards and due.sweeps and self._sweeps(shards):
+            if buckets and due.sweeps and self._sweeps(buckets):
                 self.more = True
             if due.rolls and self._backfill():
                 self.more = True
@@ -120,9 +120,9 @@ class Detector:
             self._calls.commit()
             self._renew_at = time.monotonic() + (RENEW_AGAIN if renewed is False else RENEW)
 
-    def _take(self, shards: list[int], due: Due) -> list[Question]:
+    def _take(self, buckets: list[int], due: Due) -> list[Question]:
         """Who is to be asked about, by loop."""
-        count, work = self._calls.take(shards, self._batch, due)
+        count, work = self._calls.take(buckets, self._batch, due)
         self.taken = count.taken or 0
         self.note = count.problem
         self.more = self.taken >= self._batch
@@ -195,12 +195,12 @@ class Detector:
     def _late(self) -> bool:
         return time.monotonic() - self._began > LONG
 
-    def _sweeps(self, shards: list[int]) -> bool:
+    def _sweeps(self, buckets: list[int]) -> bool:
         """Stretches of the sweeps that are due, one at least. Returns whether there were any."""
         swept: set[int] = set()
         due: list[Sweep] = []
         with self._apart("sweeps"):
-            due = self._calls.sweeps(shards)
+            due = self._calls.sweeps(buckets)
         for sweep in due:
             if swept and self._late():
                 # They stay due, and those come first that are due longest.
