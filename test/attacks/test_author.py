@@ -723,7 +723,7 @@ def test_a_domain_that_a_filter_takes(db: Database, mallory: Connection, trigger
     mallory.execute("""
         CREATE FUNCTION looks(text) RETURNS boolean LANGUAGE plpgsql AS $$
         BEGIN
-            IF current_user <> 'mallory' THEN RAISE EXCEPTION 'I am %', current_user; END IF;
+            IF current_user <> 'mallory' THEN RAISE EXCEPTION 'I am %', current_user USING ERRCODE = '42501'; END IF;
             RETURN true;
         END $$;
         CREATE DOMAIN checked AS text CHECK (looks(value));
