@@ -74,7 +74,7 @@ test:
 
 # For every minute: what needs no server, pgTAP, and one or two files of each behaviour. No pg_cron's minutes, no browser,
 # no chaos. A new file in a folder that stands here belongs to it, another one only when it is named.
-FAST = test/sql test/define/test_compiled_names.py test/define/test_literals.py test/define/test_loops_rendered.py \
+FAST = test/sql test/define/test_literals.py test/define/test_loops_rendered.py \
   test/define/test_mailbox.py test/define/test_skene_files.py test/define/test_sqltext_scanner.py test/define/test_text.py \
   test/capture/test_rows.py test/detect/test_batch_size.py test/detect/test_conditions.py test/deliver/test_claim.py \
   test/deliver/test_markup.py test/deliver/test_render.py test/deliver/test_requests.py test/deliver/test_resend.py \
