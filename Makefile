@@ -79,7 +79,7 @@ FAST = test/sql test/define/test_literals.py test/define/test_loops_rendered.py 
   test/capture/test_rows.py test/detect/test_batch_size.py test/detect/test_conditions.py test/deliver/test_claim.py \
   test/deliver/test_markup.py test/deliver/test_render.py test/deliver/test_requests.py test/deliver/test_resend.py \
   test/consent/test_signature.py test/insight/test_statistics.py test/app/test_cli_output.py test/attacks/test_secrets.py \
-  test/docs/test_release.py test/sandbox test/support/test_suites.py
+  test/docs/test_release.py test/docs/test_releasing.py test/sandbox test/support/test_suites.py
 
 test-fast:
 	@scripts/with-env pytest $(FAST) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
