@@ -9,8 +9,8 @@
 -- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of
 -- PostgreSQL's own types. Then no code of an author's runs in the app's session, and what the
 -- session holds need not be compared. PostgreSQL's own volatile functions may take locks, and what
--- makes XML of a query or a view runs it. A table with row security does not count: its policies would
--- run, too.
+-- makes XML of a query or a view runs it. A table with row security does not count: its policies
+-- would run, too.
 CREATE FUNCTION activation._is_plain_filter(function_name name, table_name regclass)
 RETURNS boolean
 LANGUAGE sql STABLE
