@@ -7,11 +7,16 @@
 # make test-fast     runs the files that FAST names, in about a minute
 # make demo          LIVE=you@your.domain with RESEND_API_KEY set also sends one real mail
 # make lint, bench
+# make reference     writes docs/reference.md from the comments in the database
 # make fuzz          SEED=n MINUTES=m; the same seed makes the same inputs
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
 #
+<<<<<<< HEAD
+# test, lint, reference, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+=======
 # test, test-fast, lint, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+>>>>>>> main
 
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
@@ -84,6 +89,10 @@ test-fast:
 lint:
 	@scripts/with-env scripts/lint
 
+reference:
+	@scripts/with-env python scripts/reference.py > docs/reference.md.new && mv docs/reference.md.new docs/reference.md || \
+	  { rm -f docs/reference.md.new; exit 1; }
+
 demo:
 	@$(if $(LIVE),DEMO_API_KEY="$$RESEND_API_KEY") scripts/with-env python examples/demo.py $(if $(LIVE),--live '$(LIVE)')
 
@@ -119,4 +128,8 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
+<<<<<<< HEAD
+.PHONY: install-python uninstall-python wheels test lint reference demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
+=======
 .PHONY: install-python uninstall-python wheels test test-fast lint demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
+>>>>>>> main
