@@ -12,11 +12,7 @@
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
 #
-<<<<<<< HEAD
-# test, lint, reference, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
-=======
-# test, test-fast, lint, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
->>>>>>> main
+# test, test-fast, lint, reference, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
 
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
@@ -128,8 +124,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-<<<<<<< HEAD
-.PHONY: install-python uninstall-python wheels test lint reference demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
-=======
 .PHONY: install-python uninstall-python wheels test test-fast lint demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
->>>>>>> main

@@ -26,7 +26,8 @@ from alembic.util import DispatchPriority
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import DBAPIError
 
-from .loops import LOOP, Bind, Call, Loop, Statement, Template, render_value
+from . import schema
+from .loops import Bind, Call, Loop, Statement, Template, render_value
 
 __all__ = ["SCHEMAS", "include_name", "include_object"]
 
@@ -279,7 +280,7 @@ class _Difference(Statement):
 
     def render(self, bind: Bind) -> str:
         given = []
-        for name, (kind, _) in LOOP.items():
+        for name, (kind, _) in schema.DEFINE_LOOP.items():
             value = getattr(self.loop, name)
             if name in ("name", "owner", "names") or value is None:
                 continue

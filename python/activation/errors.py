@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+#: Where in a document something stands: keys and numbers of items, from the outside in.
+Path = tuple[str | int, ...]
+
+
+def spelled(path: Path) -> str:
+    """A path for people: steps[1].condition.timeout."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
 def shortened(text: str, most: int) -> str:
     """The text, with an ellipsis in place of what is too long."""
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -12,15 +21,17 @@ class Refusal(Exception):
     """A person's input that cannot be accepted. Shown by SQL as an error with these parts.
 
     message: a sentence that names the user's object. detail, hint: more, and what to do. code: an SQLSTATE. What is
-    quoted in them may be of any length, so they end where nobody reads on.
+    quoted in them may be of any length, so they end where nobody reads on. path: the key that it concerns, of a
+    document; () where that is all of it.
     """
 
-    def __init__(self, message: str, *, hint: str = "", detail: str = "", code: str = "22023") -> None:
+    def __init__(self, message: str, *, hint: str = "", detail: str = "", code: str = "22023", path: Path = ()) -> None:
         super().__init__(message)
         self.message = shortened(message, 500)
         self.hint = shortened(hint, 1000)
         self.detail = shortened(detail, 2000)
         self.code = code
+        self.path = path
 
     def as_dict(self) -> dict[str, str]:
         """The parts, as SQL takes them."""

@@ -10,8 +10,9 @@
     )
     connection.execute(*welcome.statement())      # psycopg; one SELECT activation.define_loop(…)
 
-Nothing is checked here: the server checks a loop when it is defined, and its errors say what to do. Two loops are equal
-when they are written alike.
+The functions and the class have the arguments and defaults that activation.schema names: they are written out here for
+editors and type checkers, and a test compares. Nothing is checked here: the server checks a loop when it is defined,
+and its errors say what to do. Two loops are equal when they are written alike.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from dataclasses import dataclass
 from datetime import time, timedelta
 from decimal import Decimal
 from typing import Any
+
+from activation import schema
+from activation.schema import REQUIRED
+from activation.text import literal
 
 __all__ = [
     "Action",
@@ -176,7 +181,7 @@ class Loop(Statement):
         return _functions(self._arguments())
 
     def _arguments(self) -> tuple[tuple[str, str, Any], ...]:
-        return _given(LOOP, {name: getattr(self, name) for name in LOOP})
+        return _given(schema.DEFINE_LOOP, {name: getattr(self, name) for name in schema.DEFINE_LOOP})
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,80 +204,10 @@ class Template(Statement):
         return Call("set_template", _given(TEMPLATE, {name: getattr(self, name) for name in TEMPLATE})).render(bind)
 
 
-#: The arguments of each function: their types in SQL, and their defaults, where they have one. A test compares them
-#: with the server's.
-_REQUIRED = object()
-_Signature = dict[str, tuple[str, Any]]
-_TABLE: _Signature = {"table_name": ("regclass", _REQUIRED)}
-_FILTER: _Signature = {"user_key": ("name", None), "filter": ("text", None)}
-BUILDERS: dict[str, _Signature] = {
-    "on_insert": {**_TABLE, **_FILTER},
-    "on_update": {**_TABLE, "columns": ("name[]", _REQUIRED), **_FILTER},
-    "on_delete": {**_TABLE, **_FILTER},
-    "on_event": {"event": ("text", _REQUIRED)},
-    "on_schedule": {"cron": ("text", _REQUIRED), "query": ("text", _REQUIRED)},
-    "query": {
-        "sql": ("text", _REQUIRED),
-        "timeout": ("interval", None),
-        "every": ("interval", None),
-        "watch": ("jsonb", None),
-    },
-    "email": {
-        "template": ("text", _REQUIRED),
-        "personalization": ("jsonb", {}),
-        "subject": ("text", None),
-        "sender": ("text", None),
-        "reply_to": ("text", None),
-        "resend_template": ("text", None),
-    },
-    "retry": {
-        "retries": ("integer", 3),
-        "backoff": ("text", "exponential"),
-        "initial": ("interval", "30 seconds"),
-        "max": ("interval", "1 hour"),
-    },
-    "step": {
-        "name": ("text", _REQUIRED),
-        "delay": ("interval", None),
-        "condition": ("jsonb", None),
-        "action": ("jsonb", None),
-        "otherwise": ("jsonb", None),
-        "on_timeout": ("text", "continue"),
-    },
-    "send_window": {
-        "days": ("text", _REQUIRED),
-        "opens": ("time", _REQUIRED),
-        "closes": ("time", _REQUIRED),
-        "otherwise": ("text", "next"),
-    },
-}
-LOOP: _Signature = {
-    "name": ("text", _REQUIRED),
-    "trigger": ("jsonb", None),
-    "condition": ("jsonb", None),
-    "action": ("jsonb", None),
-    "otherwise": ("jsonb", None),
-    "steps": ("jsonb[]", None),
-    "goal": ("jsonb", None),
-    "type": ("text", "activation"),
-    "opinion": ("text", None),
-    "recovery": ("jsonb", None),
-    "reentry": ("text", "once"),
-    "enroll": ("text", "new"),
-    "per_hour": ("integer", None),
-    "users": ("regclass", None),
-    "topic": ("text", None),
-    "transactional": ("boolean", False),
-    "priority": ("integer", 0),
-    "over_cap": ("text", "wait"),
-    "holdout": ("numeric", 0),
-    "send_window": ("jsonb", None),
-    "owner": ("name", None),
-    "names": ("text", None),
-}
-TEMPLATE: _Signature = {
-    "name": ("text", _REQUIRED),
-    "subject": ("text", _REQUIRED),
+#: The arguments of set_template(). A test compares them with the server's.
+TEMPLATE: schema.Signature = {
+    "name": ("text", REQUIRED),
+    "subject": ("text", REQUIRED),
     "html": ("text", None),
     "body_text": ("text", None),
 }
@@ -336,13 +271,11 @@ def email(
     subject: str | None = None,
     sender: str | None = None,
     reply_to: str | None = None,
-    resend_template: str | None = None,
 ) -> Action:
     """An email from a template.
 
     personalization: {"variable": "Liquid text"}, each rendered with the user's row as user; None: none. subject,
-    sender, reply_to: instead of the template's and the settings'. resend_template: not supported yet, the
-    server refuses it.
+    sender, reply_to: instead of the template's and the settings'.
     """
     personalization = personalization or {}
     return Action("email", _arguments("email", locals()))
@@ -384,15 +317,15 @@ def send_window(days: str, opens: str | time, closes: str | time, otherwise: str
 
 
 def _arguments(function: str, values: Mapping[str, Any]) -> tuple[tuple[str, str, Any], ...]:
-    return _given(BUILDERS[function], values)
+    return _given(schema.BUILDERS[function], values)
 
 
-def _given(signature: _Signature, values: Mapping[str, Any]) -> tuple[tuple[str, str, Any], ...]:
+def _given(signature: schema.Signature, values: Mapping[str, Any]) -> tuple[tuple[str, str, Any], ...]:
     """What differs from the defaults. Mappings are kept as JSON, which can be hashed and cannot be changed."""
     return tuple(
         (name, kind, _Json(json.dumps(values[name])) if isinstance(values[name], Mapping) else values[name])
         for name, (kind, default) in signature.items()
-        if default is _REQUIRED or values[name] != default
+        if default is REQUIRED or values[name] != default
     )
 
 
@@ -432,11 +365,3 @@ def _text(value: Any) -> str:
     if isinstance(value, time):
         return value.isoformat()
     return str(value)
-
-
-def literal(value: str) -> str:
-    """A text as a literal, whatever standard_conforming_strings says."""
-    if "\0" in value:
-        raise ValueError("PostgreSQL's texts hold no NUL character")
-    quoted = value.replace("'", "''")
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in value else f"'{quoted}'"

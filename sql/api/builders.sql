@@ -147,7 +147,7 @@ Raises 22023 for a duration of 0 or less. What is wrong with the SELECT is told 
 
 CREATE FUNCTION activation.email(
     template text, personalization jsonb DEFAULT '{}', subject text DEFAULT NULL,
-    sender text DEFAULT NULL, reply_to text DEFAULT NULL, resend_template text DEFAULT NULL
+    sender text DEFAULT NULL, reply_to text DEFAULT NULL
 ) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -156,10 +156,10 @@ BEGIN
     RETURN activation._checked_fragment('action', jsonb_build_object(
         'type', 'email', 'provider', 'resend', 'template', template,
         'personalization', coalesce(personalization, '{}'), 'subject', subject, 'sender', sender,
-        'reply_to', reply_to, 'resend_template', resend_template));
+        'reply_to', reply_to));
 END
 $$;
-COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text, text) IS
+COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text) IS
 'Makes an action of a step: an email from a template.
 template: the template''s name, one of your own or a built-in one.
 personalization: {"variable": "Liquid text"}. Each value is rendered first, with the user''s row
@@ -167,10 +167,8 @@ personalization: {"variable": "Liquid text"}. Each value is rendered first, with
 subject: instead of the template''s subject (default: that).
 sender: instead of the setting sender (default: that).
 reply_to: instead of the setting reply_to (default: that).
-resend_template: a template hosted at Resend. Not supported yet.
 Returns the action, for define_loop() and step().
-Raises 22023 for a text, a key or a mailbox that is none, 0A000 for resend_template. What is wrong
-  with the template or its variables is told by define_loop().';
+Raises 22023 for a text, a key or a mailbox that is none. What is wrong with the template or its variables is told by define_loop().';
 
 CREATE FUNCTION activation.retry(
     retries integer DEFAULT 3, backoff text DEFAULT 'exponential',

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from activation import loops
 from activation.loops import (
     Loop,
     Template,
@@ -119,48 +118,6 @@ def app(cluster: Cluster) -> Database:
     return database
 
 
-SIGNATURES = [*loops.BUILDERS.items(), ("define_loop", loops.LOOP), ("set_template", loops.TEMPLATE)]
-
-
-@pytest.mark.parametrize(("function", "signature"), SIGNATURES)
-def test_signatures(app: Database, function: str, signature: dict[str, tuple[str, Any]]) -> None:
-    rows = app.sql(
-        """
-        SELECT p.proargnames[n], format_type(p.proargtypes[n - 1], NULL), pg_get_function_arg_default(p.oid, n::integer)
-          FROM pg_proc p, generate_series(1, p.pronargs) AS n
-         WHERE p.pronamespace = 'activation'::regnamespace AND p.proname = %s ORDER BY n
-        """,
-        function,
-    )
-    assert [name for name, _, _ in rows] == list(signature)
-    for name, kind, default in rows:
-        expected_kind, expected = signature[name]
-        assert kind.replace("time without time zone", "time") == expected_kind, name
-        if default is None:
-            assert expected is loops._REQUIRED, name
-        elif name in ("owner", "names"):
-            # The caller's own.
-            assert expected is None and ("CURRENT_USER" in default or "search_path" in default)
-        else:
-            same = (
-                f"SELECT {default} IS NOT DISTINCT FROM {loops.render_value(_document(expected), kind, loops.literal)}"
-            )
-            assert app.value(same), name
-
-
-def _document(value: Any) -> Any:
-    return "{}" if value == {} else value
-
-
-def test_nothing_is_missing(app: Database) -> None:
-    """Every public function that makes a part of a definition has its builder here."""
-    names = app.sql(
-        "SELECT proname FROM pg_proc WHERE pronamespace = 'activation'::regnamespace AND prorettype = 'jsonb'::regtype"
-        " AND proname NOT LIKE '\\_%' AND obj_description(oid) ~ '^(Trigger|Condition|Action|Recovery|Step|When) '"
-    )
-    assert {name for (name,) in names} == set(loops.BUILDERS)
-
-
 @pytest.mark.parametrize(("loop", "written"), PAIRS, ids=lambda value: getattr(value, "name", ""))
 @pytest.mark.parametrize("way", ["psycopg", "client", "prepared", "script", "backslashes"])
 def test_every_way_makes_the_loop_that_sql_makes(app: Database, loop: Loop, written: str, way: str) -> None:
@@ -210,6 +167,3 @@ def test_what_is_wrong_is_refused_by_the_server(app: Database) -> None:
     )
     with app.connect() as connection, pytest.raises(psycopg.errors.UndefinedColumn, match='loop "x"'):
         connection.execute(*_encoded(loop.statement()))
-    hosted = Loop("x", trigger=on_insert("users"), action=email("milestone", resend_template="t"))
-    with app.connect() as connection, pytest.raises(psycopg.errors.FeatureNotSupported):
-        connection.execute(*_encoded(hosted.statement()))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from datetime import time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation import loops
+from activation import loops, schema
 from activation.loops import Loop, Template, email, on_event, on_insert, on_update, query, retry, send_window, step
+from activation.text import dollar_quoted, literal
 
 FIRST = Loop(
     "first_project",
@@ -88,10 +90,19 @@ def test_literals() -> None:
 
 @given(st.text(alphabet=st.characters(blacklist_characters="\0", blacklist_categories=("Cs",))))
 def test_no_text_leaves_its_literal(text: str) -> None:
-    literal = loops.literal(text)
-    assert literal.startswith(("E'", "'")) and literal.endswith("'")
-    inner = literal.removeprefix("E")[1:-1].replace("''", "'")
-    assert (inner.replace("\\\\", "\\") if literal.startswith("E") else inner) == text
+    written = literal(text)
+    assert written.startswith(("E'", "'")) and written.endswith("'")
+    inner = written.removeprefix("E")[1:-1].replace("''", "'")
+    assert (inner.replace("\\\\", "\\") if written.startswith("E") else inner) == text
+
+
+@given(st.text(alphabet="$q_a\n"), st.sampled_from(["", "loop"]))
+def test_nor_its_dollar_quotes(text: str, tag: str) -> None:
+    written = dollar_quoted(text, tag)
+    quote = written[: written.index("$", 1) + 1]
+    assert re.fullmatch(r"\$([a-z_]*)\$", quote)
+    # The server reads up to the first that stands like the opening one.
+    assert written[len(quote) :].partition(quote) == (text, quote, "")
 
 
 @pytest.mark.parametrize("loop", [FIRST, LONG])
@@ -123,20 +134,20 @@ def test_a_document_cannot_be_changed_afterwards() -> None:
     assert made == email("a", {"name": "x"})
 
 
-@pytest.mark.parametrize("function", loops.BUILDERS)
+@pytest.mark.parametrize("function", schema.BUILDERS)
 def test_every_builder_is_a_function_of_these_arguments(function: str) -> None:
     parameters = inspect.signature(getattr(loops, function)).parameters
-    assert list(parameters) == list(loops.BUILDERS[function])
-    for name, (_, default) in loops.BUILDERS[function].items():
+    assert list(parameters) == list(schema.BUILDERS[function])
+    for name, (_, default) in schema.BUILDERS[function].items():
         written = parameters[name].default
         # A mutable default is written as None.
-        assert (default is loops._REQUIRED) == (written is inspect.Parameter.empty)
-        assert default is loops._REQUIRED or written == (default or None)
+        assert (default is schema.REQUIRED) == (written is inspect.Parameter.empty)
+        assert default is schema.REQUIRED or written == (default or None)
 
 
-@pytest.mark.parametrize(("kind", "signature"), [(Loop, loops.LOOP), (Template, loops.TEMPLATE)])
+@pytest.mark.parametrize(("kind", "signature"), [(Loop, schema.DEFINE_LOOP), (Template, loops.TEMPLATE)])
 def test_so_are_loops_and_templates(kind: type, signature: dict[str, tuple[str, Any]]) -> None:
     parameters = inspect.signature(kind).parameters
     assert list(parameters) == list(signature)
     for name, (_, default) in signature.items():
-        assert parameters[name].default == (inspect.Parameter.empty if default is loops._REQUIRED else default)
+        assert parameters[name].default == (inspect.Parameter.empty if default is schema.REQUIRED else default)

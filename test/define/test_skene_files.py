@@ -126,12 +126,12 @@ def test_retention() -> None:
     """The query of a scheduled condition says whom it is about: it goes to the trigger, and what it waited for is told."""
     answer = skene.read("back", RETENTION, USERS)
     (step,) = answer["definition"]["steps"]
-    assert answer["definition"]["trigger"] == {
+    assert step["trigger"] == {
         "type": "schedule",
         "cron": "0 9 * * *",
         "query": "SELECT due.id FROM (\nSELECT * FROM users WHERE last_activity_at < NOW() - INTERVAL '7 days'\n) AS due",
     }
-    assert list(step) == ["action"]
+    assert list(step) == ["trigger", "action"]
     assert answer["notices"] == ['loop "back": timeout of the scheduled condition has no effect']
 
 
@@ -329,8 +329,8 @@ def test_two_steps() -> None:
 def test_which_users_table() -> None:
     two = [*USERS, {"table": "crm.person", "key": '"personId"'}]
     text = RETENTION.replace("type: 'retention'", "type: 'retention', users: 'crm.person'")
-    assert 'SELECT due."personId" FROM' in read(text, two)["trigger"]["query"]
-    assert 'SELECT due."personId" FROM' in read(text.replace("crm.", ""), two)["trigger"]["query"]
+    assert 'SELECT due."personId" FROM' in read(text, two)["steps"][0]["trigger"]["query"]
+    assert 'SELECT due."personId" FROM' in read(text.replace("crm.", ""), two)["steps"][0]["trigger"]["query"]
 
 
 def test_parsers_come_when_they_are_called() -> None:

@@ -147,7 +147,7 @@ KEYS = [
     *("topic", "transactional", "priority", "over_cap", "holdout", "send_window", "sendWindow", "condition", "action"),
     *("otherwise", "name", "delay", "on_timeout", "table", "event", "columns", "user_key", "filter", "cron", "query"),
     *("days", "opens", "closes", "timeout", "every", "watch", "template", "personalization", "subject", "retries"),
-    *("backoff", "initial", "max", "conditon", "triggers", "resend_template", "provider"),
+    *("backoff", "initial", "max", "conditon", "triggers", "provider"),
 ]
 NAMES = ["first", "first", "first", "first", None, "", " ", "é" * 40, "a\tb", 'a"b', "x" * 63, "\u202e", "%s", "\x85"]
 

@@ -25,7 +25,7 @@ SELECT is(activation.export_loop('first_project'), '{
         "condition": {"type": "query", "timeout": "00:05:00", "every": null, "watch": null,
                       "query": "SELECT * FROM user_actions WHERE user_id = $1 AND action_type = ''first_project_created''"},
         "action": {"type": "email", "provider": "resend", "template": "activation_welcome", "subject": null, "sender": null, "reply_to": null,
-                   "resend_template": null, "personalization": {"name": "{{user.name}}", "activationLink": "{{user.activation_link}}"}}}],
+                   "personalization": {"name": "{{user.name}}", "activationLink": "{{user.activation_link}}"}}}],
     "recovery": {"retries": 3, "backoff": "exponential", "initial": "00:00:30", "max": "01:00:00"},
     "goal": null, "reentry": "once", "enroll": "new", "per_hour": null, "topic": null, "transactional": false, "priority": 0,
     "over_cap": "wait", "holdout": 0, "send_window": null}'::jsonb,

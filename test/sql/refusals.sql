@@ -179,7 +179,7 @@ SELECT pg_temp.refused(pg_temp.loop(action => c.action), c.code, c.named, c.hint
     ($$activation.email('activation_welcome', subject => E'a\u2028b')$$, '22023', '{action.subject,"line break"}', 'one line'),
     ($$activation.email('activation_welcome', sender => 'a@example.net, b@example.net')$$, '22023', '{action.sender,"more than one"}', 'quotes'),
     ($$activation.email('activation_welcome', reply_to => '{{ user.email }}')$$, '22023', '{action.reply_to,Liquid}', 'same for everybody'),
-    ($$activation.email('activation_welcome', resend_template => 'welcome')$$, '0A000', '{resend_template}', 'set_template'),
+    ($$'{"template": "activation_welcome", "resend_template": "welcome"}'$$, '22023', '{resend_template,action}', '"template"'),
     ($$NULL$$, '22023', '{"loop \"refused\"","sends nothing"}', 'action')
   ) AS c(action, code, named, hint)
  CROSS JOIN (SELECT activation.set_template('needy', 'About {{ projectName }}', body_text => '{{ name | default: user.name }}: {{ projectName }}'),
@@ -285,9 +285,9 @@ SELECT pg_temp.refused(pg_temp.document(c.path, c.value), c.code, ARRAY['loop "r
   FROM (VALUES
     ('{opinoin}', '"x"', '22023', '{opinoin}'::text[], 'Did you mean "opinion"?'),
     ('{steps,0,condtion}', '{}', '22023', '{condtion,steps[0]}', 'Did you mean "condition"?'),
-    ('{steps,0,condition,querry}', '"x"', '22023', '{querry,"the condition"}', 'Did you mean "query"?'),
-    ('{steps,0,trigger,tabel}', '"x"', '22023', '{tabel,"the trigger"}', 'Did you mean "table"?'),
-    ('{steps,0,action,templat}', '"x"', '22023', '{templat,"the action"}', 'Did you mean "template"?'),
+    ('{steps,0,condition,querry}', '"x"', '22023', '{querry,steps[0].condition}', 'Did you mean "query"?'),
+    ('{steps,0,trigger,tabel}', '"x"', '22023', '{tabel,steps[0].trigger}', 'Did you mean "table"?'),
+    ('{steps,0,action,templat}', '"x"', '22023', '{templat,steps[0].action}', 'Did you mean "template"?'),
     ('{recovery}', '{"retrys": 3}', '22023', '{retrys,recovery}', 'Did you mean "retries"?'),
     ('{steps,0,trigger,event}', '"inserted"', '22023', '{event,inserted}', 'Did you mean "insert"?'),
     ('{steps,0,trigger,event}', '"update"', '22023', '{trigger.columns}', 'on_update'),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from activation.authoring import definition
 from activation.errors import Refusal
+from activation.text import near
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +53,7 @@ class _Reader:
                 self.refuse(
                     f'unknown key "{name}" in {where}',
                     line=key.start_mark.line + 1,
-                    hint=f"{definition.near(name, keys)}Known keys are {', '.join(keys)}.",
+                    hint=f"{near(name, keys)}Known keys are {', '.join(keys)}.",
                 )
             result[name] = value
         return result

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from activation.authoring import definition, sqltext
-from activation.errors import Refusal
+from activation.errors import Path, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,15 +45,13 @@ class _Unreadable(Exception):
 class Config:
     """The object that a config exports.
 
-    document: it, as JSON has it. entries: every (path, value, line) in it. unreadable: (line, text) of what takes
-    running.
+    document: it, as JSON has it. unreadable: (line, text) of what takes running.
     """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.document: Document = {}
-        self.entries: list[tuple[tuple[str, ...], Any, int]] = []
-        self._line_of: dict[tuple[str, ...], int] = {}
+        self._line_of: dict[Path, int] = {}
         self.unreadable: list[tuple[int, str]] = []
         if len(text) > LONGEST:
             self.refuse(
@@ -95,27 +93,11 @@ class Config:
     def shown(self, line: int) -> str:
         return f"Line {line}: {self._lines[line - 1].strip()[:120]}"
 
-    def line_of(self, *path: str) -> int:
+    def line_of(self, path: Path) -> int:
+        """Where a key stands; else the nearest around it that is written here."""
+        while path and path not in self._line_of:
+            path = path[:-1]
         return self._line_of.get(path, self._start)
-
-    def named_in(self, message: str) -> str:
-        """The lines of what a refusal names: a value before a key, else that of the whole."""
-        problem = message.removeprefix(f'loop "{self.name}": ')
-        place = re.search(r"steps\[(\d+)\]", problem)
-        words = set(re.findall(r"\w+", problem))
-        best: dict[int, list[int]] = {}
-        for path, value, line in self.entries:
-            if place and path[:2] != ("steps", place[1]):
-                continue
-            keys = {path[-1], definition.snake(path[-1])}
-            if isinstance(value, str) and f'"{value}"' in problem:
-                best.setdefault(3, []).append(line)
-            elif any(f'"{key}"' in problem for key in keys):
-                best.setdefault(2, []).append(line)
-            elif keys & words:
-                best.setdefault(1, []).append(line)
-        lines = best[max(best)] if best else [self._start]
-        return "\n".join(self.shown(line) for line in sorted(set(lines))[:3])
 
     def _refuse_syntax(self, root: Node) -> NoReturn:
         # Published freemium configs have an apostrophe too many: what they are is the better answer.
@@ -175,7 +157,7 @@ class Config:
             else:
                 return node
 
-    def _value(self, node: Node, path: tuple[str, ...]) -> Any:
+    def _value(self, node: Node, path: Path) -> Any:
         """A value; None, and a note of it, for what takes running."""
         try:
             return self._evaluated(node, path)
@@ -183,7 +165,7 @@ class Config:
             self.unreadable.append((_line(node), _text(node)[:80]))
             return None
 
-    def _evaluated(self, node: Node, path: tuple[str, ...]) -> Any:
+    def _evaluated(self, node: Node, path: Path) -> Any:
         self._left -= 1
         if node.type in ("string", "template_string"):
             self._room -= node.end_byte - node.start_byte
@@ -197,7 +179,7 @@ class Config:
             case "object":
                 return self._object(node, path)
             case "array":
-                return [self._value(item, (*path, str(number))) for number, item in enumerate(_content(node))]
+                return self._array(node, path)
             case "string":
                 return _decoded(node)
             case "template_string":
@@ -227,7 +209,7 @@ class Config:
                 return self._evaluated(_content(node)[0], path)
         raise _Unreadable
 
-    def _constant(self, name: str, path: tuple[str, ...]) -> Any:
+    def _constant(self, name: str, path: Path) -> Any:
         if name not in self._constants or name in self._resolving:
             raise _Unreadable
         self._resolving.append(name)
@@ -236,7 +218,7 @@ class Config:
         finally:
             self._resolving.pop()
 
-    def _object(self, node: Node, path: tuple[str, ...]) -> Document:
+    def _object(self, node: Node, path: Path) -> Document:
         result: Document = {}
         written: set[str] = set()
         for item in _content(node):
@@ -253,14 +235,21 @@ class Config:
             if key in written:
                 self.refuse(f'key "{key}" stands twice', line=_line(item), hint="Leave one of them out.")
             written.add(key)
-            result[key] = self._value(value, (*path, key))
+            result[key] = self._value(value, (*path, definition.snake(key)))
             # A constant's own keys belong to the document only where the whole of it is used.
             if path[:1] != ("",):
-                self.entries.append(((*path, key), result[key], _line(item)))
-                self._line_of.setdefault((*path, key), _line(item))
+                self._line_of[(*path, definition.snake(key))] = _line(item)
         return result
 
-    def _template_part(self, node: Node, path: tuple[str, ...]) -> str:
+    def _array(self, node: Node, path: Path) -> list[Any]:
+        result = []
+        for number, item in enumerate(_content(node)):
+            result.append(self._value(item, (*path, number)))
+            if path[:1] != ("",):
+                self._line_of[(*path, number)] = _line(item)
+        return result
+
+    def _template_part(self, node: Node, path: Path) -> str:
         if node.type != "template_substitution":
             return _piece(node)
         value = self._evaluated(_content(node)[0], path)
@@ -278,7 +267,7 @@ def read(name: str | None, text: str, users: Sequence[Document] = ()) -> Documen
     loop = str(name)
     config = Config(loop, text)
     foreign = [
-        (config.line_of(*path), f'{"" if where == "type" else where + " "}type "{kind}"')
+        (config.line_of(path), f'{"" if where == "type" else where + " "}type "{kind}"')
         for where, path, kind in _types(config.document)
         if kind in _FOREIGN[where]
     ]
@@ -296,18 +285,18 @@ def read(name: str | None, text: str, users: Sequence[Document] = ()) -> Documen
         document, idle = _with_audience(loop, config.document, users)
         definition.normalise(loop, document)
     except Refusal as refusal:
-        refusal.detail = "\n".join(filter(None, (refusal.detail, config.named_in(refusal.message))))
+        refusal.detail = "\n".join(filter(None, (refusal.detail, config.shown(config.line_of(refusal.path)))))
         raise
     notices = [f'loop "{loop}": {key} of the scheduled condition has no effect' for key in idle]
     return {"definition": document, "notices": notices}
 
 
-def _types(document: Document) -> Iterator[tuple[str, tuple[str, ...], object]]:
+def _types(document: Document) -> Iterator[tuple[str, Path, object]]:
     """Where a type stands, and which."""
     yield "type", ("type",), document.get("type")
     steps = document.get("steps")
-    places: list[tuple[tuple[str, ...], object]] = [((), document)]
-    places += [(("steps", str(n)), step) for n, step in enumerate(steps if isinstance(steps, list) else [])]
+    places: list[tuple[Path, object]] = [((), document)]
+    places += [(("steps", n), step) for n, step in enumerate(steps if isinstance(steps, list) else [])]
     for path, place in places:
         for where in ("trigger", "condition", "action"):
             part = place.get(where) if isinstance(place, dict) else None
@@ -330,16 +319,19 @@ def _with_audience(loop: str, document: Document, users: Sequence[Document]) -> 
         return document, []
     if trigger.get("type") != "schedule" or trigger.get("query") is not None:
         return document, []
-    query = definition.fragment(loop, "condition", condition)["query"]
+    at: Path = ("condition",) if first is document else ("steps", 0, "condition")
+    query = definition.fragment(loop, "condition", condition, at)["query"]
     named = document.get("users")
     fitting = [u for u in users if named is None or u["table"] == named or u["table"].endswith(f".{named}")]
     chosen = fitting[0] if len(fitting) == 1 else {"table": named or "users", "key": "id"}
-    trigger = {**trigger, "query": audience(query, chosen["table"], chosen["key"])}
-    bare = {key: value for key, value in first.items() if key not in ("condition", "trigger")}
+    asking = {**trigger, "query": audience(query, chosen["table"], chosen["key"])}
     idle = [key for key in ("timeout", "every", "watch") if condition.get(key) is not None]
+    # The trigger stays where it stands, at the top or in the first step.
+    bare = {key: asking if value is trigger else value for key, value in first.items() if key != "condition"}
     if first is document:
-        return {**bare, "trigger": trigger}, idle
-    return {**document, "trigger": trigger, "steps": [bare, *document["steps"][1:]]}, idle
+        return bare, idle
+    whole = {key: asking if value is trigger else value for key, value in document.items()}
+    return {**whole, "steps": [bare, *document["steps"][1:]]}, idle
 
 
 def audience(query: str, table: str, key: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..text import dollar_quoted, literal
 from .database import Refused, connected, rows, url_option, value
 from .output import json_option, note, plain, print_json, print_table, say, shown_json
 
@@ -130,12 +131,8 @@ def _is_defined(connection: Connection, name: str) -> bool:
 
 
 def _show(name: str, definition: Any, defined: bool, changed: bool, diff: list[dict[str, Any]]) -> None:
-    document = shown_json(definition)
-    tag = "$loop$"
-    while tag in document:
-        tag = tag[:-1] + "_$"
-    literal = plain(name).replace("'", "''")
-    say(f"SELECT activation.import_loop('{literal}', {tag}\n{document}\n{tag});\n")
+    document = dollar_quoted(f"\n{shown_json(definition)}\n", "loop")
+    say(f"SELECT activation.import_loop({literal(plain(name))}, {document});\n")
     if not defined:
         say(f'There is no loop "{plain(name)}" yet.')
     elif not changed:

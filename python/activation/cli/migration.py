@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..loops import literal
+from ..text import dollar_quoted, literal
 from .catalog import Candidate, Users
 
 TIMEOUT = "7 days"
@@ -86,7 +86,7 @@ def as_sql(plan: Plan) -> str:
     conditions = []
     for number, (query, remark) in enumerate(plan.queries):
         start = "" if number == 0 else "-- "
-        call = f"activation.query({_quoted(query)}, timeout => '{TIMEOUT}')"
+        call = f"activation.query({dollar_quoted(query)}, timeout => '{TIMEOUT}')"
         conditions.append(f"  {start}condition => {call},{remark and ' -- ' + remark}")
     given = f", personalization => {literal(json.dumps(plan.personalization))}" if plan.personalization else ""
     lines = [
@@ -167,10 +167,6 @@ def _rows(found: Candidate) -> str:
 
 def _remark(found: Candidate) -> str:
     return ", ".join(filter(None, (_rows(found), "" if found.indexed else f"no index on {found.column}")))
-
-
-def _quoted(query: str) -> str:
-    return literal(query) if "$$" in query or query.endswith("$") else f"$${query}$$"
 
 
 def _execute(statement: str) -> str:

@@ -273,9 +273,9 @@ def activation_router(
         """Why somebody did or did not get a mail."""
         events = await db.rows(_WHY, user_id) if _is_text(user_id) else []
         # In none of the loops, since there is no such user.
-        if all(event == "not enrolled" and detail.startswith("there is no user ") for *_, event, detail in events):
+        if all(code == "no_user" for *_, code in events):
             raise _Problem(404, "Nothing is known of this user.")
-        return _Page(pages.person(user_id, events))
+        return _Page(pages.person(user_id, [event[:-1] for event in events]))
 
     return router
 
@@ -289,7 +289,7 @@ _CHOOSE = """
 """
 
 _WHY = """
-    SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), coalesce(loop, ''), event, detail
+    SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), coalesce(loop, ''), event, detail, code
       FROM activation.why($1)
 """
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from activation.insight.proportions import Table, benjamini_hochberg, newcombe
+from activation.text import dollar_quoted, literal
 
 AT_LEAST = (1, 2, 3, 5, 10)
 #: What fewer or more of all people do tells nobody apart.
@@ -168,32 +169,20 @@ def _words(relname: str, column: str | None, value: str | None, at_least: int) -
     return f"create {thing}{of_value}"
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _dollars(text: str) -> str:
-    """The text in dollar quotes that it does not hold itself."""
-    tag = "$$"
-    while tag in text:
-        tag = f"$q{tag[1:]}" if tag == "$$" else tag[:-1] + "q$"
-    return f"{tag}{text}{tag}"
-
-
 def _loop(plan: dict[str, Any], table: dict[str, Any], action: dict[str, Any], variant: _Variant) -> str:
     """A define_loop() that nudges one half of those who have not done it, and leaves the other half alone."""
     condition = f"SELECT 1 FROM {table['from']} WHERE {table['key']} = $1"
     if action["value"] is not None:
-        condition += f" AND t.{action['quoted']} = {_literal(action['value'])}"
+        condition += f" AND t.{action['quoted']} = {literal(action['value'])}"
     if variant.at_least > 1:
         condition += f" HAVING count(*) >= {variant.at_least}"
     value = "" if action["value"] is None else f"_{action['value']}"
     often = "" if variant.at_least == 1 else f"_{variant.at_least}"
     name = re.sub(r"[^A-Za-z0-9]+", "_", f"{table['relname']}{value}{often}_in_{variant.days}d").strip("_").lower()
     return (
-        f"SELECT activation.define_loop({_literal(name[:60])},\n"
-        f"  trigger   => activation.on_insert({_literal(plan['users'])}),\n"
-        f"  condition => activation.query({_dollars(condition)}, timeout => '{variant.days} days'),\n"
+        f"SELECT activation.define_loop({literal(name[:60])},\n"
+        f"  trigger   => activation.on_insert({literal(plan['users'])}),\n"
+        f"  condition => activation.query({dollar_quoted(condition)}, timeout => '{variant.days} days'),\n"
         "  otherwise => activation.email('activation_nudge'),\n"
         "  holdout   => 0.5);"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import unicodedata
@@ -32,6 +31,7 @@ from liquid.stringify import to_liquid_string
 from activation.errors import Refusal, RenderError
 from activation.mail import liquid_limits, markup
 from activation.mail.lines import one_line, writable
+from activation.text import near
 
 BUILT_IN = ("activation_welcome", "activation_nudge", "milestone")
 
@@ -339,10 +339,9 @@ def _check_syntax(text: str, html: bool, what: str) -> None:
     used = template.analyze(include_partials=False)
     for name in used.filters:
         if name not in template.env.filters:
-            near = difflib.get_close_matches(name, template.env.filters, n=1)
             raise Refusal(
                 f'{what} uses the Liquid filter "{name}", which does not exist',
-                hint=f'Did you mean "{near[0]}"?' if near else "Use one of Liquid's own filters, such as default.",
+                hint=near(name, template.env.filters).strip() or "Use one of Liquid's own filters, such as default.",
                 code="42601",
             )
     for name in sorted(_LOADING_TAGS.intersection(used.tags)):

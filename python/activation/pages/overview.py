@@ -92,7 +92,7 @@ def _step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mail(email: Mapping[str, Any] | None) -> str | None:
-    return None if email is None else email.get("template") or email.get("resend_template")
+    return None if email is None else email.get("template")
 
 
 def _time_to_activate(times: Mapping[str, Any] | None) -> str | None:
