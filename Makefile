@@ -4,13 +4,15 @@
 # make wheels        fetches them into dist/wheels, or into WHEELS
 # make uninstall
 # make test          T=path runs a part of the tests
+# make test-fast     runs the files that FAST names, in about a minute
 # make demo          LIVE=you@your.domain with RESEND_API_KEY set also sends one real mail
 # make lint, bench
+# make reference     writes docs/reference.md from the comments in the database
 # make fuzz          SEED=n MINUTES=m; the same seed makes the same inputs
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
 #
-# test, lint, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
+# test, test-fast, lint, reference, demo, bench, fuzz and chaos install what the machine lacks (scripts/with-env), and leave the installed PostgreSQL alone.
 
 EXTENSION = activation
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" activation.control)
@@ -68,8 +70,24 @@ endif
 test:
 	@scripts/with-env pytest $(or $(T),--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
 
+# For every minute: what needs no server, pgTAP, and one or two files of each behaviour. No pg_cron's minutes, no browser,
+# no chaos. A new file in a folder that stands here belongs to it, another one only when it is named.
+FAST = test/sql test/define/test_literals.py test/define/test_loops_rendered.py \
+  test/define/test_mailbox.py test/define/test_skene_files.py test/define/test_sqltext_scanner.py test/define/test_text.py \
+  test/capture/test_rows.py test/detect/test_batch_size.py test/detect/test_conditions.py test/deliver/test_claim.py \
+  test/deliver/test_markup.py test/deliver/test_render.py test/deliver/test_requests.py test/deliver/test_resend.py \
+  test/consent/test_signature.py test/insight/test_statistics.py test/app/test_cli_output.py test/attacks/test_secrets.py \
+  test/docs/test_release.py test/docs/test_releasing.py test/sandbox test/support/test_suites.py
+
+test-fast:
+	@scripts/with-env pytest $(FAST) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 lint:
 	@scripts/with-env scripts/lint
+
+reference:
+	@scripts/with-env python scripts/reference.py > docs/reference.md.new && mv docs/reference.md.new docs/reference.md || \
+	  { rm -f docs/reference.md.new; exit 1; }
 
 demo:
 	@$(if $(LIVE),DEMO_API_KEY="$$RESEND_API_KEY") scripts/with-env python examples/demo.py $(if $(LIVE),--live '$(LIVE)')
@@ -106,4 +124,4 @@ clean-environment:
 	rm -rf dist
 	scripts/with-env --clean
 
-.PHONY: install-python uninstall-python wheels test lint demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment
+.PHONY: install-python uninstall-python wheels test test-fast lint demo bench bench-soak bench-rate bench-seeds bench-history fuzz chaos clean-environment

@@ -49,8 +49,10 @@ AS $$
     VALUES ('unbind', jsonb_build_object('table_name', table_name::oid::bigint))
 $$;
 COMMENT ON FUNCTION activation.unbind(regclass) IS
-'Drops the compiled functions that hold on to a table, so that a column of it can change its '
-'type. Call activation.bind() afterwards, in the same transaction. For the table''s owner.';
+'Drops the compiled functions that hold on to a table, so that a column of it can change its type.
+Call bind() afterwards, in the same transaction. For the table''s owner.
+table_name: the table that is about to change.
+Raises 22004 without a table, 42501 for a role without its owner''s privileges.';
 
 -- Compiles the versions of loops whose functions are missing, and returns how many it compiled. A
 -- version that no longer fits is let go if nobody is in it; otherwise its loop is failing, or with
@@ -138,7 +140,9 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.bind(boolean) IS
-'Compiles again what unbind() or a DROP … CASCADE removed, and returns how many versions it '
-'compiled. A loop that no longer fits is set to failing, with a WARNING; with or_fail it raises '
-'instead, unless the loop was failing before. An earlier version that no longer fits and that '
-'nobody is in is let go, with a NOTICE.';
+'Compiles again what unbind() or a DROP … CASCADE removed. A loop that no longer fits is failing,
+with a WARNING. An earlier version that no longer fits and that nobody is in is let go, with a
+NOTICE.
+or_fail: whether a loop that no longer fits raises instead, unless it was failing before.
+Returns how many versions it compiled.
+Raises, with or_fail, the code of what no longer compiles (see docs/errors.md).';

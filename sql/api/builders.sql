@@ -48,9 +48,14 @@ AS $$
     SELECT activation._table_trigger('on_insert', table_name, 'insert', NULL, user_key, filter)
 $$;
 COMMENT ON FUNCTION activation.on_insert(regclass, name, text) IS
-'Trigger of a loop: a row inserted into table_name. filter: an SQL expression over NEW, the '
-'inserted row; only rows for which it is true count. user_key: the column with the user''s key '
-'where table_name is not the users table (default: the only one that references it).';
+'Makes a trigger of a loop: a row inserted into a table, by whatever statement.
+table_name: the table to watch. Its rows are users, or belong to one.
+user_key: the column with the user''s key, where table_name is not the users table (default: the
+  only column that references a users table).
+filter: an SQL expression over NEW, the inserted row. Only rows for which it is true enroll
+  (default: all).
+Returns the trigger, for define_loop(trigger => …).
+Raises 22004 without a table. What is wrong with the table or the filter is told by define_loop().';
 
 CREATE FUNCTION activation.on_update(
     table_name regclass, columns name[], user_key name DEFAULT NULL, filter text DEFAULT NULL
@@ -61,9 +66,14 @@ AS $$
     SELECT activation._table_trigger('on_update', table_name, 'update', columns, user_key, filter)
 $$;
 COMMENT ON FUNCTION activation.on_update(regclass, name[], name, text) IS
-'Trigger of a loop: a row of table_name in which one of columns changed (IS DISTINCT FROM). '
-'filter: an SQL expression over OLD and NEW, the row as it was and as it is. user_key: as in '
-'on_insert. A row whose key changed does not count.';
+'Makes a trigger of a loop: a row of a table in which one of some columns changed (IS DISTINCT
+FROM). A row whose primary key or user changed does not count.
+table_name: the table to watch. It needs a primary key.
+columns: the columns of which one must change.
+user_key: as in on_insert().
+filter: an SQL expression over OLD and NEW, the row as it was and as it is (default: none).
+Returns the trigger, for define_loop(trigger => …).
+Raises 22004 without a table.';
 
 CREATE FUNCTION activation.on_delete(
     table_name regclass, user_key name DEFAULT NULL, filter text DEFAULT NULL
@@ -74,8 +84,13 @@ AS $$
     SELECT activation._table_trigger('on_delete', table_name, 'delete', NULL, user_key, filter)
 $$;
 COMMENT ON FUNCTION activation.on_delete(regclass, name, text) IS
-'Trigger of a loop: a row deleted from table_name, which is not the users table: nobody would be '
-'left to mail. filter: an SQL expression over OLD, the deleted row. user_key: as in on_insert.';
+'Makes a trigger of a loop: a row deleted from a table. That cannot be the users table, since
+nobody would be left to mail.
+table_name: the table to watch.
+user_key: as in on_insert().
+filter: an SQL expression over OLD, the deleted row (default: none).
+Returns the trigger, for define_loop(trigger => …).
+Raises 22004 without a table.';
 
 CREATE FUNCTION activation.on_event(event text) RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
@@ -85,7 +100,10 @@ AS $$
         'type', 'event', 'event', event))
 $$;
 COMMENT ON FUNCTION activation.on_event(text) IS
-'Trigger of a loop: an event told by activation.track(user_id, event, …).';
+'Makes a trigger of a loop: an event that the app tells by track() or track_all().
+event: the event''s name.
+Returns the trigger, for define_loop(trigger => …).
+Raises 22023 without a name.';
 
 CREATE FUNCTION activation.on_schedule(cron text, query text) RETURNS jsonb
 LANGUAGE sql SECURITY DEFINER
@@ -95,9 +113,13 @@ AS $$
         'type', 'schedule', 'cron', cron, 'query', query))
 $$;
 COMMENT ON FUNCTION activation.on_schedule(text, text) IS
-'Trigger of a loop: at the times of cron (minute hour day month weekday, on the clock of the '
-'setting timezone) everybody whom query returns is enrolled, as the loop''s reentry allows. query: '
-'one SELECT of one column, the users'' keys.';
+'Makes a trigger of a loop: at certain times, everybody whom a query returns is enrolled, as the
+loop''s reentry allows.
+cron: minute, hour, day, month and weekday, on the clock of the setting timezone, such as ''0 9 *
+  * Mon''.
+query: one SELECT of one column, the users'' keys.
+Returns the trigger, for define_loop(trigger => …).
+Raises 22023 for a cron expression that is none, or that never comes.';
 
 CREATE FUNCTION activation.query(
     sql text, timeout interval DEFAULT NULL, every interval DEFAULT NULL, watch jsonb DEFAULT NULL
@@ -113,10 +135,15 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.query(text, interval, interval, jsonb) IS
-'Condition of a loop: one SELECT with $1 for the user''s key, true when it returns a row. timeout: '
-'how long to wait for it from the step''s start (for ever if absent). every: how often to ask '
-'again where changes cannot be seen. watch: {"table": "column of the user''s key"} for tables that '
-'only a function reads.';
+'Makes a condition of a loop: one SELECT with $1 for the user''s key. It is true when it returns a
+row.
+sql: the SELECT. It runs read-only, with the rights and the search_path of the loop''s owner.
+timeout: how long the step waits for it, from the step''s begin, over 0 (default: for ever).
+every: how often it is asked again where changes cannot be seen, over 0 (default: 1 minute there).
+watch: tables that only a function reads, each with its column of the user''s key,
+  {"public.projects": "owner_id"}. A table with null gets no trigger for this condition.
+Returns the condition, for define_loop() and step(), or as goal.
+Raises 22023 for a duration of 0 or less. What is wrong with the SELECT is told by define_loop().';
 
 CREATE FUNCTION activation.email(
     template text, personalization jsonb DEFAULT '{}', subject text DEFAULT NULL,
@@ -133,9 +160,15 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.email(text, jsonb, text, text, text) IS
-'Action of a step: an email from a template. personalization: {"variable": "Liquid text"}, each '
-'value rendered with the user''s row as user. subject, sender, reply_to: instead of the '
-'template''s and the settings''.';
+'Makes an action of a step: an email from a template.
+template: the template''s name, one of your own or a built-in one.
+personalization: {"variable": "Liquid text"}. Each value is rendered first, with the user''s row
+  as user, and is then a variable of the template.
+subject: instead of the template''s subject (default: that).
+sender: instead of the setting sender (default: that).
+reply_to: instead of the setting reply_to (default: that).
+Returns the action, for define_loop() and step().
+Raises 22023 for a text, a key or a mailbox that is none. What is wrong with the template or its variables is told by define_loop().';
 
 CREATE FUNCTION activation.retry(
     retries integer DEFAULT 3, backoff text DEFAULT 'exponential',
@@ -151,9 +184,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.retry(integer, text, interval, interval) IS
-'Recovery of a loop: retries, the tries after the first (0 to 20); backoff, fixed or exponential; '
-'initial, the wait before the first retry; max, the longest wait. Waits are spread by a fifth '
-'either way.';
+'Makes the recovery of a loop: what follows when Resend answers a request with an error. Its rate
+limit, a pause and a lost connection spend no try. Waits are spread by a fifth either way.
+retries: how many tries may follow the first one, 0 to 20.
+backoff: exponential (each wait is twice the last one) or fixed.
+initial: the wait before the first retry, over 0.
+max: the longest wait, over 0.
+Returns the recovery, for define_loop(recovery => …).
+Raises 22023 for a number, word or duration that is none of these.';
 
 CREATE FUNCTION activation.step(
     name text, delay interval DEFAULT NULL, condition jsonb DEFAULT NULL,
@@ -173,10 +211,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.step(text, interval, jsonb, jsonb, jsonb, text) IS
-'Step of a loop, for define_loop(steps => ARRAY[…]). condition: activation.query(…); action: sent '
-'when it is true (or at once without one); otherwise: sent when it is still false at its timeout; '
-'on_timeout: continue or exit; delay: to wait before the step starts. Its clock begins when the '
-'step before was decided, or with the enrollment.';
+'Makes a step of a loop, for define_loop(steps => ARRAY[…]). A step begins when the one before it
+is decided, or with the enrollment, plus its delay.
+name: the step''s name, unlike the others of the loop. Later versions know the step by it.
+delay: how long to wait before the step begins, 0 or more (default: none).
+condition: what the step waits for, activation.query(…) (default: nothing).
+action: what is mailed when the condition is true, or at once without one: activation.email(…).
+otherwise: what is mailed when the condition is still false at its timeout: activation.email(…).
+on_timeout: what follows when the condition is still false at its timeout: continue with the next
+  step, or exit from the loop.
+Returns the step.
+Raises 22023 for a delay under 0. What else is wrong with a step is told by define_loop().';
 
 CREATE FUNCTION activation.send_window(
     days text, opens time, closes time, otherwise text DEFAULT 'next'
@@ -191,10 +236,15 @@ AS $$
         'otherwise', otherwise), completed => true)
 $$;
 COMMENT ON FUNCTION activation.send_window(text, time, time, text) IS
-'When a loop may mail, on the user''s own clock: days, as Mon-Fri or Mon,Wed,Sat; from opens to '
-'closes, over midnight where closes is earlier. The user''s time zone is that of the users '
-'table''s timezone column, else the setting. otherwise: what is due outside waits for the next '
-'window (next) or is dropped (skip).';
+'Says when a loop may mail, on the user''s own clock. That is the time zone of the users table''s
+timezone column, else of the setting timezone.
+days: days of the week, such as Mon-Fri or Mon,Wed,Sat.
+opens: the time of day from which the window is open.
+closes: the time of day at which it closes. Earlier than opens: it goes over midnight.
+otherwise: what happens to a mail that is due outside of it: next (it waits for the next window)
+  or skip (it is dropped).
+Returns the send window, for define_loop(send_window => …).
+Raises 22023 for a window that is none, or never comes.';
 
 -- Refuses a duration that is not longer than zero, or longer than 100 years. NULL passes.
 CREATE FUNCTION activation._positive(argument text, duration interval) RETURNS void

@@ -20,8 +20,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_topic(text, text, text) IS
-'Says what a topic of loops is called, and what it is about, where people choose what they want. '
-'Raises 22023 without a topic or a name.';
+'Says what a topic of loops is called and what it is about, where people choose what they want.
+topic: the topic, as loops name it.
+name: its name, for people to read.
+description: a sentence about it (default: none).
+Raises 22023 without a topic or a name.';
 
 -- Whose mail an unsubscribe token is in. All NULL for a token that we did not make, or whose person
 -- was erased.
@@ -125,10 +128,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.unsubscribe(text, boolean, text) IS
-'Unsubscribes the person whose mail holds this token in its link: from the topic of the mail''s '
-'loop, from everything that is not transactional where that has no topic or everything is true, '
-'or from the topic that is named. They leave such loops at once. A token or a topic that is none '
-'does nothing and says nothing; nor does doing it twice.';
+'Unsubscribes the person whose mail has this token in its link. Their enrollments in such loops
+exit at once. A token or a topic that is none does nothing and says nothing. Nor does doing it
+twice.
+token: the token of an unsubscribe link.
+everything: whether it is from all mail that is not transactional. So it is where the mail''s loop
+  has no topic.
+topic: the topic to unsubscribe from (default: that of the mail''s loop).';
 
 CREATE FUNCTION activation.resubscribe(token text, topic text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -153,9 +159,10 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.resubscribe(text, text) IS
-'Takes an unsubscription back: of one topic, or without one of the mail''s topic and of '
-'everything. Loops that somebody left they do not come back into. A token or a topic that is none '
-'does nothing and says nothing.';
+'Takes an unsubscription back. People do not come back into loops that they were let out of. A
+token or a topic that is none does nothing and says nothing.
+token: the token of an unsubscribe link.
+topic: only this topic (default: the mail''s topic, and everything).';
 
 CREATE FUNCTION activation.preferences(user_id text DEFAULT NULL, token text DEFAULT NULL)
 RETURNS TABLE (topic text, name text, description text, subscribed boolean)
@@ -186,9 +193,15 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.preferences(text, text) IS
-'What somebody is subscribed to: a row for everything (topic '''') and one for each topic, with '
-'its name and description. user_id: the user''s key as text, in the first registered users table; '
-'token: of an unsubscribe link. No rows for a token that is none.';
+'What somebody is subscribed to. Give a user or a token.
+user_id: the user''s key as text, in the first registered users table.
+token: the token of an unsubscribe link.
+Returns a row for everything and one for each topic, none for a token that is none.
+topic: the topic. The empty one is everything that is not transactional.
+name: its name, for people to read.
+description: a sentence about it.
+subscribed: whether mail about it goes out.
+Raises 22023 for neither or both, and for a key that is too long.';
 
 -- The only writer of plain addresses into the list. Returns whether the address was not there yet;
 -- NULL for what is no address. An address that was forgotten is not written: its hash is in the
@@ -242,9 +255,12 @@ AS $$
     VALUES ('suppress', jsonb_build_object('email', email, 'reason', reason))
 $$;
 COMMENT ON FUNCTION activation.suppress(text, text) IS
-'No mail goes to this address any more, transactional or not, whoever''s it is. email: with or '
-'without a display name, in any case; reason: shown by why(). Many at once: SELECT '
-'activation.suppress(address, reason) FROM …. Raises 22023 for what is no address.';
+'Puts an address on the list of those that get no mail any more, transactional or not, whoever''s
+it is. Its queued messages end as suppressed. Many at once: SELECT activation.suppress(address,
+reason) FROM ….
+email: the address, with or without a display name, in any case, at most 320 bytes.
+reason: shown by why().
+Raises 22023 for what is no address.';
 
 CREATE FUNCTION activation.unsuppress(email text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -264,6 +280,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.unsuppress(text) IS
-'Lets mail go to an address again, also to one that was forgotten; false where it was not '
-'suppressed. Resend has a list of its own, which follows with configure(sync_suppressions => '
-'true).';
+'Lets mail go to an address again, also to one that was forgotten. Resend has a list of its own,
+which follows with configure(sync_suppressions => true).
+email: the address, as for suppress().
+Returns false where it was not suppressed.';

@@ -230,12 +230,41 @@ COMMENT ON FUNCTION activation.define_loop(
     text, jsonb, jsonb, jsonb, jsonb, jsonb[], jsonb, text, text, jsonb, text, text, integer,
     regclass, text, boolean, integer, text, numeric, jsonb, name, text
 ) IS
-'Defines a loop, or a new version of it, and returns the version; defining it unchanged makes no '
-'new version. Transactional: it works in a migration and rolls back. trigger: '
-'activation.on_insert(…); condition: activation.query(…); action, otherwise: activation.email(…); '
-'recovery: activation.retry(…). opinion: what the loop is for, in words. owner: the role with '
-'whose rights its SQL runs (default: you); names: the search_path for it (default: yours). Refused '
-'definitions change nothing.';
+'Defines a loop, or a new version of it. Defining it unchanged makes no new version. People who are
+in the loop keep the version they started with. It is transactional: it belongs in a migration,
+and a refused definition changes nothing. Give either condition, action and otherwise, or steps.
+name: the loop''s name, 1 to 63 bytes.
+trigger: what enrolls people: on_insert(), on_update(), on_delete(), on_event() or on_schedule().
+condition: what its only step waits for, activation.query(…) (default: nothing).
+action: what is mailed when the condition is true, or at once without one: activation.email(…).
+otherwise: what is mailed when the condition is still false at its timeout: activation.email(…).
+steps: the steps in their order, ARRAY[activation.step(…), …], at most 1,000.
+goal: when somebody is activated, activation.query(…) without a timeout (default: the first
+  condition).
+type: activation or retention, for people to read, as in a skene.config.ts.
+opinion: why you believe in the loop, in words. preview() shows it.
+recovery: what follows on an error of Resend''s, activation.retry(…) (default: that of retry()).
+reentry: once (ever), always, or how long after an enrollment the same user''s next one may begin,
+  such as 90 days. Nobody is in a loop twice at once.
+enroll: new (who comes after the loop was defined), existing (who was there before), or both.
+per_hour: how many existing users are enrolled in an hour at most, where enroll is existing or
+  both (default: no limit).
+users: the users table, where the trigger leaves open which (default: the one it is about).
+topic: what the loop''s mails are about. People can unsubscribe from a topic (default: from
+  everything).
+transactional: whether its mails go out whatever people unsubscribed from, over the cap, and
+  without an unsubscribe link. Suppressed addresses get none.
+priority: -1000 to 1000. Where the cap is short, loops with a higher one go first.
+over_cap: what happens to a mail over the cap: wait, or skip (it is dropped).
+holdout: the share of users who are held out, for comparison, from 0 to 0.9.
+send_window: when it may mail, activation.send_window(…) (default: at any time).
+owner: the role with whose rights the loop''s SQL runs. You must be a member of it.
+names: the search_path on which the names in the loop''s SQL are looked up.
+Returns the version.
+Raises 22023, 22004 and 22007 for an argument that is none, 42501 for a missing right, 42704 for
+  an unknown template or role, 55000 for a live loop whose mail people could not leave, 55P03
+  where the table was busy for 3 s, and any code of a condition or filter that does not compile
+  (see docs/errors.md).';
 
 CREATE FUNCTION activation.import_loop(
     name text, definition jsonb, owner name DEFAULT current_user,
@@ -250,5 +279,11 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.import_loop(text, jsonb, name, text) IS
-'Defines a loop from one document and returns its version; import_loop(export_loop(x)) is x. Keys '
-'may be camelCase; the trigger may stand in the first step. owner and names as in define_loop.';
+'Defines a loop from one document, as define_loop() does. Importing what export_loop() returned
+changes nothing.
+name: the loop''s name.
+definition: the document. Keys may be camelCase, and the trigger may stand in the first step.
+owner: as in define_loop().
+names: as in define_loop().
+Returns the version.
+Raises what define_loop() does.';

@@ -34,8 +34,11 @@ LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT activation._skene('skene.config.ts', config) $$;
 COMMENT ON FUNCTION activation.skene_definition(text) IS
-'The text of a skene.config.ts as a definition, for import_loop, diff_loop and simulate. Applies '
-'nothing.';
+'The text of a skene.config.ts as a definition. It is read and never run. Applies nothing.
+config: the text of the file, at most 200,000 characters.
+Returns the document, for import_loop(), diff_loop() and simulate().
+Raises 22004 without a text, 42601 for what is no TypeScript, 22023 for an unknown key, 0A000 for
+  what a loop cannot express, with its line.';
 
 CREATE FUNCTION activation.import_skene(
     name text, config text, owner name DEFAULT current_user,
@@ -50,9 +53,14 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.import_skene(text, text, name, text) IS
-'Defines a loop from the text of a skene.config.ts (export default defineLoop({…}), read and '
-'never run) and returns its version. What a loop cannot express, such as usage limits, is refused '
-'by name and line. owner and names as in define_loop.';
+'Defines a loop from the text of a skene.config.ts (export default defineLoop({…}), read and never
+run).
+name: the loop''s name.
+config: the text of the file, at most 200,000 characters.
+owner: as in define_loop().
+names: as in define_loop().
+Returns the version.
+Raises what skene_definition() and define_loop() do.';
 
 -- The condition by which a table shows that a milestone was reached, or the reason why it cannot.
 -- The table has one column that tells whose a row is: the only one that references the users table,
@@ -229,8 +237,16 @@ AS $$
     SELECT activation._journey('journey.yaml', journey, users, milestones, timeout, names)
 $$;
 COMMENT ON FUNCTION activation.journey_definition(text, regclass, text[], interval, text) IS
-'The milestones of a journey.yaml as a definition, for import_loop, diff_loop and simulate. '
-'Applies nothing. Arguments as in import_journey.';
+'The milestones of a journey.yaml as a definition. Applies nothing.
+journey: the text of the file, at most 200,000 characters.
+users: the users table, where there are several (default: the registered one).
+milestones: only these, each as stage.milestone (default: all).
+timeout: how long each milestone is waited for, over 0.
+names: as in define_loop().
+Returns the document, for import_loop(), diff_loop() and simulate().
+Raises 22004 without a text, 42601 for what is no YAML, 42704 for an unknown milestone, 0A000 for
+  one of which the database does not tell, with its line, 22023 for an unknown key, or where
+  nothing is left to wait for.';
 
 CREATE FUNCTION activation.import_journey(
     name text, journey text, users regclass DEFAULT NULL, milestones text[] DEFAULT NULL,
@@ -248,8 +264,15 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.import_journey(text, text, regclass, text[], interval, name, text) IS
-'Defines a loop from the text of a journey.yaml and returns its version: a step for each '
-'milestone, which waits for a row in the table of its evidence, else for its tracked_event, and '
-'mails the template milestone. users: the users table, where there are several. milestones: only '
-'these, as stage.milestone. timeout: how long each is waited for. A milestone of which the '
-'database does not tell is refused by name and line.';
+'Defines a loop from the text of a journey.yaml: a step for each milestone. It waits for a row in
+the table of the milestone''s evidence, else for its tracked_event, and mails the template
+milestone.
+name: the loop''s name.
+journey: the text of the file, at most 200,000 characters.
+users: the users table, where there are several (default: the registered one).
+milestones: only these, each as stage.milestone (default: all).
+timeout: how long each milestone is waited for, over 0.
+owner: as in define_loop().
+names: as in define_loop().
+Returns the version.
+Raises what journey_definition() and define_loop() do.';

@@ -46,60 +46,6 @@ BEGIN
 END
 $$;
 
--- Loops, as each reader may see them. What a loop says is for those who could change it, and for
--- those who may see everybody's journeys. The functions in a view run as whoever reads it, so
--- nobody can claim to be somebody else.
-CREATE VIEW activation.loop_definition WITH (security_barrier) AS
-SELECT l.name AS loop, v.version, o.rolname AS owner, r.visible,
-       CASE WHEN r.visible THEN v.definition END AS definition,
-       CASE WHEN r.visible THEN v.names END AS names,
-       v.users, s.table_name, s.key_column
-  FROM activation."loop" l
-  JOIN activation.loop_version v USING (loop_id, version)
-  LEFT JOIN activation.source s USING (source_id)
-  LEFT JOIN pg_roles o
-         ON o.oid = v.owner AND v.installation = (SELECT i.id FROM activation.installation i)
-  -- 10 is the superuser whom initdb made; loops whose owner is gone are of superusers.
- CROSS JOIN LATERAL (
-           SELECT pg_has_role(coalesce(o.oid, 10), 'MEMBER')
-                  OR has_table_privilege('activation.journey', 'SELECT') AS visible
-           OFFSET 0) r;
-COMMENT ON VIEW activation.loop_definition IS
-'The current version of each loop. Its definition is shown only to those who could change the loop '
-'or may read activation.journey. names: the path on which its names are looked up; table_name, '
-'key_column: what its trigger watches.';
-
-CREATE FUNCTION activation.export_loop(name text) RETURNS jsonb
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    seen record;
-BEGIN
-    SELECT d.visible, d.owner, d.definition INTO seen
-      FROM activation.loop_definition d WHERE d.loop = export_loop.name;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'loop "%" does not exist', name
-            USING ERRCODE = '42704',
-                  HINT = coalesce(
-                      'There are ' || (
-                          SELECT string_agg(format('"%s"', d.loop), ', ' ORDER BY d.loop)
-                            FROM activation.loop_definition d) || '.',
-                      'None is defined yet: activation.define_loop(…).');
-    ELSIF NOT seen.visible THEN
-        RAISE EXCEPTION 'loop "%" belongs to %', name,
-            coalesce(quote_ident(seen.owner), 'a role that is gone')
-            USING ERRCODE = '42501',
-                  HINT = 'A loop is shown to members of that role, and to whoever may read '
-                         'activation.journey.';
-    END IF;
-    RETURN seen.definition;
-END
-$$;
-COMMENT ON FUNCTION activation.export_loop(text) IS
-'The current definition of a loop as one document: every default written out, tables with their '
-'schema. For those who could change the loop, and for viewers.';
-
 -- What pause_loop() does, once its caller is known.
 CREATE FUNCTION activation._pause_loop(caller oid, name text, cancel boolean) RETURNS void
 LANGUAGE plpgsql
@@ -127,8 +73,11 @@ AS $$
     VALUES ('pause_loop', jsonb_build_object('name', name, 'cancel', cancel))
 $$;
 COMMENT ON FUNCTION activation.pause_loop(text, boolean) IS
-'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or claimed '
-'until resume_loop(). cancel: cancel what is queued.';
+'Pauses a loop: people are still enrolled and clocks run, but nothing is evaluated or mailed until
+resume_loop().
+name: the loop''s name.
+cancel: whether what is queued is cancelled.
+Raises 42704 for an unknown loop, 42501 for another role''s, 55000 for an archived one.';
 
 -- What resume_loop() does, once its caller is known.
 CREATE FUNCTION activation._resume_loop(caller oid, name text, drop_older_than interval)
@@ -181,9 +130,12 @@ AS $$
     VALUES ('resume_loop', jsonb_build_object('name', name, 'drop_older_than', drop_older_than))
 $$;
 COMMENT ON FUNCTION activation.resume_loop(text, interval) IS
-'Resumes a loop that is paused, failing, or stopped by the brake: everybody who waits is '
-'evaluated, then timed out where the deadline has passed, then mail goes out. drop_older_than: '
-'what came due longer ago than this is not sent (default: all is). The brake counts anew from now.';
+'Resumes a loop that is paused, failing, or stopped by the brake. Everybody who waits is evaluated,
+then timed out where the deadline has passed, then mail goes out. The brake counts anew from now.
+name: the loop''s name.
+drop_older_than: what came due longer ago than this is not sent, 0 or more (default: all is).
+Raises 42704 for an unknown loop, 42501 for another role''s, 55000 for one that is not stopped,
+  22023 for a negative duration.';
 
 -- What archive_loop() does, once its caller is known.
 CREATE FUNCTION activation._archive_loop(caller oid, name text) RETURNS void
@@ -228,8 +180,10 @@ AS $$
     VALUES ('archive_loop', jsonb_build_object('name', name))
 $$;
 COMMENT ON FUNCTION activation.archive_loop(text) IS
-'Ends a loop: nobody is enrolled any more, people who wait in it leave it, and queued mail is '
-'cancelled. Its history stays. Defining it again brings it back.';
+'Ends a loop: nobody is enrolled any more, people who wait in it exit, queued mail is cancelled.
+Its history stays. Defining it again brings it back.
+name: the loop''s name.
+Raises 42704 for an unknown loop, 42501 for another role''s.';
 
 -- What resolve() does, once its caller is known.
 CREATE FUNCTION activation._resolve_message(caller oid, id uuid, verdict text) RETURNS void
@@ -274,5 +228,8 @@ AS $$
     VALUES ('resolve', jsonb_build_object('message_id', message_id, 'verdict', verdict))
 $$;
 COMMENT ON FUNCTION activation.resolve(uuid, text) IS
-'Decides what became of a message whose status is unknown. verdict: sent, or resend, which makes '
-'and sends it anew: the user may then have it twice. Refused for any other message.';
+'Decides what became of a message whose state is unknown.
+message_id: the message, as message_log shows it.
+verdict: sent, or resend, which makes and sends it anew: the user may then have it twice.
+Raises 22023 for another verdict, 42704 for an unknown message, 42501 for a loop of another
+  role''s, 55000 for a message whose outcome is known.';

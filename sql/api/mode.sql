@@ -86,11 +86,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_mode(text, text, text[], text) IS
-'Says where mail goes: capture (default: nothing leaves, messages end as captured), redirect (all '
-'mail to redirect_to), live. Mail leaves only on the server this was called on: a copy of the '
-'database is disarmed. hosts: LIKE patterns over host:port, for standbys and containers, instead '
-'of the exact host, port and data directory. backlog: send or cancel, needed while messages wait '
-'from before.';
+'Says where mail goes. Mail leaves only on the server that this was called on: a copy of the
+database is disarmed.
+mode: capture (nothing leaves, messages end as captured, as before the first call), redirect (all
+  mail goes to redirect_to) or live.
+redirect_to: the address for mode redirect.
+hosts: LIKE patterns over host:port in place of the exact host, port and data directory, for
+  standbys and containers.
+backlog: what becomes of messages that wait from before: send or cancel. Needed where there are
+  any.
+Raises 22023 for a word, address or pattern that is none, 55000 where messages wait and backlog is
+  not given, or where people could not unsubscribe.';
 
 CREATE FUNCTION activation.resume() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -106,5 +112,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.resume() IS
-'Ends a pause of the provider (a bad key, an unverified domain, a quota), after its cause was '
-'mended.';
+'Ends a pause of the provider (a refused key, an unverified domain, a spent quota), after its cause
+was mended.';

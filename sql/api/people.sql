@@ -83,9 +83,13 @@ AS $$
     VALUES ('enroll', jsonb_build_object('user_id', user_id, 'loop', loop, 'context', context))
 $$;
 COMMENT ON FUNCTION activation.enroll(text, text, jsonb) IS
-'Enrolls a user in a loop by hand, as its trigger would: the loop''s reentry decides whether '
-'somebody who was in it comes in again. user_id: the user''s key as text. context: an object that '
-'templates read as enrollment.context.';
+'Enrolls a user in a loop by hand, as its trigger would. The loop''s reentry decides whether
+somebody who was in it comes in again.
+user_id: the user''s key as text, at most 1,000 bytes.
+loop: the loop''s name.
+context: an object that templates read as enrollment.context (default: none).
+Raises 22004 without a user, 02000 for a user who does not exist, 42704 for an unknown loop, 55000
+  for an archived one, 22023 for a key that is too long or a context that is no object.';
 
 CREATE FUNCTION activation.cancel(user_id text, loop text, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -124,9 +128,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.cancel(text, text, text) IS
-'Lets a user out of a loop: no further step begins, what is queued is not sent. Returns false, '
-'with a NOTICE, when there is nothing to cancel. user_id: the user''s key as text. reason: shown '
-'by why().';
+'Lets a user out of a loop: the enrollment exits, no further step begins, and what is queued is
+cancelled.
+user_id: the user''s key as text.
+loop: the loop''s name.
+reason: shown by why() (default: cancelled).
+Returns true, or false with a NOTICE when there is nothing to cancel.
+Raises 22004 without a user, 42704 for an unknown loop, 22023 for a key that is too long.';
 
 CREATE FUNCTION activation.track(user_id text, event text, properties jsonb DEFAULT '{}')
 RETURNS void
@@ -180,10 +188,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.track(text, text, jsonb) IS
-'Tells that a user did something for which there is no table: enrolls them in loops with '
-'activation.on_event(event), and lets conditions that read activation.event see it. user_id: the '
-'user''s key as text; properties: an object, kept with the event and given to templates as '
-'enrollment.context.properties. Raises 02000 for a user who does not exist.';
+'Tells an event, for which there is no table: that a user did something. It enrolls the user in
+loops with on_event(event), and conditions that read activation.event see it. It is as
+transactional as an INSERT.
+user_id: the user''s key as text.
+event: the event''s name, at most 200 bytes.
+properties: an object, kept with the event. Templates read it as enrollment.context.properties.
+Raises 22004 without a user, 02000 for a user who does not exist, 22023 for a key, event or object
+  that is none.';
 
 CREATE FUNCTION activation.track_all(events jsonb)
 RETURNS TABLE (user_id text, event text, problem text)
@@ -219,7 +231,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.track_all(jsonb) IS
-'Tells many events at once, each as track() does: an array of objects with user_id, event, and if '
-'wanted properties and once, with which an event that the user has already, as far back as '
-'retention keeps it, is not told again. Returns a row for each that was refused, and why; the '
-'others are kept. Raises 22023 for what is no array.';
+'Tells many events at once, each as track() does. One that is refused does not stop the others.
+events: an array of objects with user_id, event, and if wanted properties and once. With "once":
+  true an event that the user has already, as far back as retention keeps it, is not told again.
+Returns a row for each event that was refused.
+user_id: the user''s key.
+event: the event''s name.
+problem: why it was refused.
+Raises 22023 for what is no array.';

@@ -105,8 +105,9 @@ AS $$
                FROM activation.signal s WHERE s.user_id = $1))
 $$;
 COMMENT ON FUNCTION activation.export_user(text) IS
-'Everything that activation holds about a person, as one document. user_id: the user''s key as '
-'text; of several users tables all who have it.';
+'Everything that activation holds about a person, as one document.
+user_id: the user''s key as text. Of several users tables all who have it.
+Returns an object with an array for each kind of thing.';
 
 -- Forgets a person, unless a mail to them is on its way: then it only lets them out of all loops,
 -- and returns false.
@@ -271,9 +272,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.erase(text) IS
-'Forgets a person: nothing of theirs is left in any table of activation but a keyed hash of their '
-'address, so that they stay unmailed (unsuppress(email) takes that back). They no longer count in '
-'any number. user_id: the user''s key as text; of several users tables all who have it. Delete '
-'their row in the app first, or they may be enrolled again; the address that it held is known '
-'from its deletion, unless that was a TRUNCATE. Returns false, with a NOTICE, while a mail to '
-'them is on its way: then the workers do it as soon as its outcome is known.';
+'Forgets a person. Nothing of theirs is left in any table of activation but a keyed hash of their
+address, so that they stay unmailed: unsuppress(email) takes that back. They no longer count in
+any number. Delete their row in the app first, or they may be enrolled again. The address that it
+held is known from its deletion, unless that was a TRUNCATE.
+user_id: the user''s key as text. Of several users tables all who have it.
+Returns true, or false with a NOTICE while a mail to them is on its way: then the workers do it as
+  soon as its outcome is known.
+Raises 22004 without a user.';

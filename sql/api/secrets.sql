@@ -37,10 +37,12 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_retention(text, interval) IS
-'Keeps one kind of history for another time than the setting retention; NULL takes that back. '
-'kind: messages (with their requests), bodies (the words of what was sent, as people got them), '
-'attempts, webhooks (at least 2 days), events (of track()), failures (of filters, and remarks). '
-'What belongs to a message goes with it at the latest.';
+'Keeps one kind of history for another time than the setting retention. What belongs to a message
+goes with it at the latest.
+kind: messages (with their requests), bodies (the words of what was sent), attempts, webhooks,
+  events (of track()) or failures (of filters, and remarks).
+keep: for how long, at least 1 hour, for webhooks 2 days. NULL gives the kind back to retention.
+Raises 22023 for another kind or a shorter time.';
 
 CREATE FUNCTION activation.set_secret(name text, value text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -66,9 +68,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.set_secret(text, text) IS
-'Stores a secret under a name, to be referred to as secret:name; an empty value removes it. No '
-'role but the engine''s may read the table, and it is not dumped. Prefer a file or an environment '
-'variable of the server (file:/path, env:NAME): the value of a statement or of its parameters is '
-'logged under log_statement, log_min_duration_statement and auto_explain, unless the session sets '
-'these off first, as docs/operations.md shows. One that signs webhooks and is too short or not '
-'base64 is refused (22023).';
+'Stores a secret under a name, to be referred to as secret:name. No role but the engine''s may read
+the table, and it is not dumped. Prefer a file or an environment variable of the server
+(file:/path, env:NAME): the value of a statement or of its parameters is logged under
+log_statement, log_min_duration_statement and auto_explain, unless the session sets these off
+first, as docs/operations.md shows.
+name: the secret''s name, of letters, digits, _, . and -, at most 63.
+value: the secret. An empty one removes it.
+Raises 22023 for a name that is none, and for a secret in use that cannot sign webhooks.';

@@ -249,16 +249,32 @@ COMMENT ON FUNCTION activation.configure(
     text, text, text, text, text, text, text, interval, numeric, integer, interval, integer,
     interval, boolean, text, boolean
 ) IS
-'Changes settings; NULL leaves one unchanged, '''' clears it. sender: From of all mail unless the '
-'loop has its own; sender and reply_to are one mailbox each. api_key, webhook_secret: references '
-'(env:NAME, file:/path, secret:name), never secrets. public_url: where the app serves '
-'activation''s pages. rate: requests a second, for a provider that names none. max_per_hour: the '
-'brake, emails a loop may send in an hour (default: 10 times its usual hour, at least 1,000). '
-'condition_timeout: how long a loop''s own SQL may run at a time (default 10 s). retention: how '
-'long messages, attempts, requests and the rest of history are kept (default 90 days; '
-'set_retention() for one kind). max_per_user, per: how many mails a user gets from all loops '
-'together in a time (no cap; 0 lifts it; per is 1 day), but for transactional ones. '
-'erase_on_delete: whether deleting a user''s row in the app does what erase() does (default '
-'false). webhook_id: the webhook whose events pull_webhooks() reads; sync_suppressions: whether '
-'Resend''s suppression list and ours are kept the same (default false).';
+'Changes settings. NULL leaves a setting unchanged, '''' clears it.
+sender: From of all mail unless an action has its own. One mailbox, such as Acme <hello@acme.dev>.
+reply_to: where answers go, one mailbox (default: to the sender).
+resend_url: the address of Resend''s API (default: https://api.resend.com).
+api_key: where the API key is, never the key itself: env:NAME, file:/path or secret:name.
+webhook_secret: where the webhooks'' secret is, as for api_key. Two with a space between while it
+  is rotated.
+public_url: where the app serves activation''s pages, such as https://acme.dev/activation.
+  Unsubscribe links lead there.
+timezone: the time zone of schedules, weeks, and users without one of their own (default: UTC).
+retention: how long messages, attempts, requests, webhooks and events are kept, at least 1 hour
+  (default: 90 days). set_retention() differs for one kind.
+rate: requests a second at most, over 0 to 10,000. The lower of this and the rate that Resend
+  names holds (default: that).
+max_per_user: the cap, how many mails one user gets in the time of per, from all loops together
+  but transactional ones. 0 lifts it (default: no cap).
+per: the time in which max_per_user counts, 1 minute to 366 days and no longer than retention
+  (default: 1 day).
+max_per_hour: the brake, how many mails one loop may send in an hour (default: 10 times its usual
+  hour, at least 1,000).
+condition_timeout: how long a loop''s own SQL may run at a time, 1 second to 1 hour (default: 10
+  seconds).
+erase_on_delete: whether deleting a user''s row in the app does what erase() does (default:
+  false).
+webhook_id: the webhook of Resend''s whose events pull_webhooks() reads (default: the only one).
+sync_suppressions: whether Resend''s suppression list and ours are kept the same (default: false).
+Raises 22023 for a value that is none of these, or for a key or secret in place of its reference,
+  55000 where public_url goes while loops are live whose mail people could then not leave.';
 

@@ -107,6 +107,12 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.set_template(text, text, text, text) IS
-'Stores a new version of a template, in Liquid, and returns its number. Enrollments made from then '
-'on use it; earlier ones keep theirs. Text is derived from html where body_text is absent. '
-'Refused, naming the loop, when a loop in use would lack a variable.';
+'Stores a new version of a template, in Liquid. Enrollments made from then on use it, earlier ones
+keep theirs. A template of a built-in one''s name takes its place.
+name: the template''s name, of letters, digits, _, . and -, at most 63.
+subject: the subject, one line.
+html: the html body (default: none).
+body_text: the text body (default: derived from html).
+Returns the number of the version.
+Raises 22023 for a name, subject or body that is none, 42601 for broken Liquid, 42703 where a loop
+  in use lacks a variable of it.';

@@ -206,6 +206,12 @@ AS $$
         'users', users::oid::bigint, 'key', key, 'email', email, 'timezone', timezone))
 $$;
 COMMENT ON FUNCTION activation.set_users(regclass, name, name, name) IS
-'Registers a users table. key: the column that identifies a user and leads an index (default: the '
-'primary key); email: the column with the address (default: email); timezone: a column with the '
-'user''s time zone. For the table''s owner.';
+'Registers a users table, a table whose rows are users, or changes what is registered. The first
+loop on a table registers it by itself where the defaults fit. For the table''s owner.
+users: the table.
+key: the column that identifies a user and leads an index (default: the primary key).
+email: the column with the address (default: email).
+timezone: a column with the user''s time zone (default: none).
+Raises 22004 without a table, 42809 for what is no table, 42P16 without a key, 42703 for an
+  unknown column, 55000 for a key that leads no index, 55006 for another key while loops use the
+  table, 42501 for a role without its owner''s privileges.';

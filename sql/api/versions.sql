@@ -150,9 +150,19 @@ AS $$
            jsonb_to_recordset(call.answer) AS d(change text, part text, before text, after text)
 $$;
 COMMENT ON FUNCTION activation.diff_loop(text, jsonb, text) IS
-'What defining a loop anew would change: the parts that are added, removed or changed; how many '
-'people are in flight at which step (they keep their version); how many mails it means at most. '
-'definition: as for import_loop. Changes nothing.';
+'What defining a loop anew would change. Changes nothing.
+name: the loop''s name.
+definition: the new document, as for import_loop().
+names: as in define_loop().
+Returns a row for each difference, one for each step at which people are, and some for how many
+  mails it means at most.
+change: added, removed or changed (a part of the definition), in flight (people, who keep their
+  version) or mails.
+part: the part, the version and step, or which mails are counted.
+before: the part as it is, or a number as text.
+after: the part as it would be, or a number as text.
+Raises what define_loop() does for a document that is none, 42704 for an unknown loop, 42501 for
+  another role''s.';
 
 -- Moves the people in flight to the loop's current version, for the loop's owner; returns how many.
 CREATE FUNCTION activation._migrate_loop(caller oid, name text) RETURNS integer
@@ -202,6 +212,9 @@ AS $$
     RETURNING (answer #>> '{}')::integer
 $$;
 COMMENT ON FUNCTION activation.migrate_loop(text) IS
-'Moves the people in flight to the loop''s current version, to the step of the same name, and '
-'returns how many. Their clocks go on: a new timeout counts from when their step began. Who is at '
-'a step that the current version does not have stays.';
+'Moves the people in flight to the loop''s current version, to the step of the same name. Their
+clocks go on: a new timeout counts from when their step began. Nobody gets a step''s mail twice.
+Who is at a step that the current version lacks stays, with a NOTICE.
+name: the loop''s name.
+Returns how many people were moved.
+Raises 42704 for an unknown loop, 42501 for another role''s.';

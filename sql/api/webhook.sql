@@ -67,10 +67,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.receive_webhook(text, jsonb) IS
-'Takes a webhook of Resend. body: as it came, byte for byte; headers: an object, names in any '
-'case. Whatever they hold, it does not raise anything else than what follows. Returns applied (it '
-'reached its message), kept (of no message of ours, of a type that changes nothing, or the '
-'message''s own request is still on its way) or duplicate: answer 200 to all of them. Refuses '
-'with SQLSTATE HT400, HT401, HT413 or HT503, whose digits are the HTTP status to answer, and '
-'stores nothing but a count (the sequence activation.webhook_refused). The secret is '
-'configure(webhook_secret => …): one reference, or two with a space between while it is rotated.';
+'Takes a webhook of Resend''s. Whatever it holds, nothing else is raised than what follows, and
+what is refused leaves only a count behind (the sequence activation.webhook_refused). The secret
+is configure(webhook_secret => …).
+body: the body as it came, byte for byte, at most 1 MB.
+headers: an object, names in any case.
+Returns applied (it reached its message), kept (of no message of ours, of a type that changes
+  nothing, or the message''s own request is still on its way) or duplicate: answer 200 to all of
+  them.
+Raises HT400 for what is no webhook, HT401 for a signature or an age that does not hold, HT413 for
+  over 1 MB, HT503 without a usable secret: the digits are the HTTP status to answer.';

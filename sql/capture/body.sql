@@ -8,8 +8,9 @@
 
 -- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of
 -- PostgreSQL's own types. Then no code of an author's runs in the app's session, and what the
--- session holds need not be compared. A table with row security does not count: its policies would
--- run, too.
+-- session holds need not be compared. PostgreSQL's own volatile functions may take locks, and what
+-- makes XML of a query or a view runs it. A table with row security does not count: its policies
+-- would run, too.
 CREATE FUNCTION activation._is_plain_filter(function_name name, table_name regclass)
 RETURNS boolean
 LANGUAGE sql STABLE
@@ -25,7 +26,8 @@ AS $$
        AND NOT EXISTS (SELECT FROM regexp_matches(p.prosqlbody::text,
                                    ':(?:funcid|opfuncid|aggfnoid) (\d+)', 'g') AS m
                          JOIN pg_proc f ON f.oid = m[1]::oid
-                        WHERE f.pronamespace <> 'pg_catalog'::regnamespace)
+                        WHERE f.pronamespace <> 'pg_catalog'::regnamespace
+                           OR f.provolatile = 'v' OR f.proname ~ '_to_xml')
        AND NOT EXISTS (SELECT FROM regexp_matches(p.prosqlbody::text,
                                    ':(?:consttype|resulttype|funcresulttype|opresulttype) (\d+)',
                                    'g') AS m

@@ -42,8 +42,16 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.milestone(jsonb, timestamptz, regclass, jsonb, text) IS
-'When each user reached a milestone, a condition as activation.query() makes it, from their signup '
-'to now, whether or not any loop has ever watched it: by the insertion times of the rows that it '
-'reads. A row for everybody who signed up since; reached_at is NULL for those who have not. Reads '
-'only, with the caller''s rights, and refuses what would run code of a role that has not got them '
-'(42501); raises 55000 where the tables do not tell.';
+'When each user reached a milestone, whether or not any loop has ever watched it: by the insertion
+times of the rows that the condition reads. It only reads, with the caller''s rights, and refuses
+what would run code of a role that has not got them.
+condition: the milestone, activation.query(…).
+since: only users who signed up since (default: all).
+users: the users table (default: the registered one).
+timestamps: as in simulate().
+names: as in define_loop().
+Returns a row for everybody who signed up since.
+user_id: the user''s key as text.
+signed_up_at: when the user''s row was inserted.
+reached_at: when the condition became true, NULL for those for whom it has not.
+Raises 42501 for code of others'', 55000 where the tables do not tell.';

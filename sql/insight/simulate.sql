@@ -145,13 +145,29 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.simulate(text, jsonb, timestamptz, timestamptz, jsonb, text) IS
-'Rehearses a loop, or a definition, over what the app''s tables say happened between since and '
-'until; writes nothing. Rows by part: enrolled; mail (by step, branch and what would have become '
-'of it, how long after enrollment in the median, and to how many who had reached the goal by '
-'then); activated (rate, median and ninth tenth by Kaplan and Meier); emails (days, the busiest '
-'one, requests at the provider''s rate); person (the first ten with their timelines); note (what '
-'cannot be replayed, and why). A condition is asked as of each moment at which a row of the '
-'user''s came, with the rows that had come by then: timestamps names columns that tell, '
-'{"public.projects": "made_on"}, where they are not found. Deleted and updated rows, caps, and '
-'other loops are not known to it. Reads with the caller''s rights, and refuses what would run '
-'code of a role that has not got them (42501); raises 42704, 22023, 55000, 0A000.';
+'Rehearses a loop, or a definition, over what the app''s tables say happened. A condition is asked
+as of each moment at which a row of the user''s came, with the rows that had come by then. Deleted
+and updated rows, caps and other loops are not known to it. It writes nothing. It reads with the
+caller''s rights, and refuses what would run code of a role that has not got them.
+loop: the name of a loop (default: none, then definition counts).
+definition: a document, as for import_loop().
+since: from when.
+until: to when, not in the future.
+timestamps: columns that tell when a row was inserted, where they are not found,
+  {"public.projects": "made_on"}.
+names: as in define_loop(), for a definition.
+Returns rows of several parts.
+part: enrolled, mail, activated, emails (a summary of all mail), person (the first ten, with their
+  timelines) or note (what cannot be replayed, and why).
+step: the step of the mail.
+branch: action or otherwise.
+status: what would have become of the mail: sent, queued, cancelled or held_out.
+people: how many people.
+share: of the enrolled.
+first_at: the first time.
+median_after: how long after the enrollment, in the median.
+already_acted: how many of them had reached the goal by then.
+detail: more, in words.
+Raises 22023 for an argument that is none, 42704 for an unknown loop, 42501 for code of others'',
+  55000 where no column tells when a row was inserted, 0A000 for a trigger that cannot be
+  replayed, 55006 where tables change all the while.';

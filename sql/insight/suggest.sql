@@ -255,16 +255,40 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.suggest(jsonb, interval, regclass, integer, text) IS
-'Which early action goes with staying: a row for each, the strongest first. An action is a row in '
-'a table with a foreign key to users (over up to one other table) and an insertion time, or one '
-'with a certain value in a text or enum column: at least 1, 2, 3, 5 or 10 of them in the first 1, '
-'3 or 7 days, within at most. Staying is any activity in days 8 to 14 but the action itself, or '
-'what the query retained says of $1. Of users who signed up at least 14 days ago; made within 10 '
-'seconds of the signup counts for nothing; what under 5 % or over 95 % do is left out. n, did: '
-'people in all and who did it; rate_with (ppv), rate_without: how many of them stay; low, high: '
-'95 % interval of the difference (Newcombe 1998, method 10); phi: their correlation; q: the share '
-'of false discoveries (Benjamini and Hochberg 1995) on the earlier half of signups; holds_later: '
-'whether the interval lies above 0 on the later half. A marker, not proof of cause: loop is a '
-'define_loop() with a holdout of half that finds out. Reads only, with the caller''s rights; '
-'tables that would run code of a role that has not got them are left out; sample: of more users '
-'than this, some by a hash of their key. Raises 42P01, 42809, 42P16, 42501, 22023, 55000, 0A000.';
+'Which early action goes with staying. An action is a row in a table with a foreign key to the
+users table (over up to one other table) and an insertion time, or one with a certain value in a
+text or enum column: at least 1, 2, 3, 5 or 10 of them in the first 1, 3 or 7 days. Users who
+signed up at least 14 days ago are looked at. What comes within 10 seconds of the signup does not
+count, and what under 5 % or over 95 % do is left out. It finds a marker, not proof of cause. It
+only reads, with the caller''s rights, and leaves out tables that would run code of a role that
+has not got them.
+retained: what staying is, activation.query(…) of $1 (default: any activity in days 8 to 14 but
+  the action itself).
+within: the longest time after the signup in which an action counts.
+users: the users table (default: the registered one).
+sample: of more users than this, so many are read, by a hash of their key.
+names: the search_path for retained.
+Returns a row for each action, the strongest first.
+rank: its place, from 1.
+action: the action in words.
+table_name: the table of its rows.
+column_name: the column with the value, NULL for a row with any.
+value: the value, NULL for a row with any.
+at_least: how many such rows.
+first_days: in how long after the signup.
+n: how many users were looked at.
+did: how many of them did it.
+rate_with: the share of those who did it that stayed.
+rate_without: the share of the others that stayed.
+difference: rate_with less rate_without.
+low: the lower end of the difference''s 95 % interval (Newcombe 1998, method 10).
+high: its upper end.
+phi: the correlation of doing it and staying.
+ppv: the same as rate_with, under its name in statistics.
+q: the share of false discoveries (Benjamini and Hochberg 1995), on the earlier half of signups.
+holds_later: whether the interval lies above 0 on the later half of signups.
+summary: the finding in one sentence.
+loop: a define_loop() with a holdout of half, which finds out what causes what.
+Raises 42P01, 42809 or 42P16 without a usable users table, 42501 for what may not be read, 22023
+  for an argument that is none, 0A000 for a key of a type that it cannot read, 55000 where there
+  is too little to tell.';

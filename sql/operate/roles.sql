@@ -95,16 +95,23 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT activation._change_rights('GRANT', kind, role) $$;
 COMMENT ON FUNCTION activation.grant_role(text, name) IS
-'Gives a role what it needs and nothing else. kind: app (tells events, takes webhooks, serves the '
-'pages), author (defines loops on its own tables), migration (an author who also changes settings '
-'and topics), operator, viewer (numbers and addresses) or analyst (suggest, simulate, milestone). '
-'A role may be of several kinds. Raises 22023 for another kind, 42704 for a role that does not '
-'exist, 42501 for a caller who does not own the extension.';
+'Gives a role what it needs and nothing else. A role may be of several kinds. May be called again,
+also after an update.
+kind: app (tells events, takes webhooks, serves the pages), author (defines loops on its own
+  tables), migration (an author who also changes settings and topics), operator (starts, stops,
+  pauses, resolves, erases), viewer (numbers and addresses) or analyst (suggest, simulate,
+  milestone).
+role: the role.
+Raises 22023 for another kind, 42704 for a role that does not exist, 42501 for a caller who does
+  not own the extension.';
 
 CREATE FUNCTION activation.revoke_role(kind text, role name) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT activation._change_rights('REVOKE', kind, role) $$;
 COMMENT ON FUNCTION activation.revoke_role(text, name) IS
-'Takes back what grant_role() gave. What another kind of the same role needs as well goes with '
-'it: grant that again. USAGE on the schema stays.';
+'Takes back what grant_role() gave. What another kind of the same role needs as well goes with it:
+grant that again. USAGE on the schema stays.
+kind: as in grant_role().
+role: the role.
+Raises what grant_role() does.';

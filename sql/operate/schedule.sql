@@ -94,11 +94,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.start(integer, integer, boolean) IS
-'Starts the engine: makes pg_cron''s jobs activation-detect-n and activation-deliver-n, which run '
-'within a minute and then all the time. detectors, deliverers: how many of each, 1 to 8; pull: '
-'whether a job activation-pull-1 calls pull_webhooks() every minute. Calling it again changes the '
-'numbers. Raises, saying what to do, when pg_cron is missing, lives in another database, or could '
-'not run the jobs.';
+'Starts the engine: makes pg_cron''s jobs activation-detect-n and activation-deliver-n, which run
+within a minute and then all the time. Calling it again changes the numbers.
+detectors: how many detectors, 1 to 8.
+deliverers: how many deliverers, 1 to 8.
+pull: whether a job activation-pull-1 calls pull_webhooks() every minute.
+Raises 22023 for other numbers, 55000 where pg_cron is missing, lives in another database or
+  cannot run the jobs, 53400 for more workers than pg_cron would run.';
 
 CREATE FUNCTION activation.stop() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
@@ -128,8 +130,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.stop() IS
-'Stops the engine: removes its pg_cron jobs; running workers end within seconds. Signups are still '
-'recorded, and enrolled when it is started again.';
+'Stops the engine: removes its pg_cron jobs. Running workers end within seconds. Signups are still
+recorded, and enrolled when it is started again.';
 
 -- Removes what is over a week old from pg_cron's own log, in which each job leaves a row a minute.
 CREATE FUNCTION activation._prune_job_runs() RETURNS void

@@ -108,11 +108,36 @@ SELECT b.loop, b.share, b.treated, b.treated_activated,
   FROM bound b
  ORDER BY b.loop;
 COMMENT ON VIEW activation.lift IS
-'What writing to people changes: activation of those assigned to be written to against those held '
-'out, whatever became of the mails (intention to treat), mature people only, of all versions with '
-'today''s holdout. low, high: 95 % interval of the difference by Newcombe''s hybrid score method '
-'(1998, method 10); p: two-sided, of the z test of two proportions with pooled variance, NULL '
-'where everybody or nobody acted. summary: the same in words, or why there is nothing to say yet.';
+    'What writing to people changes: activation of those assigned to be written to against those '
+    'held out, whatever became of the mails (intention to treat), mature people only, of all '
+    'versions with today''s holdout.';
+COMMENT ON COLUMN activation.lift.loop IS
+    'The loop''s name.';
+COMMENT ON COLUMN activation.lift.share IS
+    'The share of users who are held out, from 0 to 1.';
+COMMENT ON COLUMN activation.lift.treated IS
+    'How many mature people were assigned to be written to.';
+COMMENT ON COLUMN activation.lift.treated_activated IS
+    'How many of them were activated in time.';
+COMMENT ON COLUMN activation.lift.treated_rate IS
+    'Their share, from 0 to 1.';
+COMMENT ON COLUMN activation.lift.holdout IS
+    'How many mature people were held out.';
+COMMENT ON COLUMN activation.lift.holdout_activated IS
+    'How many of them were activated in time.';
+COMMENT ON COLUMN activation.lift.holdout_rate IS
+    'Their share, from 0 to 1.';
+COMMENT ON COLUMN activation.lift.difference IS
+    'treated_rate less holdout_rate. 0.05 is five points.';
+COMMENT ON COLUMN activation.lift.low IS
+    'The lower end of its 95 % interval (Newcombe 1998, method 10).';
+COMMENT ON COLUMN activation.lift.high IS
+    'The upper end.';
+COMMENT ON COLUMN activation.lift.p IS
+    'Two-sided, of the z test of two proportions with pooled variance. NULL where everybody or '
+    'nobody acted.';
+COMMENT ON COLUMN activation.lift.summary IS
+    'The same in one sentence, or why there is nothing to say yet.';
 
 -- Long because each figure rests on those before it, and some of them may refuse.
 CREATE FUNCTION activation.power(loop text)
@@ -237,9 +262,20 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.power(text) IS
-'What difference a loop''s volume can show, for its holdout (10 % where it has none) and for '
-'50/50: a row each. people_a_month: enrolled in the last 90 days; base_rate: of those held out, '
-'else of all who are mature; in_3_months, in_12_months: the difference in activation (0.05 is '
-'five points) that so many people show with 80 % power, two-sided at 5 %; months_for_5_points, '
-'people_for_5_points: what five points take, in all; known_by: when they can be known. Raises '
-'42704 for an unknown loop, 55000 where nobody or nobody mature is in it.';
+'What difference a loop''s volume can show: a row for its holdout (10 % where it has none) and one
+for half and half.
+loop: the loop''s name.
+Returns one or two rows.
+holdout: the share of users who are held out.
+people_a_month: how many are enrolled in a month, by the last 90 days.
+base_rate: the share that is activated without mail: of those held out, else of all who are
+  mature.
+in_3_months: the difference in activation that 3 months of people show with 80 % power, two-sided
+at 5 %. 0.05 is five points.
+in_12_months: the same for 12 months.
+months_for_5_points: how many months a difference of five points takes, in all.
+people_for_5_points: how many people it takes, in all.
+known_by: when it can be known.
+summary: the same in one sentence.
+Raises 42704 for an unknown loop, 55000 for one without a goal, or where nobody, or nobody mature,
+  is in it.';

@@ -64,10 +64,27 @@ SELECT l.name AS loop, g.version, g.position, g.stage, g.step, g.people::bigint,
   JOIN activation."loop" l USING (loop_id)
  ORDER BY l.name, g.version, g.position;
 COMMENT ON VIEW activation.funnel IS
-'How far people came, by loop and version: a row for those enrolled, one for each step with those '
-'for whom it began, one for those activated. share: of the enrolled. promised, sent: mails of the '
-'step, as far back as retention keeps them; held-out people''s are promised and never sent. '
-'Somebody enrolled several times counts once, by the first time.';
+    'How far people came, by loop and version: a row for those enrolled, one for each step with '
+    'those for whom it began, one for those activated. Somebody enrolled several times counts '
+    'once, by the first time. Mails count as far back as retention keeps them.';
+COMMENT ON COLUMN activation.funnel.loop IS
+    'The loop''s name.';
+COMMENT ON COLUMN activation.funnel.version IS
+    'The version of the loop.';
+COMMENT ON COLUMN activation.funnel.position IS
+    'The order of the stages, from 0.';
+COMMENT ON COLUMN activation.funnel.stage IS
+    'enrolled, step or activated.';
+COMMENT ON COLUMN activation.funnel.step IS
+    'The step''s name. NULL for the other stages.';
+COMMENT ON COLUMN activation.funnel.people IS
+    'How many were enrolled, came to the step, or were activated.';
+COMMENT ON COLUMN activation.funnel.share IS
+    'Their share of the enrolled, from 0 to 1.';
+COMMENT ON COLUMN activation.funnel.promised IS
+    'How many messages the step promised, also to people who are held out.';
+COMMENT ON COLUMN activation.funnel.sent IS
+    'How many of these Resend accepted.';
 
 CREATE VIEW activation.cohort AS
 -- The weeks are computed once and then looked up for each person: the week of a time depends on the
@@ -104,10 +121,23 @@ SELECT l.name AS loop, (SELECT w.mondays FROM week w)[p.week] AS week,
  GROUP BY 1, 2
  ORDER BY 1, 2;
 COMMENT ON VIEW activation.cohort IS
-'Activation by the week of enrollment (its Monday, in the time zone of configure()): rate is of '
-'the mature only, those who were enrolled as long ago as the delays and timeouts of the loop''s '
-'steps add up to (a step or a goal without a timeout counts two weeks), and counts who acted '
-'within that time; not_mature: how many still have time.';
+    'Activation by the week of enrollment, in the time zone of configure(). Mature are those who '
+    'were enrolled as long ago as the delays and timeouts of the loop''s steps add up to (a step '
+    'or a goal without a timeout counts two weeks).';
+COMMENT ON COLUMN activation.cohort.loop IS
+    'The loop''s name.';
+COMMENT ON COLUMN activation.cohort.week IS
+    'The Monday of the week of enrollment.';
+COMMENT ON COLUMN activation.cohort.enrolled IS
+    'How many were enrolled in that week.';
+COMMENT ON COLUMN activation.cohort.mature IS
+    'How many of them have had their time.';
+COMMENT ON COLUMN activation.cohort.activated IS
+    'How many of the mature were activated within it.';
+COMMENT ON COLUMN activation.cohort.rate IS
+    'Their share of the mature, from 0 to 1. NULL while nobody is mature.';
+COMMENT ON COLUMN activation.cohort.not_mature IS
+    'How many still have time.';
 
 CREATE VIEW activation.time_to_activate AS
 WITH place AS (
@@ -150,9 +180,20 @@ SELECT l.name AS loop, q.people, q.activated, q.people - q.activated AS censored
  WHERE v.goal_step IS NOT NULL
  ORDER BY 1;
 COMMENT ON VIEW activation.time_to_activate IS
-'How long people take from enrollment to activation: the times by which half and nine in ten have '
-'acted, by the estimate of Kaplan and Meier (1958), in which those who have not acted yet count '
-'for as long as they were seen (censored). NULL: so many have not acted yet.';
+    'How long people take from enrollment to activation, by the estimate of Kaplan and Meier '
+    '(1958), in which those who have not acted yet count for as long as they were seen (censored).';
+COMMENT ON COLUMN activation.time_to_activate.loop IS
+    'The loop''s name.';
+COMMENT ON COLUMN activation.time_to_activate.people IS
+    'How many were ever enrolled.';
+COMMENT ON COLUMN activation.time_to_activate.activated IS
+    'How many of them were activated.';
+COMMENT ON COLUMN activation.time_to_activate.censored IS
+    'How many were not, so far or until their row was deleted.';
+COMMENT ON COLUMN activation.time_to_activate.median IS
+    'The time by which half have acted. NULL: fewer have so far.';
+COMMENT ON COLUMN activation.time_to_activate.p90 IS
+    'The time by which nine in ten have acted. NULL: fewer have so far.';
 
 CREATE VIEW activation.mail_numbers AS
 SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sent,
@@ -191,7 +232,26 @@ SELECT g.template, coalesce(t.version, 0) AS version, sum(g.sent)::bigint AS sen
  GROUP BY 1, 2
  ORDER BY 1, 2;
 COMMENT ON VIEW activation.mail_numbers IS
-'What became of the mails of each template and version of it (0: the built-in one), as far back '
-'as retention keeps them: sent, and of these delivered, bounced, complained of, opened and '
-'clicked as far as Resend has told by webhooks; activated_in_7_days: sent to people who were '
-'activated within seven days afterwards, which need not be its doing; rate: their share.';
+    'What became of the mails of each template and version of it, as far back as retention keeps '
+    'them.';
+COMMENT ON COLUMN activation.mail_numbers.template IS
+    'The template''s name.';
+COMMENT ON COLUMN activation.mail_numbers.version IS
+    'Its version. 0: the built-in one.';
+COMMENT ON COLUMN activation.mail_numbers.sent IS
+    'How many mails of it Resend accepted.';
+COMMENT ON COLUMN activation.mail_numbers.delivered IS
+    'How many of them were delivered, as far as webhooks have told.';
+COMMENT ON COLUMN activation.mail_numbers.bounced IS
+    'How many bounced.';
+COMMENT ON COLUMN activation.mail_numbers.complained IS
+    'How many were marked as spam.';
+COMMENT ON COLUMN activation.mail_numbers.opened IS
+    'How many were opened, where Resend tracks that.';
+COMMENT ON COLUMN activation.mail_numbers.clicked IS
+    'In how many a link was clicked, where Resend tracks that.';
+COMMENT ON COLUMN activation.mail_numbers.activated_in_7_days IS
+    'How many went to people who were activated within 7 days afterwards. It need not be the '
+    'mail''s doing.';
+COMMENT ON COLUMN activation.mail_numbers.rate IS
+    'Their share of the sent, from 0 to 1.';

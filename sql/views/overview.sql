@@ -182,16 +182,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION activation.overview(interval) IS
-'All that the dashboard shows, as one document: status, the loops with their definitions, '
-'funnels, weekly cohorts of twelve weeks, time to activate (median and p90 in seconds) and lift, '
-'the numbers of mails, and the last twenty things that went wrong. max_age: numbers that take '
-'long to count may be this old; numbers_at says from when they are, numbers_took how many seconds '
-'they took. More keys may follow.';
+'All that the dashboard shows, as one document: status, the loops with their definitions, funnels,
+weekly cohorts of twelve weeks, time to activate (median and p90 in seconds) and lift, the numbers
+of mails, and the last twenty things that went wrong.
+max_age: how old numbers may be that take long to count.
+Returns an object. numbers_at says from when its numbers are, numbers_took how many seconds they
+  took. More keys may follow.';
 
 CREATE FUNCTION activation.report() RETURNS text
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT activation._report(activation.overview()) $$;
 COMMENT ON FUNCTION activation.report() IS
-'The dashboard as one self-contained HTML page: psql -XAtc ''SELECT activation.report()'' > '
-'report.html. What it shows is what overview() returns.';
+'The dashboard as one self-contained HTML page, of what overview() returns: psql -XAtc ''SELECT
+activation.report()'' > report.html.
+Returns the page.';

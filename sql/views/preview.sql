@@ -73,5 +73,16 @@ AS $$
                 body_text text, problem text)
 $$;
 COMMENT ON FUNCTION activation.preview(text, text) IS
-'The mails of a loop as this user would get them now, one row a step and branch, with the loop''s '
-'opinion as their purpose; problem says why one could not be rendered. Sends nothing.';
+'The mails of a loop as one user would get them now. Sends nothing.
+user_id: the user''s key as text.
+loop: the loop''s name.
+Returns a row for each step and branch.
+step: the step''s name.
+branch: action or otherwise.
+purpose: the loop''s opinion.
+recipient: the address of the user''s row.
+subject: the subject as rendered.
+html: the html body as rendered.
+body_text: the text body as rendered.
+problem: why it could not be rendered, NULL where it was.
+Raises 42704 for an unknown loop, 42501 for another role''s, 02000 for a user who does not exist.';

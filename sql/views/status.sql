@@ -263,4 +263,13 @@ $$;
 
 CREATE VIEW activation.status AS SELECT * FROM activation._status();
 COMMENT ON VIEW activation.status IS
-'How the machine is: mode first, then the provider, the queue, the workers and the loops.';
+    'How the machine is: mode first, then the provider, the queue, the workers and the loops.';
+COMMENT ON COLUMN activation.status.component IS
+    'mode, provider, webhooks, queue, a worker such as detector 1, or a loop such as loop '
+    'onboarding.';
+COMMENT ON COLUMN activation.status.state IS
+    'ok, waiting, paused, stopped or failing. Of mode: capture, redirect, live or disarmed.';
+COMMENT ON COLUMN activation.status.detail IS
+    'What is to be said of it, in words.';
+COMMENT ON COLUMN activation.status.code IS
+    'The same in one word, for programs.';

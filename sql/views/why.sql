@@ -228,6 +228,13 @@ LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT w.at, w.loop, w.event, w.detail, w.code FROM activation._why($1, $2) w $$;
 COMMENT ON FUNCTION activation.why(text, text) IS
-'One user''s timeline, oldest first: enrolled, evaluated true or false, messages promised, every '
-'attempt, and why a mail was or was not sent. user_id: the user''s key as text; loop: only this '
-'loop. code says the same as event and detail in one word, for programs.';
+'One user''s timeline, oldest first: enrolled, evaluated, messages promised, every attempt, and why
+a mail was or was not sent.
+user_id: the user''s key as text.
+loop: only this loop (default: all of them).
+Returns a row for each event.
+at: when it happened. What holds now comes last.
+loop: the loop''s name. NULL for what concerns all of them.
+event: what happened, in one or two words, such as enrolled, attempt or sent.
+detail: more about it, in words.
+code: the same in one word, for programs.';

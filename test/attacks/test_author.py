@@ -710,6 +710,64 @@ def test_a_filter_takes_the_apps_statements(db: Database, mallory: Connection) -
         db.sql("DROP OWNED BY app; DROP ROLE app")
 
 
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        "activation.on_insert('users', filter => 'NEW.plan IS NULL')",
+        "activation.on_update('users', columns => '{plan}')",
+    ],
+)
+def test_a_domain_that_a_filter_takes(db: Database, mallory: Connection, trigger: str) -> None:
+    """A filter is tried with NULLs of its columns' types when it is compiled; a domain's check runs with her rights."""
+    db.sql("SELECT activation.grant_role('author', 'mallory')")
+    mallory.execute("""
+        CREATE FUNCTION looks(text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_user <> 'mallory' THEN RAISE EXCEPTION 'I am %', current_user USING ERRCODE = '42501'; END IF;
+            RETURN true;
+        END $$;
+        CREATE DOMAIN checked AS text CHECK (looks(value));
+        ALTER TABLE users ALTER plan TYPE checked;
+    """)
+    for command in ("define", "bind"):
+        if command == "bind":
+            mallory.execute("SELECT activation.unbind('users')")
+            mallory.execute("SELECT activation.bind(true)")
+        else:
+            mallory.execute(
+                f"SELECT activation.define_loop('first', trigger => {trigger}, action => activation.email('milestone'))"
+            )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pg_try_advisory_lock(4712)",
+        "pg_advisory_unlock_all() IS NULL",
+        "query_to_xml('SELECT mal.clears()', true, true, '') IS NOT NULL",
+    ],
+)
+def test_what_a_filter_takes_of_the_servers_own(db: Database, mallory: Connection, code: str) -> None:
+    """PostgreSQL's own functions take locks, give them back, and run queries."""
+    mallory.execute(
+        "CREATE FUNCTION clears() RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN 1; END $$"
+    )
+    define(mallory, "SELECT FROM users WHERE id = $1", filter=f"NEW.id IS NOT NULL AND ({code}) IS NOT NULL")
+    db.sql("CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA mal TO app, PUBLIC; GRANT INSERT ON mal.users TO app")
+    held = "SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    try:
+        with db.connect("app") as app:
+            app.execute("SELECT pg_advisory_lock(1)")
+            app.execute("PREPARE mine AS SELECT 1")
+            app.execute("INSERT INTO mal.users VALUES (1, 'a@example.com')")
+            app.execute("EXECUTE mine")
+            assert (4712,) not in app.execute(held).fetchall()
+        evaluated(db)
+        assert db.value("SELECT state FROM activation.status WHERE component = 'loop first'") == "failing"
+    finally:
+        db.sql("DROP OWNED BY app; DROP ROLE app")
+
+
 # If the black box fails altogether.
 
 

@@ -40,6 +40,10 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '100ms'
 AS $$ SELECT d.name, d.state, d.detail, d.cure FROM activation._doctor() d $$;
 COMMENT ON FUNCTION activation.doctor() IS
-'Looks for what is wrong with this installation, a row for each check: state (ok, warning, '
-'problem), what it means, and the commands that cure it, one a line. It only reads, also on a '
-'standby; a check that fails is a problem like any other.';
+'Looks for what is wrong with this installation. It only reads, also on a standby. A check that
+fails is a problem like any other.
+Returns a row for each check.
+check: what was looked at.
+state: ok, warning or problem.
+detail: what was found, and what it means.
+cure: the commands that cure it, one a line. One that begins with two dashes is for a person.';
