@@ -753,6 +753,15 @@ def test_what_came_due_while_it_was_paused(db: Database, app: Connection) -> Non
     assert mails(db)[1:] == [("b", "action", "captured")]
 
 
+def test_what_a_key_only_includes_may_change(db: Database, app: Connection) -> None:
+    app.execute("ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE, ADD PRIMARY KEY (id) INCLUDE (plan)")
+    app.execute(SIGN_UP)
+    define(db, f"action => {WELCOME}", trigger="activation.on_update('users', columns => '{plan}')")
+    app.execute("UPDATE users SET plan = 'pro'")
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.journey") == 1
+
+
 def test_why_somebody_is_not_enrolled(db: Database, app: Connection) -> None:
     app.execute("INSERT INTO users (id, plan) VALUES (1, 'free'), (2, 'paid')")
     define(db, f"action => {WELCOME}", trigger="activation.on_insert('users', filter => 'NEW.plan = ''free''')")
