@@ -422,7 +422,7 @@ def test_by_hand(db: Database, app: Connection) -> None:
     tick(db)
     assert db.value("SELECT activation.cancel('3', 'waiting', 'asked by phone')") is True
     assert db.value("SELECT activation.cancel('3', 'waiting', 'asked by phone')") is False
-    assert "exited: asked by phone" in told(db, 3, "waiting")
+    assert "exited: cancelled: asked by phone" in told(db, 3, "waiting")
 
 
 def test_a_cancel_takes_what_is_queued(db: Database, app: Connection, sandbox: Any) -> None:
