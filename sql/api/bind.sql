@@ -15,10 +15,9 @@ BEGIN
             USING ERRCODE = '22004', HINT = 'SELECT activation.unbind(''users'');';
     END IF;
     PERFORM activation._require_owner(caller, table_name, 'unbind');
-    PERFORM activation._lock('define');
-    -- Nobody is evaluated until this transaction ends: a detector that waits for the table, while
-    -- bind() waits for what the detector holds, would be a deadlock.
-    PERFORM activation._lock_buckets(activation._all_buckets(), true);
+    -- Detectors go on. One that meets the table while it is altered waits for it a second at most;
+    -- and bind() waits for nothing that a detector may hold.
+    PERFORM activation._lock_define();
     -- What depends on the table, and the filters on it, whose arguments have the types of its
     -- columns.
     FOR bound_function IN
@@ -66,7 +65,7 @@ DECLARE
     unbound record;
     compiled integer := 0;
 BEGIN
-    PERFORM activation._lock('define');
+    PERFORM activation._lock_define();
     FOR unbound IN
         SELECT v.loop_id, v.version, l.name, l.state, l.version = v.version AS is_current
           FROM activation.loop_version v JOIN activation."loop" l USING (loop_id)

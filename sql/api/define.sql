@@ -108,7 +108,7 @@ BEGIN
             USING ERRCODE = '22004',
                   HINT = 'It is the search_path for the loop''s SQL; leave it out to use yours.';
     END IF;
-    PERFORM activation._lock('define');
+    PERFORM activation._lock_define();
     IF EXISTS (SELECT FROM activation."loop" l WHERE l.name = _define.name) THEN
         PERFORM activation._require_loop_owner(caller, name);
     END IF;

@@ -91,6 +91,33 @@ context: an object that templates read as enrollment.context (default: none).
 Raises 22004 without a user, 02000 for a user who does not exist, 42704 for an unknown loop, 55000
   for an archived one, 22023 for a key that is too long or a context that is no object.';
 
+-- Takes a user's enrollments in a loop, and what is queued for them, away from whoever holds them;
+-- raises where that is a transaction that does not end soon (migrate_loop, archive_loop). Taken
+-- before the bucket of the user, for which everybody waits.
+CREATE FUNCTION activation._wait_for_enrollments(of_user text, loop text, of_loop integer)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '3s'
+AS $$
+BEGIN
+    PERFORM FROM activation.enrollment e
+      WHERE e.user_id = of_user AND e.loop_id = of_loop
+        FOR NO KEY UPDATE;
+    PERFORM FROM activation.message m
+      WHERE m.enrollment_id IN (SELECT e.enrollment_id FROM activation.enrollment e
+                                 WHERE e.user_id = of_user AND e.loop_id = of_loop)
+        AND m.state = 'queued'
+        FOR NO KEY UPDATE;
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'another transaction holds user % in loop "%", and has not ended within 3 s',
+        of_user, loop
+        USING ERRCODE = '55P03',
+              DETAIL = 'It moves, archives, pauses or resumes the people of the loop.',
+              HINT = 'Try again when it is over.';
+END
+$$;
+
 CREATE FUNCTION activation.cancel(user_id text, loop text, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -107,6 +134,7 @@ BEGIN
                          'SELECT activation.cancel(''42'', ''onboarding'', ''asked by phone'');';
     END IF;
     PERFORM activation._check_key(cancel.user_id);
+    PERFORM activation._wait_for_enrollments(cancel.user_id, cancel.loop, l.loop_id);
     -- Not while somebody is being enrolled or evaluated.
     PERFORM activation._lock_user(cancel.user_id);
     SELECT e.* INTO last
@@ -134,7 +162,8 @@ user_id: the user''s key as text.
 loop: the loop''s name.
 reason: shown by why() (default: cancelled).
 Returns true, or false with a NOTICE when there is nothing to cancel.
-Raises 22004 without a user, 42704 for an unknown loop, 22023 for a key that is too long.';
+Raises 22004 without a user, 42704 for an unknown loop, 22023 for a key that is too long, 55P03
+  where somebody''s transaction holds the loop''s people for 3 s.';
 
 CREATE FUNCTION activation.track(user_id text, event text, properties jsonb DEFAULT '{}')
 RETURNS void

@@ -74,7 +74,7 @@ BEGIN
     answer := activation._check_template(
         format('template "%s"', name), subject, html, body_text, NULL, NULL);
     PERFORM activation._raise(answer -> 'error');
-    PERFORM activation._lock('define');
+    PERFORM activation._lock_define();
     FOR used IN
         SELECT l.name AS loop_name, v.owner, v.users, b.email
           FROM activation."loop" l

@@ -174,8 +174,7 @@ DECLARE
     moved integer;
     staying bigint;
 BEGIN
-    -- Nobody is evaluated meanwhile.
-    PERFORM activation._lock_buckets(activation._all_buckets(), true);
+    -- No lock but those of these people: an open transaction of an author's stops nobody else.
     -- A step that has begun goes on from when it began: its new deadline counts from there.
     UPDATE activation.enrollment e
        SET version = l.version,

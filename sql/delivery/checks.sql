@@ -10,7 +10,8 @@ CREATE TYPE activation.users_row AS (
 COMMENT ON TYPE activation.users_row IS
     'A user''s row on its way between functions of a claim.';
 
--- Writes down that users have reached the goal, where a claim is what noticed it.
+-- Writes down that users have reached the goal, where a claim is what noticed it. Whom somebody
+-- else holds, a detector notices later.
 CREATE FUNCTION activation._claim_goal_reached(messages uuid[], keys text[], now timestamptz)
 RETURNS void
 LANGUAGE plpgsql
@@ -30,7 +31,7 @@ DECLARE
               SELECT y.ctid, y.activated_at
                 FROM activation.enrollment y
                WHERE y.enrollment_id = m.enrollment_id
-                 FOR NO KEY UPDATE OFFSET 0) e
+                 FOR NO KEY UPDATE SKIP LOCKED OFFSET 0) e
          WHERE m.user_id = ANY (keys)
            AND e.activated_at IS NULL);
 BEGIN
@@ -234,20 +235,5 @@ BEGIN
     END IF;
     RETURN CASE WHEN ended = '{}' THEN messages
                 ELSE ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(ended)) END;
-END
-$$;
-
--- A strike from a deliverer, who never waits long for another worker: a detector may hold the
--- loop's rows while it runs code of an author that only this deliverer can cancel. A strike that is
--- lost comes again.
-CREATE FUNCTION activation._claim_strike(loop_id integer, error text) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '200ms'
-AS $$
-BEGIN
-    PERFORM activation._strike(loop_id, 'claim', error);
-EXCEPTION WHEN lock_not_available THEN
-    NULL;
 END
 $$;

@@ -52,7 +52,7 @@ BEGIN
                 sent := activation._sent_within_the_hour(queue.loop_id, now);
             END IF;
             IF sent >= hourly THEN
-                PERFORM activation._set_loop_state(
+                PERFORM activation._try_loop_state(
                     queue.loop_id, 'stopped',
                     format('%s emails within an hour, and the limit is %s', sent, hourly),
                     '{active}');

@@ -88,8 +88,8 @@ BEGIN
     IF code IN ('ACT04', 'ACT05') THEN
         PERFORM activation._fail_at_once(of_loop, 'claim', error, code = 'ACT05');
     ELSIF too_long THEN
-        PERFORM activation._claim_strike(
-            of_loop, 'cancelled while its messages were claimed: it ran too long');
+        PERFORM activation._strike(
+            of_loop, 'claim', 'cancelled while its messages were claimed: it ran too long');
     END IF;
     -- Who only met somebody else, a lock or a cancel, comes again soon.
     UPDATE activation.message m
@@ -168,7 +168,12 @@ BEGIN
                 extract(epoch FROM clock_timestamp() - began)::double precision, now);
             RETURN;
     END;
-    DELETE FROM activation.strike k WHERE k.loop_id = of_loop AND k.kind = 'claim';
+    DELETE FROM activation.strike k
+     WHERE k.ctid = ANY (ARRAY(SELECT x.ctid
+                                 FROM activation.strike x
+                                WHERE x.loop_id = of_loop
+                                  AND x.kind = 'claim'
+                                  FOR UPDATE SKIP LOCKED));
     IF version.nudges THEN
         -- Who reached the goal once needs no nudge, whatever the goal says now.
         dropped := dropped || ARRAY(

@@ -2,13 +2,15 @@
 
 -- Locks people's enrollments one by one, by their own key, and says where they are (places). The
 -- statement that follows finds them there, so that no plan of it can read all who wait for each of
--- these people; and it sees what others did meanwhile.
+-- these people; and it sees what others did meanwhile. It raises where an author holds them in an
+-- open transaction (migrate_loop, archive_loop): the loop is put off, and the others go on.
 CREATE FUNCTION activation._lock_enrollments(
     wanted activation.decided[], OUT places tid[], OUT people activation.decided[]
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET lock_timeout = '100ms'
 AS $$
 BEGIN
     SELECT array_agg(e.ctid), array_agg((p.id, p.branch, p.at, p.is_new)::activation.decided)

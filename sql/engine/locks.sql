@@ -35,21 +35,40 @@ END
 $$;
 
 -- Orders a sweep of every step with a condition, of one loop or of all (NULL): everybody whose
--- condition is open is asked about again.
-CREATE FUNCTION activation._order_sweep(loop_id integer, due_at timestamptz) RETURNS void
+-- condition is open is asked about again. Returns whether all are ordered: nobody waits for one
+-- that a detector is just making, or that an author's open transaction holds.
+CREATE FUNCTION activation._order_sweep(loop_id integer, due_at timestamptz) RETURNS boolean
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO activation.sweep (loop_id, version, step, bucket, due_at)
-    SELECT s.loop_id, s.version, s.step, b.bucket, _order_sweep.due_at
-      FROM activation.step s
-      JOIN activation."loop" l USING (loop_id),
-           unnest(activation._all_buckets()) AS b(bucket)
-     WHERE (_order_sweep.loop_id IS NULL OR s.loop_id = _order_sweep.loop_id)
-       AND s.evaluate_function IS NOT NULL
-       AND l.state <> 'archived'
-     ORDER BY 1, 2, 3, 4
-    ON CONFLICT ON CONSTRAINT sweep_pkey DO UPDATE SET due_at = excluded.due_at, swept_to = 0
+    WITH wanted AS MATERIALIZED (
+        SELECT s.loop_id, s.version, s.step, b.bucket, w.ctid AS place
+          FROM activation.step s
+          JOIN activation."loop" l USING (loop_id)
+          CROSS JOIN unnest(activation._all_buckets()) AS b(bucket)
+          LEFT JOIN activation.sweep w
+            ON (w.loop_id, w.version, w.step, w.bucket) = (s.loop_id, s.version, s.step, b.bucket)
+         WHERE (_order_sweep.loop_id IS NULL OR s.loop_id = _order_sweep.loop_id)
+           AND s.evaluate_function IS NOT NULL
+           AND l.state <> 'archived'
+    ), free AS MATERIALIZED (
+        SELECT w.ctid AS place
+          FROM activation.sweep w
+         WHERE w.ctid = ANY (ARRAY(SELECT x.place FROM wanted x))
+           FOR NO KEY UPDATE SKIP LOCKED
+    ), moved AS (
+        UPDATE activation.sweep w
+           SET due_at = _order_sweep.due_at, swept_to = 0
+         WHERE w.ctid = ANY (ARRAY(SELECT f.place FROM free f))
+    ), made AS (
+        INSERT INTO activation.sweep (loop_id, version, step, bucket, due_at)
+        SELECT x.loop_id, x.version, x.step, x.bucket, _order_sweep.due_at
+          FROM wanted x
+         WHERE x.place IS NULL
+         ORDER BY 1, 2, 3, 4
+        ON CONFLICT DO NOTHING
+    )
+    SELECT (SELECT count(x.place) FROM wanted x) = (SELECT count(*) FROM free)
 $$;
 
 -- Notices that a crash or a promotion has emptied the table of wakes: its marker row is gone. Then

@@ -1,6 +1,7 @@
 -- Signals become enrollments; a signal of a deletion ends them.
 
--- Takes signals, at most `batch`, and turns them into enrollments.
+-- Takes signals, at most `batch`, and turns them into enrollments. Those that somebody's open
+-- transaction has deleted (archive_loop, erase) are left to it.
 CREATE FUNCTION activation._take_signals(
     buckets integer[], batch integer, OUT taken integer, OUT ids bigint[]
 )
@@ -13,7 +14,8 @@ DECLARE
         SELECT s.ctid
           FROM activation.signal s
          WHERE activation._user_bucket(s.user_id) = ANY (buckets)
-         LIMIT batch);
+         LIMIT batch
+           FOR UPDATE SKIP LOCKED);
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN
@@ -137,10 +139,12 @@ BEGIN
           JOIN activation."loop" l USING (loop_id)
           JOIN activation.step s
             ON s.loop_id = m.loop_id AND s.version = m.version AND s.position = 1
+          -- Also asked where nobody comes in twice: an insertion would wait for whoever is changing
+          -- the enrollment that is there (migrate_loop in an open transaction).
           LEFT JOIN LATERAL (
               SELECT x.pass, x.state, x.enrolled_at
                 FROM activation.enrollment x
-               WHERE m.reentry IS NOT NULL AND x.user_id = m.user_id AND x.loop_id = m.loop_id
+               WHERE x.user_id = m.user_id AND x.loop_id = m.loop_id
                ORDER BY x.pass DESC
                LIMIT 1) last ON true
          WHERE m.fits

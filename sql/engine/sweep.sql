@@ -1,9 +1,10 @@
 -- A sweep asks again about everybody who waits, in stretches: it finds what no wake told.
 
--- Sweeps that are due, for a round that holds the locks of these buckets.
+-- Sweeps that are due, some of them, for a round that holds the locks of these buckets. Locks them:
+-- what an author holds in an open transaction (resume_loop) is left out.
 CREATE FUNCTION activation._detect_sweeps(buckets integer[])
 RETURNS TABLE (loop_id integer, version integer, step integer, bucket integer, swept_to bigint)
-LANGUAGE sql STABLE
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT w.loop_id, w.version, w.step, w.bucket, w.swept_to
@@ -12,6 +13,8 @@ AS $$
      WHERE w.due_at <= activation._now()
        AND w.bucket = ANY (buckets)
      ORDER BY w.due_at, w.loop_id, w.version, w.step, w.bucket
+     LIMIT 100
+       FOR NO KEY UPDATE OF w SKIP LOCKED
 $$;
 
 -- The next people of a sweep, at most `batch`: everybody whose condition is open, but for those who

@@ -16,6 +16,25 @@ AS $$
        AND l.state = ANY (from_states)
 $$;
 
+-- As _set_loop_state(), for the engine, which waits for no author: where somebody's open
+-- transaction holds the loop, its state stays as it is. What called for another one comes again.
+CREATE FUNCTION activation._try_loop_state(
+    of_loop integer, state text, reason text, from_states text[]
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM activation."loop" l
+      WHERE l.loop_id = of_loop
+        AND l.state = ANY (from_states)
+        FOR NO KEY UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        PERFORM activation._set_loop_state(of_loop, state, reason, from_states);
+    END IF;
+END
+$$;
+
 -- Ends queued messages without sending them. A message that is queued no more is left as it is.
 CREATE FUNCTION activation._end_queued(
     messages uuid[], state text, cause text, note text DEFAULT NULL
@@ -73,7 +92,9 @@ AS $$
 $$;
 
 -- Lets people out of a loop: they are exited, and what is queued for them is cancelled. cause: see
--- activation.cause; note: what there is to add.
+-- activation.cause; note: what there is to add. What somebody's open transaction holds stays: an
+-- author may hold the people of a loop for as long as they like. Whoever gets no mail any more for
+-- another reason is let out at their next claim, which asks for that reason again.
 CREATE FUNCTION activation._exit_enrollments(
     ids bigint[], cause text, note text DEFAULT NULL
 ) RETURNS void
@@ -89,7 +110,7 @@ DECLARE
               SELECT e.ctid, e.state
                 FROM activation.enrollment e
                WHERE e.enrollment_id = u.id
-                 FOR NO KEY UPDATE OFFSET 0) x
+                 FOR NO KEY UPDATE SKIP LOCKED OFFSET 0) x
          WHERE x.state = 'waiting');
     mails uuid[] := ARRAY(
         SELECT m.message_id
@@ -98,7 +119,7 @@ DECLARE
               SELECT x.message_id, x.state
                 FROM activation.message x
                WHERE x.enrollment_id = u.id
-              OFFSET 0) m
+                 FOR NO KEY UPDATE SKIP LOCKED OFFSET 0) m
          WHERE m.state = 'queued');
 BEGIN
     UPDATE activation.enrollment e

@@ -40,6 +40,44 @@ BEGIN
 END
 $$;
 
+-- Waits, for a few seconds, until nobody else defines anything. One definition is made at a time,
+-- and an open transaction may keep the others waiting: they are told whose it is. It asks again and
+-- again in no subtransaction, whose number would not tell the session.
+CREATE FUNCTION activation._lock_define() RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    until timestamptz := clock_timestamp() + interval '3 seconds';
+    holder record;
+BEGIN
+    WHILE NOT activation._try_lock('define') LOOP
+        IF NOT EXISTS (SELECT FROM activation.mutex m WHERE m.name = 'define') THEN
+            PERFORM activation._lock('define');
+        END IF;
+        IF clock_timestamp() > until THEN
+            SELECT a.pid, a.usename, a.xact_start INTO holder
+              FROM activation.mutex m
+              JOIN pg_locks k
+                ON k.locktype = 'transactionid' AND k.transactionid = m.xmax AND k.granted
+              JOIN pg_stat_activity a ON a.pid = k.pid
+             WHERE m.name = 'define';
+            RAISE EXCEPTION
+                'another transaction defines loops or templates, and has not ended within 3 s'
+                USING ERRCODE = '55P03',
+                      DETAIL = CASE WHEN holder.pid IS NOT NULL
+                                    THEN format('It is that of %s, in the session with pid %s, '
+                                                'since %s.', quote_ident(holder.usename),
+                                                holder.pid, holder.xact_start)
+                                    ELSE 'Its session could not be found.' END,
+                      HINT = 'Try again when it is over. Whoever may do so can end it: '
+                             'SELECT pg_terminate_backend(pid);';
+        END IF;
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+END
+$$;
+
 -- A worker's slot is its own while pid and backend_start are those of a session that exists: a
 -- lease, see _take_slot().
 CREATE TABLE activation.worker (

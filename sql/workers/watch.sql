@@ -45,12 +45,9 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM activation._strike(
+    RETURN activation._strike(
         loop_id, CASE worker_kind WHEN 'detector' THEN 'detect' ELSE 'claim' END,
-        format('its own code ran for %s s and could not be cancelled', round(seconds)));
-    RETURN true;
-EXCEPTION WHEN lock_not_available THEN
-    RETURN false;
+        format('its own code ran for %s s and could not be cancelled', round(seconds))) IS NOT NULL;
 END
 $$;
 

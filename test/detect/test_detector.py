@@ -92,3 +92,20 @@ def test_an_error_elsewhere_undoes_the_round() -> None:
 def test_the_fake_answers_all_calls() -> None:
     """None of them would go to a database."""
     assert {name for name in vars(DetectCalls) if name[0] != "_"} <= set(vars(MemoryDetection))
+
+
+def test_a_loop_that_somebody_holds() -> None:
+    """Nothing can be written about it: the detector remembers that by itself, and has its people swept afterwards."""
+    calls = MemoryDetection("ada")
+    calls.held = True
+    calls.raising["decide"] = [Failed("canceling statement due to lock timeout", "55P03")]
+    detector = Detector(calls, 1)
+    assert detector.round()
+    assert [what for what, *_ in calls.data.loops] == ["postpone"]
+    assert not detector.round() and len(calls.questions) == 1, "it is not asked, and that is no work"
+    detector._held[1] = 0.0
+    assert not detector.round() and calls.data.loops[-1][0] == "sweep" and calls.data.asked == []
+    calls.held = False
+    detector._held[1] = 0.0
+    assert detector.round()
+    assert calls.data.loops[-1][0] == "sweep" and calls.data.acted == ["ada"]

@@ -299,6 +299,8 @@ class MemoryDetection(DetectCalls, _Memory):
         super().__init__(Watching({n: user for n, user in enumerate(users, 1)}))
         #: Who is asked about: each key once.
         self.questions: list[tuple[str, ...]] = []
+        #: Whether somebody holds what says that a loop is left alone.
+        self.held = False
 
     def condition(self, keys: list[str]) -> list[str]:
         return keys
@@ -348,20 +350,28 @@ class MemoryDetection(DetectCalls, _Memory):
     def swept(self, sweep: Sweep, ids: list[int], batch: int) -> None:
         raise NotImplementedError
 
-    def strike(self, loop_id: int, error: str) -> None:
+    def strike(self, loop_id: int, error: str) -> bool:
         self.data.loops.append(("strike", loop_id, error))
+        return not self.held
 
-    def cancelled(self, loop_id: int, seconds: float) -> None:
+    def cancelled(self, loop_id: int, seconds: float) -> bool:
         self.data.loops.append(("cancelled", loop_id, seconds))
+        return not self.held
 
-    def postpone(self, loop_id: int, error: str) -> None:
+    def postpone(self, loop_id: int, error: str) -> bool:
         self.data.loops.append(("postpone", loop_id, error))
+        return not self.held
+
+    def order_sweep(self, loop_id: int) -> bool:
+        self.data.loops.append(("sweep", loop_id, None))
+        return not self.held
 
     def forgive(self, loop_id: int) -> None:
         self.data.loops.append(("forgive", loop_id, None))
 
-    def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> None:
+    def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> bool:
         self.data.loops.append(("fail", loop_id, lost))
+        return not self.held
 
     def evaluation_ended(self) -> None:
         self._note("evaluation_ended")

@@ -232,6 +232,7 @@ _EVALUATING = Function("_evaluating", loop_id="integer")
 _ROLL_DUE = Function("_next_backfill")
 _ROLL = Function("_backfill_chunk", loop_id="integer", batch="integer")
 _RENEW_WAKE = Function("_renew_wake")
+_ORDER_SWEEP = Function("_order_sweep", loop_id="integer", due_at=_NOW)
 
 
 class DetectCalls(Calls):
@@ -293,25 +294,31 @@ class DetectCalls(Calls):
         """These people of a sweep were asked about."""
         self._value(_DETECT_SWEPT, *sweep[:4], ids, batch)
 
-    def strike(self, loop_id: int, error: str) -> None:
-        """A loop's condition raised as a whole. After the third time it is failing."""
-        self._value(_DETECT_STRIKE, loop_id, error)
+    def strike(self, loop_id: int, error: str) -> bool:
+        """A loop's condition raised as a whole. After the third time it is failing. Returns, as the next two do, whether
+        it is written down that the loop is left alone for a while: it is not where somebody holds what would say so."""
+        return bool(self._value(_DETECT_STRIKE, loop_id, error))
 
-    def cancelled(self, loop_id: int, seconds: float) -> None:
+    def cancelled(self, loop_id: int, seconds: float) -> bool:
         """A loop's condition was cancelled after so long."""
-        self._value(_DETECT_CANCELLED, loop_id, seconds)
+        return bool(self._value(_DETECT_CANCELLED, loop_id, seconds))
 
-    def postpone(self, loop_id: int, error: str) -> None:
-        """A loop's condition met somebody's lock, which is nobody's fault."""
-        self._value(_DETECT_POSTPONE, loop_id, error)
+    def postpone(self, loop_id: int, error: str) -> bool:
+        """A loop's condition, or what its answer means, met somebody's lock, which is nobody's fault."""
+        return bool(self._value(_DETECT_POSTPONE, loop_id, error))
+
+    def order_sweep(self, loop_id: int) -> bool:
+        """Have everybody asked about again whose condition is open in a loop. Returns whether somebody holds none of
+        it."""
+        return bool(self._value(_ORDER_SWEEP, loop_id))
 
     def forgive(self, loop_id: int) -> None:
         """A loop's condition answered: its strikes are forgotten."""
         self._value(_DETECT_WELL, loop_id)
 
-    def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> None:
-        """A loop's code harmed the session. lost: for good."""
-        self._value(_FAIL_AT_ONCE, loop_id, "detect", error, lost)
+    def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> bool:
+        """A loop's code harmed the session. lost: for good. Returns as strike() does."""
+        return bool(self._value(_FAIL_AT_ONCE, loop_id, "detect", error, lost))
 
     def evaluation_ended(self) -> None:
         """Say to the other workers that no author's code runs here any more."""
@@ -659,7 +666,6 @@ _LEAVE_SLOT = Function("_leave_slot", kind="text", slot="integer")
 _BEAT = Function("_beat", kind="text", slot="integer", worked="boolean", note="text")
 _END_OVERDUE = Table("_end_overdue", Overdue)
 _SET_WATCHING = Function("_set_watching", watching="boolean")
-_SWEEP_ALL = Function("_order_sweep", loop_id="integer", due_at=_NOW)
 _APPLY_EVENTS = Function("_apply_events")
 _ERASE_DUE = Table("_erase_due", Done, {"more": "NULL::boolean"})
 _HOUSEKEEP = Table("_housekeep", Done)
@@ -692,7 +698,7 @@ class WorkerCalls(Calls):
     def watch_tables(self) -> None:
         """Have the capture functions write wakes, and sweep once for what came before."""
         if self._value(_SET_WATCHING, True):
-            self._value(_SWEEP_ALL, None)
+            self._value(_ORDER_SWEEP, None)
 
     def apply_events(self) -> Done:
         """Bring what Resend told too early to its messages."""

@@ -26,6 +26,10 @@ FIRST_BACKFILL, LARGEST_BACKFILL = 2000, 20000
 #: Looks whether the table of wakes has grown so often, and so long after it could not be renewed (seconds).
 RENEW, RENEW_AGAIN = 0.5, 10.0
 
+#: A loop whose rows somebody's open transaction holds is left alone for so long (seconds), or for so many times as long
+#: as its code ran: what would say so in the database is held as well.
+HOLD, HOLD_TIMES = 3.0, 10
+
 #: So many failed evaluations in the search for bad users, and the loop itself is to blame.
 MAX_FAILURES = 20
 
@@ -67,12 +71,16 @@ class Detector:
         self._sizes: dict[int, int] = {}
         #: When each loop was asked last.
         self._asked_at: dict[int, float] = {}
+        #: Until when loops are left alone about which nothing can be written, and those of them that owe a sweep.
+        self._held: dict[int, float] = {}
+        self._owed: set[int] = set()
 
     def round(self) -> bool:
         """One committed round. Returns whether there was anything to do; see `more`."""
         calls = self._calls
         self.taken, self.more = 0, False
         try:
+            self._release()
             due = calls.due()
             if not any(due):
                 calls.commit()
@@ -83,7 +91,7 @@ class Detector:
             self._put_off.clear()
             self.note = None
             work = self._take(buckets, due) if buckets else []
-            self._ask_all(work)
+            self._ask_all(self._unheld(work))
             if buckets and due.sweeps and self._sweeps(buckets):
                 self.more = True
             if due.rolls and self._backfill():
@@ -95,6 +103,30 @@ class Detector:
         if due.wakes and not self.more:
             self._renew_wake()
         return bool(self.taken or work or self.more)
+
+    def _release(self) -> None:
+        """Orders the sweeps that are owed to loops which were left alone."""
+        if not self._held:
+            return
+        now = time.monotonic()
+        for loop_id in [loop_id for loop_id, until in self._held.items() if until <= now]:
+            if loop_id in self._owed and not self._calls.order_sweep(loop_id):
+                self._held[loop_id] = now + HOLD
+            else:
+                del self._held[loop_id]
+                self._owed.discard(loop_id)
+
+    def _unheld(self, work: list[Question]) -> list[Question]:
+        """What is asked of loops that are not left alone. The others owe a sweep; a round that is about them alone did
+        nothing."""
+        if not self._held:
+            return work
+        free = [question for question in work if question.loop_id not in self._held]
+        self._owed.update(question.loop_id for question in work if question.loop_id in self._held)
+        if work and not free:
+            self.taken, self.more = 0, False
+            work.clear()
+        return free
 
     def _ask_all(self, work: list[Question]) -> None:
         """Asks the loops, the quick before the slow, for as long as a round may last; of the others the one that was
@@ -176,15 +208,26 @@ class Detector:
 
     def _of_loop(self, work: Work, act: Callable[[Work], None]) -> None:
         """A part of a round that is about a loop. When it raises, the loop is left alone for a while, and then its
-        people are swept, since what was to be asked about them is forgotten."""
-        what, done = f"loop {work.loop_id}", False
-        with self._apart(what):
-            act(work)
-            done = True
-        if not done:
-            with self._apart(what):
-                self._set_aside(work.loop_id)
-                self._calls.strike(work.loop_id, self.note or what)
+        people are swept, since what was to be asked about them is forgotten. That goes for locks as well: an author may
+        hold what is about her loop in an open transaction (a new version, migrate_loop), and nobody else waits for it."""
+        loop_id, began = work.loop_id, time.monotonic()
+        try:
+            with self._calls.subtransaction():
+                act(work)
+            return
+        except Failed as error:
+            failed = error
+        self._set_aside(loop_id)
+        try:
+            with self._calls.subtransaction():
+                if failed.passing:
+                    written = self._calls.postpone(loop_id, f"somebody holds its people: {failed.text}")
+                else:
+                    self.note = storable(f"loop {loop_id}: {failed.text}")
+                    written = self._calls.strike(loop_id, self.note or "")
+        except Failed:
+            written = False
+        self._hold(loop_id, written, began)
 
     def _size(self, loop_id: int) -> int:
         return self._sizes.get(loop_id, FIRST_ASKED)
@@ -206,7 +249,7 @@ class Detector:
             if swept and self._late():
                 # They stay due, and those come first that are due longest.
                 break
-            if sweep.loop_id not in self._aside:
+            if sweep.loop_id not in self._aside and sweep.loop_id not in self._held:
                 swept.add(sweep.loop_id)
                 self._of_loop(sweep, self._sweep)
         return bool(swept)
@@ -267,7 +310,8 @@ class Detector:
             except Failed as error:
                 if error.passing:
                     self._set_aside(loop_id)
-                    self._calls.postpone(loop_id, f"its condition waited for a lock: {error.text}")
+                    written = self._calls.postpone(loop_id, f"its condition waited for a lock: {error.text}")
+                    self._hold(loop_id, written, began)
                     return
                 if error.code in (HARMED, LOST):
                     self._fail_at_once(loop_id, error)
@@ -313,15 +357,24 @@ class Detector:
 
     def _strike(self, loop_id: int, text: str) -> None:
         self._set_aside(loop_id)
-        self._calls.strike(loop_id, storable(f"its condition raised: {text}") or "")
+        written = self._calls.strike(loop_id, storable(f"its condition raised: {text}") or "")
+        self._hold(loop_id, written, self._asked_at.get(loop_id, time.monotonic()))
 
     def _cancelled(self, loop_id: int, began: float) -> None:
         self._set_aside(loop_id)
-        self._calls.cancelled(loop_id, time.monotonic() - began)
+        self._hold(loop_id, self._calls.cancelled(loop_id, time.monotonic() - began), began)
 
     def _fail_at_once(self, loop_id: int, error: Failed) -> None:
         self._aside.add(loop_id)
-        self._calls.fail_at_once(loop_id, storable(error.text), error.code == LOST)
+        written = self._calls.fail_at_once(loop_id, storable(error.text), error.code == LOST)
+        self._hold(loop_id, written, time.monotonic())
+
+    def _hold(self, loop_id: int, written: bool, began: float) -> None:
+        """Leave a loop alone, where the database could not be told to."""
+        if not written:
+            now = time.monotonic()
+            self._held[loop_id] = now + max(HOLD, HOLD_TIMES * (now - began))
+            self._owed.add(loop_id)
 
     def _set_aside(self, loop_id: int) -> None:
         """Leave a loop alone for the rest of the round, and then ask it about few at a time."""
