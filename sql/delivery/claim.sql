@@ -1,13 +1,15 @@
 -- The claim: due messages are locked, checked, and handed to the deliverer with all that rendering
 -- needs. The deliverer stores their requests in the same transaction, which makes them sending.
 
--- Locks due messages, oldest first, and checks what may have changed since they were promised:
--- those before it have left, the user still exists and has not meanwhile done what a nudge would
--- ask for, the window is open, the cap not reached. What fails a check ends here or is put back.
--- The rest is returned with the user's row as it is now, to be rendered and stored in this same
--- transaction. Those that ended or were put back come without a user_row, so that the caller knows
--- a claim without mail from an empty queue. cursor_…: how far the queue of each loop was walked, so
--- that dead entries before that are not walked again.
+-- Locks due messages, oldest first, of loops that the brake lets send, and puts off those that wait
+-- for an earlier one of their enrollment; for that it writes message itself. What else may have
+-- changed since they were promised is checked by _claim_checked(): that the user still exists,
+-- wants mail, and has not done what a nudge would ask for, that the window is open and the cap not
+-- reached. What fails a check ends there or is put back. The rest is returned with the user's row
+-- as it is now, to be rendered and stored in this same transaction. Those that ended or were put
+-- back come without a user_row, so that the caller knows a claim without mail from an empty queue.
+-- cursor_…: how far the queue of each loop was walked, so that dead entries before that are not
+-- walked again.
 -- Long because brake, queue and order within an enrollment together decide what to take.
 CREATE FUNCTION activation._claim_messages(
     wanted integer, cursor_loops integer[], cursor_times timestamptz[], cursor_ids uuid[]
@@ -20,7 +22,7 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     s activation.setting := activation._setting();
-    live boolean := s.mode <> 'capture';
+    leaves boolean := s.mode <> 'capture';
     queue record;
     take integer;
     hourly bigint;
@@ -33,7 +35,7 @@ DECLARE
     counts jsonb := '{}'::jsonb;
     returned integer := 0;
 BEGIN
-    IF live AND s.max_per_user IS NOT NULL THEN
+    IF leaves AND s.max_per_user IS NOT NULL THEN
         -- Two deliverers must not both find room for a user's last mail.
         PERFORM activation._lock('cap');
     END IF;
@@ -42,7 +44,7 @@ BEGIN
     LOOP
         take := wanted - cardinality(claimed);
         EXIT WHEN take = 0;
-        IF live THEN
+        IF leaves THEN
             hourly := activation._hourly_limit(queue.loop_id, now);
             sent := activation._sent_within_the_hour(queue.loop_id, now);
             IF sent + 10000 > hourly THEN

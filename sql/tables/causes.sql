@@ -36,7 +36,7 @@ INSERT INTO activation.cause (code, sentence) VALUES
     ('loop_raised', 'the loop''s own code raised'),
     ('loop_too_slow', 'the loop''s own code was cancelled: it ran too long'),
     -- What Resend said of it.
-    ('refused', 'Resend refused it'),
+    ('rejected', 'Resend rejected it'),
     ('not_accepted', 'it was not accepted yet'),
     ('unclear', 'its outcome is not known yet'),
     ('never_known', 'its outcome was not known for 23 hours'),

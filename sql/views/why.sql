@@ -183,7 +183,9 @@ BEGIN
           FROM activation.remark r JOIN activation."loop" l USING (loop_id)
          WHERE r.user_id = wanted_user AND (wanted_loop IS NULL OR r.loop_id = wanted_loop)
         UNION ALL
-        SELECT c.at, 1, l.name, 'not enrolled', c.error, 'not_captured'
+        SELECT c.at, 1, l.name,
+               CASE c.code WHEN 'not_captured' THEN 'not enrolled' ELSE 'deletion unclear' END,
+               c.error, c.code
           FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id)
          WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
         UNION ALL

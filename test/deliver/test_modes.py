@@ -182,8 +182,8 @@ def test_a_restored_copy_mails_no_one(sandbox: Sandbox) -> None:
         sandbox.fail("drop_after", times=1)
         sign_up(app, 1)
         tick(db)
-        promise_two = "SELECT activation.configure(api_key => 'env:NOT_THERE')"
-        app.execute(promise_two)
+        take_the_key_away = "SELECT activation.configure(api_key => 'env:NOT_THERE')"
+        app.execute(take_the_key_away)
         sign_up(app, 2)
         sign_up(app, 3, acts=False)
         tick(db)
