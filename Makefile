@@ -7,7 +7,7 @@
 # make test-fast     runs the files that FAST names, in about a minute
 # make demo          LIVE=you@your.domain with RESEND_API_KEY set also sends one real mail
 # make lint, bench
-# make reference     writes docs/reference.md from the comments in the database
+# make reference     writes docs/reference.md from the comments in the database, docs/definition.md from the schema
 # make fuzz          SEED=n MINUTES=m; the same seed makes the same inputs
 # make chaos         SEED=n or SEEDS=a-b, MINUTES=m for each; with SEEDS it writes bench/CHAOS.md
 # make clean         also removes what these have built outside the checkout
@@ -88,6 +88,7 @@ lint:
 reference:
 	@scripts/with-env python scripts/reference.py > docs/reference.md.new && mv docs/reference.md.new docs/reference.md || \
 	  { rm -f docs/reference.md.new; exit 1; }
+	@python3 scripts/document_schema.py
 
 demo:
 	@$(if $(LIVE),DEMO_API_KEY="$$RESEND_API_KEY") scripts/with-env python examples/demo.py $(if $(LIVE),--live '$(LIVE)')

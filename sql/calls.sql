@@ -55,7 +55,7 @@ BEGIN
                                           args ->> 'key', args ->> 'email', args ->> 'timezone');
         WHEN 'set_template' THEN
             NEW.answer := to_jsonb(activation._set_template(
-                name, args ->> 'subject', args ->> 'html', args ->> 'body_text'));
+                caller, name, args ->> 'subject', args ->> 'html', args ->> 'body_text'));
         WHEN 'bind' THEN
             NEW.answer := to_jsonb(activation._bind((args ->> 'or_fail')::boolean));
         WHEN 'unbind' THEN

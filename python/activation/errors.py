@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 #: Where in a document something stands: keys and numbers of items, from the outside in.
 Path = tuple[str | int, ...]
 

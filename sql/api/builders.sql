@@ -168,7 +168,8 @@ subject: instead of the template''s subject (default: that).
 sender: instead of the setting sender (default: that).
 reply_to: instead of the setting reply_to (default: that).
 Returns the action, for define_loop() and step().
-Raises 22023 for a text, a key or a mailbox that is none. What is wrong with the template or its variables is told by define_loop().';
+Raises 22023 for a text, a key or a mailbox that is none. What is wrong with the template or its
+  variables is told by define_loop().';
 
 CREATE FUNCTION activation.retry(
     retries integer DEFAULT 3, backoff text DEFAULT 'exponential',

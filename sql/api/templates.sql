@@ -46,7 +46,7 @@ $$;
 
 -- What set_template() does. A version that a loop in use could not render is refused.
 CREATE FUNCTION activation._set_template(
-    name text, subject text, html text, body_text text
+    caller oid, name text, subject text, html text, body_text text
 ) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -76,13 +76,19 @@ BEGIN
     PERFORM activation._raise(answer -> 'error');
     PERFORM activation._lock_define();
     FOR used IN
-        SELECT l.name AS loop_name, v.users, b.email
+        SELECT l.name AS loop_name, v.owner, v.users, b.email
           FROM activation."loop" l
           JOIN activation.loop_version v USING (loop_id, version)
           JOIN activation.step s USING (loop_id, version),
                unnest(ARRAY[s.action, s.otherwise]) AS b(email)
          WHERE l.state <> 'archived' AND b.email ->> 'template' = _set_template.name
     LOOP
+        IF NOT pg_has_role(caller, used.owner, 'MEMBER') THEN
+            RAISE EXCEPTION 'template "%" is used by loop "%", which belongs to %',
+                name, used.loop_name, activation._role_name(used.owner)
+                USING ERRCODE = '42501',
+                      HINT = 'Store yours under another name, or ask a member of that role.';
+        END IF;
         PERFORM activation._check_email(
             format('loop "%s"', used.loop_name), used.email, used.users, template_text);
     END LOOP;

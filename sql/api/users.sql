@@ -44,20 +44,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     table_label text := activation._table_name(users);
-    primary_key name[];
 BEGIN
-    SELECT array_agg(a.attname ORDER BY k.ordinal) INTO primary_key
-      FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal),
-           pg_attribute a
-     WHERE i.indrelid = users AND i.indisprimary AND k.ordinal <= i.indnkeyatts
-       AND a.attrelid = users AND a.attnum = k.attnum;
     key := coalesce(
         key,
         (SELECT u.key_column FROM activation.users_table u WHERE u.users = _users_key.users),
-        CASE WHEN cardinality(primary_key) = 1 THEN primary_key[1] END);
+        activation._primary_key_column(users));
     IF key IS NULL THEN
         RAISE EXCEPTION '%: table % has %', context, table_label,
-            CASE WHEN primary_key IS NULL THEN 'no primary key'
+            CASE WHEN activation._primary_key(users) = '{}' THEN 'no primary key'
                  ELSE 'a primary key of several columns' END
             USING ERRCODE = '42P16',
                   HINT = format('Name the column that identifies a user: '

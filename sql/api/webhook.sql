@@ -20,7 +20,7 @@ DECLARE
     now timestamptz := activation._now();
     s activation.setting;
     signed record;
-    problem text;
+    refusal jsonb;
     event jsonb;
 BEGIN
     IF octet_length(coalesce(body, '')) > 1000000 THEN
@@ -50,14 +50,14 @@ BEGIN
             400, 'it needs svix-id, svix-timestamp and svix-signature, each once');
     END IF;
     s := activation._setting();
-    problem := activation._webhook_problem(
+    refusal := activation._webhook_problem(
         body, signed.id, signed.timestamp, signed.signature, s.webhook_secret,
         (SELECT jsonb_object_agg(x.name, x.value)
            FROM activation.secret x
           WHERE 'secret:' || x.name = ANY (string_to_array(s.webhook_secret, ' '))),
         extract(epoch FROM now)::double precision);
-    IF problem IS NOT NULL THEN
-        PERFORM activation._refuse_webhook(left(problem, 3)::integer, substr(problem, 5));
+    IF refusal IS NOT NULL THEN
+        PERFORM activation._refuse_webhook((refusal -> 'status')::integer, refusal ->> 'problem');
     END IF;
     event := activation._parse_event(body);
     IF event IS NULL THEN

@@ -57,10 +57,7 @@ AS $$
                          JOIN activation.source s USING (source_id)
                         WHERE s.table_name = _captured_columns.table_name
                           AND a.attname = ANY (v.filter_columns || v.old_columns))
-            OR with_primary_key
-               AND EXISTS (SELECT FROM pg_index i
-                            WHERE i.indrelid = a.attrelid AND i.indisprimary
-                              AND a.attnum = ANY (i.indkey)))
+            OR with_primary_key AND a.attname = ANY (activation._primary_key(table_name)))
 $$;
 
 -- The key columns of a captured table, and what is to be done on an event. key: the key of a row n,

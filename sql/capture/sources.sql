@@ -47,6 +47,29 @@ AS $$
                   ORDER BY c.ordinal)
 $$;
 
+-- The columns of a table's primary key, in its order; none without one. Columns that its index only
+-- includes are not of the key.
+CREATE FUNCTION activation._primary_key(table_name regclass) RETURNS name[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY(SELECT a.attname
+                   FROM pg_index i
+                   CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal)
+                   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                  WHERE i.indrelid = table_name AND i.indisprimary
+                    AND k.ordinal <= i.indnkeyatts
+                  ORDER BY k.ordinal)
+$$;
+
+-- The column that is a table's whole primary key. NULL without one, or where it has several.
+CREATE FUNCTION activation._primary_key_column(table_name regclass) RETURNS name
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT k[1] FROM activation._primary_key(table_name) AS k WHERE cardinality(k) = 1
+$$;
+
 -- What the old and the new version of an updated row have in common: the primary key of its table,
 -- as a condition over the rows n and o. NULL without one.
 CREATE FUNCTION activation._same_row_condition(table_name regclass) RETURNS text
@@ -54,13 +77,9 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT string_agg(format('pg_catalog.format(''%%s'', n.%1$I) OPERATOR(pg_catalog.=) '
-                             'pg_catalog.format(''%%s'', o.%1$I)', a.attname),
+                             'pg_catalog.format(''%%s'', o.%1$I)', k.name),
                       ' AND ' ORDER BY k.ordinal)
-      FROM pg_index i,
-           unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, ordinal),
-           pg_attribute a
-     WHERE i.indrelid = table_name AND i.indisprimary
-       AND a.attrelid = table_name AND a.attnum = k.attnum
+      FROM unnest(activation._primary_key(table_name)) WITH ORDINALITY AS k(name, ordinal)
 $$;
 
 -- Brings what is stored of a captured table's columns up to date. Columns are followed by number

@@ -24,16 +24,11 @@ BEGIN
                    milestone.since, now(), milestone.timestamps, milestone.names) s
     LOOP
         IF row.notes IS NOT NULL THEN
-            SELECT n INTO problem
-              FROM jsonb_array_elements_text(
-                       coalesce(nullif(row.notes -> 'notes', 'null'), '[]')) AS n
-             WHERE n LIKE '%cannot be replayed%'
-             LIMIT 1;
+            problem := row.notes ->> 'problem';
             IF problem IS NOT NULL THEN
                 RAISE EXCEPTION 'when people reached this milestone cannot be told from the tables'
                     USING ERRCODE = '55000',
-                          DETAIL = regexp_replace(problem, '^.*cannot be replayed: (.*)$', '\1')
-                                   || '.',
+                          DETAIL = problem || '.',
                           HINT = 'Name the column that tells: '
                                  'timestamps => ''{"public.projects": "made_on"}''.';
             END IF;

@@ -6,7 +6,8 @@
 
 -- What simulate() counts: every mail that would have been promised, with what would have become of
 -- it; and for everybody enrolled a row without a step, at: when, goal_at: when they reached the
--- goal. notes come first, in a row of their own.
+-- goal. notes come first, in a row of their own: {"notes", "rate", "goal": whether there is one,
+-- "problem": why a condition cannot be replayed}.
 --
 -- Long because the people are arrays that each part reads and the next one changes; and because a
 -- function of its own for each part would need a grant of its own for whoever may call simulate().
@@ -28,6 +29,7 @@ DECLARE
     path text := _simulate.search_path;
     replays jsonb := '{}'::jsonb;
     remarks text[] := '{}'::text[];
+    problem text;
     condition record;
     replay jsonb;
     explained text;
@@ -111,6 +113,7 @@ BEGIN
         remarks := remarks
                    || ARRAY(SELECT jsonb_array_elements_text(coalesce(replay -> 'notes', '[]')));
         IF replay ->> 'problem' IS NOT NULL THEN
+            problem := coalesce(problem, replay ->> 'problem');
             remarks := remarks || format(
                 '%s cannot be replayed: %s',
                 CASE condition.name
@@ -183,7 +186,8 @@ BEGIN
            NULL::timestamptz, NULL::boolean,
            jsonb_build_object('notes', (SELECT jsonb_agg(DISTINCT n) FROM unnest(remarks) AS n),
                               'rate', plan -> 'rate',
-                              'goal', goal_name IS NOT NULL);
+                              'goal', goal_name IS NOT NULL,
+                              'problem', problem);
     RETURN QUERY
     SELECT u.key, u.at, NULL::text, NULL::text, NULL::text, u.at, u.goal_at, u.held, NULL::jsonb
       FROM unnest(keys, enrolled, goals, held) AS u(key, at, goal_at, held);

@@ -61,13 +61,7 @@ BEGIN
             context));
     SELECT u.* INTO registered FROM activation.users_table u WHERE u.users = here.users;
     IF registered.users IS NULL THEN
-        registered := ROW(
-            users,
-            (SELECT a.attname
-               FROM pg_index i
-               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-              WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1),
-            'email', NULL);
+        registered := ROW(users, activation._primary_key_column(users), 'email', NULL);
     END IF;
     IF table_name IS NOT NULL THEN
         key_column := coalesce(

@@ -65,10 +65,7 @@ BEGIN
     END IF;
     key := coalesce((SELECT u.key_column FROM activation.users_table u
                       WHERE u.users = _suggest_users.users),
-                    (SELECT a.attname
-                       FROM pg_index i
-                       JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                      WHERE i.indrelid = users AND i.indisprimary AND i.indnkeyatts = 1));
+                    activation._primary_key_column(users));
     IF key IS NULL THEN
         RAISE EXCEPTION 'table % has no primary key of one column', quoted_name
             USING ERRCODE = '42P16',

@@ -42,11 +42,12 @@ from activation.server import entry
 return entry.read_token(key, token)
 $$;
 
--- What is wrong with a webhook's signature, or NULL. refs: references to its secrets; secrets:
--- those that are stored in the database under the names that refs name.
+-- What is wrong with a webhook's signature, or NULL: {"status": to answer over HTTP, "problem"}.
+-- refs: references to its secrets; secrets: those that are stored in the database under the names
+-- that refs name.
 CREATE FUNCTION activation._webhook_problem(body text, id text, sent_at text, signatures text,
                                             refs text, secrets jsonb, now double precision)
-RETURNS text
+RETURNS jsonb
 LANGUAGE plpython3u
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -28,6 +28,7 @@ from alembic.config import Config
 from click.testing import CliRunner, Result
 
 from activation.cli import main
+from activation.cli.database import refusal
 from activation.cli.demo import LOOP
 from harness import Cluster, Database
 from loops import APP, define, journey, tick
@@ -356,6 +357,24 @@ def test_import_refuses(kept: Database, tmp_path: Path) -> None:
         result = run(kept, "import", str(tmp_path / name), "--yes")
         assert result.exit_code == code, result.output
         assert said in result.stderr and "Traceback" not in result.output and loops(kept) == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_older"),
+    [
+        ("SELECT activation.nope(1)", True),
+        # What is missing here is the author's.
+        (
+            "SELECT activation.define_loop('x', trigger => activation.on_insert('users'),"
+            " condition => activation.query('SELECT activation.nope($1)'), action => activation.email('milestone'))",
+            False,
+        ),
+    ],
+)
+def test_a_function_that_is_not_there(kept: Database, statement: str, is_older: bool) -> None:
+    with kept.connect() as connection, pytest.raises(psycopg.errors.UndefinedFunction) as caught:
+        connection.execute(statement.encode())
+    assert ("older activation" in refusal(caught.value).message) == is_older
 
 
 def test_letters_that_a_terminal_does_not_have(kept: Database, tmp_path: Path) -> None:

@@ -422,7 +422,7 @@ def test_by_hand(db: Database, app: Connection) -> None:
     tick(db)
     assert db.value("SELECT activation.cancel('3', 'waiting', 'asked by phone')") is True
     assert db.value("SELECT activation.cancel('3', 'waiting', 'asked by phone')") is False
-    assert "exited: asked by phone" in told(db, 3, "waiting")
+    assert "exited: cancelled: asked by phone" in told(db, 3, "waiting")
 
 
 def test_a_cancel_takes_what_is_queued(db: Database, app: Connection, sandbox: Any) -> None:
@@ -751,6 +751,15 @@ def test_what_came_due_while_it_was_paused(db: Database, app: Connection) -> Non
     assert "came due while the loop was paused" in told(db)
     tick(db, "74 hours")
     assert mails(db)[1:] == [("b", "action", "captured")]
+
+
+def test_what_a_key_only_includes_may_change(db: Database, app: Connection) -> None:
+    app.execute("ALTER TABLE users DROP CONSTRAINT users_pkey CASCADE, ADD PRIMARY KEY (id) INCLUDE (plan)")
+    app.execute(SIGN_UP)
+    define(db, f"action => {WELCOME}", trigger="activation.on_update('users', columns => '{plan}')")
+    app.execute("UPDATE users SET plan = 'pro'")
+    tick(db)
+    assert db.value("SELECT count(*) FROM activation.journey") == 1
 
 
 def test_why_somebody_is_not_enrolled(db: Database, app: Connection) -> None:

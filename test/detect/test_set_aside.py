@@ -200,6 +200,11 @@ def test_a_signal_that_cannot_be_taken(db: Database, app: Connection) -> None:
         "CREATE TRIGGER no BEFORE INSERT OR UPDATE ON activation.enrollment FOR EACH ROW EXECUTE FUNCTION no()"
     )
     sign_up(app, *range(1, 20))
+    with db.connect() as session, session.transaction(force_rollback=True):
+        # The others are taken in the same round, and none is left for the next.
+        taken = "SELECT cardinality(ids) FROM activation._take_signals(activation._all_buckets(), 100)"
+        assert session.execute(taken).fetchone() == (18,)
+        assert session.execute("SELECT count(*) FROM activation.signal").fetchone() == (0,)
     tick(db)
     assert set(statuses(db)) == {str(user) for user in range(1, 20) if user != 7}
     assert "not enrolled: not seven" in why(db, "7")

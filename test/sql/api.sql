@@ -140,7 +140,7 @@ SELECT alike(pg_temp.columns('activation.message_log'), 'message_id uuid, loop t
 SELECT alike(pg_temp.columns('activation.journey'), 'enrollment_id bigint, loop text, version integer, user_id text, state text, step text, enrolled_at timestamp with time zone, '
     'activated_at timestamp with time zone, deadline timestamp with time zone, holdout boolean%', 'journey');
 SELECT alike(pg_temp.columns('activation.status'), 'component text, state text, detail text%', 'status');
-SELECT is(pg_temp.columns('activation.why(''1'')'), 'at timestamp with time zone, loop text, event text, detail text', 'why');
+SELECT is(pg_temp.columns('activation.why(''1'')'), 'at timestamp with time zone, loop text, event text, detail text, code text', 'why');
 SELECT is(pg_temp.columns('activation.preview(''1'', ''greeting'')'), 'step text, branch text, purpose text, recipient text, subject text, html text, body_text text, problem text', 'preview');
 
 -- What they show.

@@ -15,7 +15,7 @@ SELECT set_eq(
         'activation.detect(integer)',
         'activation.diff_loop(text,jsonb,text)',
         'activation.doctor()',
-        'activation.email(text,jsonb,text,text,text,text)',
+        'activation.email(text,jsonb,text,text,text)',
         'activation.enroll(text,text,jsonb)',
         'activation.export_loop(text)',
         'activation.grant_role(text,name)',

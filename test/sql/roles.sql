@@ -63,6 +63,8 @@ SELECT is(pg_temp.code(c, r), '00000', format('%s: %s', r, c))
     ('viewer', $$SELECT * FROM activation.mail_numbers$$),
     ('viewer', $$SELECT activation.report()$$)) AS may(r, c);
 SELECT is(pg_temp.code($$SELECT activation.receive_webhook('{}', '{}')$$, 'app'), 'HT400', 'app: its webhooks are read');
+SELECT pg_temp.refused($$SELECT activation.set_template('milestone', 'Mine', body_text => 'Mine.')$$, '42501', '{"template \"milestone\"","loop \"theirs\"",migration}', 'another name',
+                       'an author stores no template that a loop of somebody else uses', 'author');
 
 -- And nothing else.
 

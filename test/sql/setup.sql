@@ -88,7 +88,7 @@ BEGIN
         items := items + 1;
     END LOOP;
     FOR item IN SELECT * FROM activation._detect_sweeps(activation._all_buckets()) LOOP
-        PERFORM activation._detect_sweep(item.loop_id, item.version, item.step, item.part, item.mark, 1000);
+        PERFORM activation._detect_sweep(item.loop_id, item.version, item.step, item.bucket, item.swept_to, 1000);
     END LOOP;
     RETURN items;
 END

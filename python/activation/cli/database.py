@@ -101,7 +101,8 @@ def refusal(error: psycopg.Error) -> click.ClickException:
     # It went away meanwhile: shut down, crashed, or terminated the process.
     kind = Unreachable if (diagnostic.sqlstate or "")[:3] in ("57P", "080") else Refused
     lines = [told(diagnostic).partition(": ")[2]]
-    if diagnostic.sqlstate == "42883" and "function activation." in diagnostic.message_primary:
+    # With a place in the command's own statement, where an error about an author's SQL has none.
+    if diagnostic.sqlstate == "42883" and diagnostic.statement_position:
         lines = [
             plain(diagnostic.message_primary),
             "HINT: The database has an older activation than this command: ALTER EXTENSION activation UPDATE;",

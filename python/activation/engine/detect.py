@@ -1,6 +1,7 @@
 """Detection: one round takes signals and wakes, enrolls, evaluates and decides.
 
-A round is one transaction under the locks of the buckets of users that it covers. A loop that raises harms itself alone.
+A round is one transaction under the locks of the buckets of users that it covers. A loop that raises harms itself
+alone.
 """
 
 from __future__ import annotations

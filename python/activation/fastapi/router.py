@@ -139,6 +139,8 @@ def activation_router(
     dashboard: who may see it: a dependency of the app's, which raises for anybody else. Without one it is closed.
     prefix: where it stands; `activation.configure(public_url => …)` names the same place, as people reach it.
     title: what people know the app as; by default the app's title, if it has one.
+
+    Long because each of its routes is a function inside of it, which shares these arguments.
     """
     db = Database(database)
     # mypy knows tags as a list that may hold enumerations.

@@ -122,8 +122,7 @@ def read_token(key: str, token: str | None) -> int | None:
 def webhook_problem(
     body: str, webhook_id: str, timestamp: str, signatures: str, references: str | None, stored: str | None, now: float
 ) -> str | None:
-    """Why a webhook is not believed: the HTTP status to answer, and a sentence. None: it is."""
-
+    """Why a webhook is not believed: {"status", "problem"}, the HTTP status to answer and a sentence. None: it is."""
     from activation.resend import signature
 
     known = json.loads(stored or "{}")
@@ -136,11 +135,11 @@ def webhook_problem(
             # While a secret is rotated there are two, and one that cannot be read takes nothing from the other.
             problems.append(str(problem))
     if not readable:
-        return "503 " + ("; ".join(problems) or "no webhook_secret is configured")
+        return json.dumps({"status": 503, "problem": "; ".join(problems) or "no webhook_secret is configured"})
     try:
         signature.verify(body, webhook_id, timestamp, signatures, readable, now)
     except signature.BadSignature as problem:
-        return "401 " + "; ".join([str(problem), *problems])
+        return json.dumps({"status": 401, "problem": "; ".join([str(problem), *problems])})
     return None
 
 
