@@ -7,6 +7,61 @@ LANGUAGE sql IMMUTABLE
 RETURN share > 0
    AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
 
+-- Whether who is in a users table can be asked without running anybody's code. Code runs in the
+-- type of the key (a domain's checks), in policies, and, while a query is planned, in the constant
+-- parts of indexes, statistics, checks and partition keys, also of the table's children. What
+-- initdb made leaves no trace in pg_depend.
+CREATE FUNCTION activation._reads_plainly(users regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        WITH RECURSIVE relation(oid) AS (
+            SELECT _reads_plainly.users::oid
+            UNION
+            SELECT i.inhrelid FROM relation r JOIN pg_inherits i ON i.inhparent = r.oid
+        ), holder AS (
+            SELECT 'pg_class'::regclass AS classid, i.indexrelid AS objid
+              FROM relation r JOIN pg_index i ON i.indrelid = r.oid
+             WHERE i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
+            UNION ALL
+            SELECT 'pg_statistic_ext'::regclass, e.oid
+              FROM relation r JOIN pg_statistic_ext e ON e.stxrelid = r.oid
+            UNION ALL
+            SELECT 'pg_constraint'::regclass, k.oid
+              FROM relation r JOIN pg_constraint k ON k.conrelid = r.oid
+             WHERE k.contype = 'c'
+            UNION ALL
+            SELECT 'pg_class'::regclass, p.partrelid
+              FROM relation r JOIN pg_partitioned_table p ON p.partrelid = r.oid
+        )
+        SELECT
+          FROM holder h JOIN pg_depend d ON d.classid = h.classid AND d.objid = h.objid
+         WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass,
+                                'pg_type'::regclass, 'pg_collation'::regclass)
+        UNION ALL
+        SELECT FROM relation r JOIN pg_class c USING (oid) WHERE c.relkind NOT IN ('r', 'p')
+        UNION ALL
+        SELECT
+          FROM activation.users_table u
+          JOIN pg_class c ON c.oid = u.users
+          JOIN pg_attribute a ON a.attrelid = u.users AND a.attname = u.key_column
+          JOIN pg_type t ON t.oid = a.atttypid
+         WHERE u.users = _reads_plainly.users
+           AND (t.oid >= 16384
+                OR t.typtype <> 'b'
+                OR c.relrowsecurity
+                   AND (c.relforcerowsecurity
+                        OR EXISTS (SELECT
+                                     FROM activation.loop_version v
+                                     JOIN activation."loop" l USING (loop_id, version)
+                                    WHERE v.users = u.users
+                                      AND l.state <> 'archived'
+                                      AND NOT pg_has_role(v.owner, c.relowner, 'USAGE')))));
+END
+$$;
+
 -- Which of these users exist, asked through the black box of any loop on their table; NULL where
 -- there is no such loop.
 CREATE FUNCTION activation._existing_users(users regclass, user_ids text[]) RETURNS text[]

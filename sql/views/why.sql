@@ -215,10 +215,13 @@ BEGIN
         UNION ALL
         SELECT activation._now(), 11, l.name, 'not enrolled',
                n.detail, n.code
-          FROM activation."loop" l
-          CROSS JOIN LATERAL activation._why_not(wanted_user, l.loop_id) n
-         WHERE (wanted_loop IS NULL AND l.state <> 'archived' OR l.loop_id = wanted_loop)
-           AND NOT EXISTS (SELECT FROM told x WHERE x.loop = l.name)) t
+          -- Only of loops that say nothing else is it asked, which may run their code.
+          FROM (SELECT u.loop_id, u.name
+                  FROM activation."loop" u
+                 WHERE (wanted_loop IS NULL AND u.state <> 'archived' OR u.loop_id = wanted_loop)
+                   AND NOT EXISTS (SELECT FROM told x WHERE x.loop = u.name)
+                OFFSET 0) l
+          CROSS JOIN LATERAL activation._why_not(wanted_user, l.loop_id) n) t
      ORDER BY t.at, t.position;
 END
 $$;

@@ -201,3 +201,59 @@ def test_the_brake_waits_for_no_author(db: Database, mallory: Connection, worker
             ).fetchall()
         assert [user for user, _ in claimed] == ["1"]
     assert loop_status(db, "hers")[0] and messages(db, "third") == [("1", "action")]
+
+
+SLOW = """
+    CREATE TABLE slow (seconds double precision); INSERT INTO slow VALUES (0); GRANT SELECT ON slow TO PUBLIC;
+    GRANT USAGE ON SCHEMA mal TO PUBLIC;
+    CREATE SEQUENCE asked; GRANT ALL ON asked TO PUBLIC;
+    CREATE FUNCTION waits(text) RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT seconds FROM mal.slow) > 0 THEN PERFORM nextval('mal.asked'); END IF;
+        PERFORM pg_sleep((SELECT seconds FROM mal.slow)); RETURN true;
+    END $$;
+    CREATE DOMAIN key AS text CHECK (mal.waits(VALUE));
+    CREATE FUNCTION planned(integer) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$BEGIN RETURN mal.waits(''); END$$;
+"""
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id mal.key PRIMARY KEY, email text",
+        "id text PRIMARY KEY, email text, CHECK (mal.planned(1))",
+        "id text PRIMARY KEY, email text); CREATE INDEX ON people (id) WHERE (mal.planned(1)",
+        "id text PRIMARY KEY, email text); CREATE STATISTICS s ON email, (mal.planned(1)) FROM people; SELECT (1",
+        "id text PRIMARY KEY, email text); ALTER TABLE people ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+        " CREATE POLICY p ON people USING (mal.planned(1)",
+    ],
+)
+def test_track_runs_nobodys_code(db: Database, mallory: Connection, table: str) -> None:
+    """Whose user an event is about is asked only where that runs no code of an author's."""
+    mallory.execute(SLOW)
+    mallory.execute(f"CREATE TABLE people ({table})".encode())
+    mallory.execute("INSERT INTO people VALUES ('9', 'b@example.com')")
+    define(mallory, None, "hers", table="people")
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    mallory.execute("UPDATE slow SET seconds = 5")
+    with db.connect() as app:
+        app.execute("SET statement_timeout = '2s'")
+        app.execute("SELECT activation.track('1', 'came'), activation.track('77', 'came')")
+        app.execute("SELECT activation.enroll('77', 'hers')")
+    assert db.value("SELECT count(*) FROM activation.event") == 2
+    assert not db.value("SELECT is_called FROM mal.asked")
+    mallory.execute("UPDATE slow SET seconds = 0")
+
+
+def test_track_waits_for_no_table(db: Database, mallory: Connection) -> None:
+    """However many of them an author holds."""
+    names = [f"users{n}" for n in range(12)]
+    for name in names:
+        mallory.execute(f"CREATE TABLE {name} (id bigint PRIMARY KEY, email text)".encode())
+        define(mallory, None, name, table=name)
+    with mallory.transaction(force_rollback=True), db.connect() as app:
+        mallory.execute(f"LOCK TABLE {', '.join(names)}".encode())
+        app.execute("SET statement_timeout = '1s'")
+        app.execute("SELECT activation.track('77', 'came')")
+    with db.connect() as app, pytest.raises(psycopg.errors.NoData):
+        app.execute("SELECT activation.track('77', 'came')")

@@ -371,6 +371,7 @@ def dump(db: Database) -> str:
     """Every table of ours as text, but for ids and keys: hexadecimal digits now and then spell a name."""
     tables = db.sql(
         "SELECT c.oid::regclass::text FROM pg_class c WHERE c.relnamespace = 'activation'::regnamespace AND c.relkind = 'r'"
+        " AND c.relname <> 'cause'"
     )
     text = "\n".join(
         str(db.value(f"SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]')::text FROM {table} AS t")) for (table,) in tables

@@ -61,7 +61,7 @@ def test_a_copy_beside_it_sends_nothing_and_works_on(db: Database, copy: Databas
     for later in ("0", "10 minutes", "25 hours"):
         tick(copy, later)
     assert len(sandbox.log) == before
-    component, state, detail = copy.sql("SELECT * FROM activation.status")[0]
+    component, state, detail = copy.sql("SELECT component, state, detail FROM activation.status")[0]
     assert (component, state) == ("mode", "disarmed") and "copy" in detail
     assert statuses(copy) == {"1": "sent", "2": "sending", "3": "queued", "4": "queued", "5": "queued"}
     assert set(journey(copy).values()) == {"completed"}

@@ -82,7 +82,7 @@ def test_a_condition_that_was_cancelled() -> None:
 
 def test_an_error_elsewhere_undoes_the_round() -> None:
     calls = MemoryDetection("ada")
-    calls.raising["decide"] = [Failed("a lock", "55P03")]
+    calls.raising["take"] = [Failed("a lock", "55P03")]
     with pytest.raises(Failed):
         Detector(calls, 1).round()
     assert calls.calls[-1] == "rollback" and calls.data.asked == []
@@ -108,4 +108,4 @@ def test_a_loop_that_somebody_holds() -> None:
     calls.held = False
     detector._held[1] = 0.0
     assert detector.round()
-    assert calls.data.loops[-1][0] == "sweep" and calls.data.acted == ["ada"]
+    assert [what for what, *_ in calls.data.loops][-2:] == ["sweep", "forgive"] and calls.data.acted == ["ada"]
