@@ -28,8 +28,8 @@ def _characters(*spans: tuple[int, int]) -> str:
 
 #: White space and control characters, as Unicode has them.
 _BLANK = _characters(
-    (0x00, 0x20), (0x7F, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F),
-    (0x3000, 0x3000), (0x2800, 0x2800),
+    (0x00, 0x20), (0x7F, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029), (0x202F, 0x202F),
+    (0x205F, 0x205F), (0x2800, 0x2800), (0x3000, 0x3000),
 )  # fmt: skip
 #: What is not shown (Default_Ignorable_Code_Point), with the rest of the format characters.
 _UNSEEN = _characters(
@@ -41,7 +41,7 @@ _UNSEEN = _characters(
 _ENDS = _BLANK + _UNSEEN
 _GONE = dict.fromkeys(map(ord, _UNSEEN))
 #: Full stops of other scripts, which part the labels of a domain (RFC 3490).
-_DOTS = str.maketrans("。．｡", "...")
+_DOTS = dict.fromkeys((0x3002, 0xFF0E, 0xFF61), ".")
 
 
 def address_of(text: str | None) -> str:
@@ -109,7 +109,7 @@ def _decoded(label: str) -> str:
 
 def _is_canonical(address: str) -> bool:
     """Whether an address that is not plain is spelled so that no other program reads it otherwise than it is folded."""
-    local, _, domain = address.rpartition("@")
+    domain = address.rpartition("@")[2]
     labels = domain.split(".")
     known = folded(address)
     return (
