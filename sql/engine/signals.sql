@@ -1,7 +1,44 @@
 -- Signals become enrollments; a signal of a deletion ends them.
 
--- Takes signals, at most `batch`, and turns them into enrollments. Those that somebody's open
--- transaction has deleted (archive_loop, erase) are left to it.
+-- Where signals stand that are taken next, about `batch` at most, locked: those that somebody's open
+-- transaction has deleted (archive_loop, erase) are left to it. Of many, half are the oldest; the
+-- others come from the newest blocks and from anywhere, so that a multitude that one source wrote
+-- at once does not keep another's waiting. There is no index, see activation.signal.
+CREATE FUNCTION activation._next_signals(buckets integer[], batch integer) RETURNS tid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    blocks bigint := pg_relation_size('activation.signal')
+                     / current_setting('block_size')::integer;
+    crowded boolean := blocks > 100;
+    share integer := greatest(CASE WHEN crowded THEN batch / 2 ELSE batch END, 1);
+    found tid[] := ARRAY(
+        SELECT s.ctid
+          FROM activation.signal s
+         WHERE activation._user_bucket(s.user_id) = ANY (buckets)
+         LIMIT share
+           FOR UPDATE SKIP LOCKED);
+BEGIN
+    IF NOT crowded OR cardinality(found) < share THEN
+        RETURN found;
+    END IF;
+    FOR n IN 1 .. 2 LOOP
+        found := found || ARRAY(
+            SELECT s.ctid
+              FROM activation.signal s
+             WHERE s.ctid >= format('(%s,0)', CASE n WHEN 1 THEN blocks - 1 - batch / 500
+                                                     ELSE floor(random() * blocks) END)::tid
+               AND activation._user_bucket(s.user_id) = ANY (buckets)
+             LIMIT CASE n WHEN 1 THEN greatest(batch / 4, 150) ELSE batch / 4 END
+               FOR UPDATE SKIP LOCKED);
+    END LOOP;
+    RETURN ARRAY(SELECT DISTINCT f FROM unnest(found) AS f);
+END
+$$;
+
+-- Takes signals, at most `batch`, and turns them into enrollments.
 CREATE FUNCTION activation._take_signals(
     buckets integer[], batch integer, OUT taken integer, OUT ids bigint[]
 )
@@ -10,12 +47,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    found tid[] := ARRAY(
-        SELECT s.ctid
-          FROM activation.signal s
-         WHERE activation._user_bucket(s.user_id) = ANY (buckets)
-         LIMIT batch
-           FOR UPDATE SKIP LOCKED);
+    found tid[] := activation._next_signals(buckets, batch);
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN

@@ -257,3 +257,26 @@ def test_track_waits_for_no_table(db: Database, mallory: Connection) -> None:
         app.execute("SELECT activation.track('77', 'came')")
     with db.connect() as app, pytest.raises(psycopg.errors.NoData):
         app.execute("SELECT activation.track('77', 'came')")
+
+
+def test_doctor_runs_nobodys_code(db: Database, mallory: Connection) -> None:
+    """Planning a condition would."""
+    mallory.execute(SLOW)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND planned(1)", "hers")
+    mallory.execute("UPDATE slow SET seconds = 5")
+    with db.connect() as looks:
+        looks.execute("SET statement_timeout = '4s'")
+        found = looks.execute("SELECT state FROM activation.doctor() WHERE \"check\" = 'conditions'").fetchall()
+    assert found == [("ok",)] and not db.value("SELECT is_called FROM mal.asked")
+    mallory.execute("UPDATE slow SET seconds = 0")
+
+
+def test_a_multitude_of_signals(db: Database, mallory: Connection) -> None:
+    """Who signs up behind it is in the next few rounds, wherever the row stands, and in one where it is the newest."""
+    define(mallory, None, "hers")
+    mallory.execute("INSERT INTO users SELECT g, 'm@example.com' FROM generate_series(1, 60000) g")
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    take = "SELECT taken FROM activation._take_signals(activation._all_buckets(), 500)"
+    assert db.value(take) <= 600
+    assert journey(db, "theirs") == {"1": "waiting"}
+    assert db.value("SELECT count(*) FROM activation.signal") >= 59_000

@@ -282,6 +282,7 @@ CALLS: dict[str, tuple[str, int]] = {
         f"_take_deletions(array_fill((SELECT source_id FROM activation.source WHERE table_name = 'users'::regclass), ARRAY[{BATCH}]), KEYS, KEYS, now())",
         BATCH,
     ),
+    "_next_signals": (f"_next_signals(PARTS, {BATCH})", BATCH),
     "_take_signals": (f"_take_signals(PARTS, {BATCH})", BATCH),
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_take_wakes": (f"_take_wakes(PARTS, {BATCH})", BATCH),
