@@ -141,6 +141,8 @@ CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    began timestamptz := clock_timestamp();
 BEGIN
     RETURN ARRAY(SELECT unnest(user_ids)
                  EXCEPT SELECT unnest(activation._existing_users(users, user_ids)));
@@ -149,6 +151,16 @@ EXCEPTION
         -- It cannot be told now. An author's code may raise these as well, and its deletions must
         -- hold up nobody else's.
         PERFORM activation._evaluating(NULL);
+        IF SQLSTATE = '57014' AND activation._over_condition_timeout(
+               extract(epoch FROM clock_timestamp() - began)::double precision) THEN
+            PERFORM activation._strike(
+                       min(l.loop_id), 'detect',
+                       'asking which users exist was cancelled, because it ran too long')
+               FROM activation.loop_version x
+               JOIN activation."loop" l USING (loop_id, version)
+              WHERE x.users = _still_gone.users AND l.state IN ('active', 'stopped')
+             HAVING count(*) > 0;
+        END IF;
         RETURN NULL;
     WHEN others THEN
         PERFORM activation._evaluating(NULL);
