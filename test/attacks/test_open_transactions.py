@@ -36,7 +36,10 @@ def mallory(db: Database) -> Iterator[Connection]:
         CREATE TABLE acts (user_id bigint); CREATE INDEX ON acts (user_id);
         CREATE TABLE raises (now boolean); GRANT SELECT ON raises TO PUBLIC;
         CREATE FUNCTION bad(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-        BEGIN IF EXISTS (SELECT FROM mal.raises) THEN RAISE EXCEPTION 'hers' USING ERRCODE = '42P01'; END IF; RETURN true; END $$;
+        BEGIN
+            IF EXISTS (SELECT FROM mal.raises) THEN RAISE EXCEPTION 'hers' USING ERRCODE = '42P01'; END IF;
+            RETURN true;
+        END $$;
     """)
     with db.connect() as owner:
         define(owner, "SELECT FROM public.actions WHERE user_id = $1", "theirs", table="public.users", timeout="1 day")
@@ -191,7 +194,8 @@ def test_the_brake_waits_for_no_author(db: Database, mallory: Connection, worker
         app.execute("INSERT INTO public.users VALUES (1, 'a@example.com')")
         wait_until(lambda: len(messages(db, "hers") + messages(db, "third")) == 4)
         app.execute(
-            "SELECT activation._count_hourly_sends(ARRAY(SELECT loop_id FROM activation.loop WHERE name = 'hers'), '{5}')"
+            "SELECT activation._count_hourly_sends(ARRAY(SELECT loop_id FROM activation.loop WHERE name = 'hers'),"
+            " '{5}')"
         )
         with mallory.transaction(force_rollback=True):
             mallory.execute("SELECT activation.pause_loop('hers')")

@@ -288,6 +288,8 @@ CALLS: dict[str, tuple[str, int]] = {
     "_take_wakes": (f"_take_wakes(PARTS, {BATCH})", BATCH),
     "_unknown_events": ("_unknown_events(KEYS)", BATCH),
     "_note_unsuppressed": ("_note_unsuppressed(KEYS)", BATCH),
+    "_try_erase": ("_try_erase('77')", 1),
+    "_wait_for_enrollments": ("_wait_for_enrollments('77', 'first', 1)", 1),
     "cancel": ("cancel('77', 'first')", 1),
     "_enroll": ("_enroll(10, '77', 'first', NULL)", 1),
     "erase": ("erase('77')", 1),
@@ -308,7 +310,7 @@ CALLS |= {
 }
 
 #: They look through signals, wakes, and what Resend told of addresses, which have no index by user: for each person once.
-THROUGH = {"_erase": 1, "erase": 1, "_erase_due": 100}
+THROUGH = {"_erase": 1, "_try_erase": 1, "erase": 1, "_erase_due": 100}
 
 #: Functions that name what grows and are not called above.
 EXEMPT = set(
