@@ -15,12 +15,14 @@
 -- `attempt` is one try of one message.
 --
 --   signal -> enrollment: waiting, from step to step -> completed | timed_out | exited
---   message: queued -> sending -> sent; back to queued on a retry;
---            failed, cancelled, captured, unknown are final
+--   message: queued -> sending -> sent -> delivered | bounced | complained; back to queued on a
+--            retry. What is not sent ends as failed, cancelled, suppressed, held_out, captured, or
+--            as unknown where nobody knows. Failed and unknown may still turn out to be sent, and
+--            resolve() makes unknown sent or queued.
 --
 -- The folders, in the order in which they may use each other (sql/manifest has the parts):
 --   tables     what is stored; the head of each part says who writes it.
---   python     the only plpython3u code: import and call. `detect` and `deliver` are the loops that
+--   python     the only plpython3u code: import and call. `detect` and `deliver` are the runs that
 --              call the engine's functions, commit, and talk HTTP while no transaction is open.
 --   evaluate   an author's SQL becomes functions in the schema activation_compiled, bound by the
 --              server. They run in the black box, with the rights of the loop's owner and never
@@ -38,6 +40,11 @@
 --   operate    start and stop (the only part that says `cron.`), doctor.
 -- Two parts stand outside the folders. calls.sql does the work of each verb that must know its
 -- caller. privileges.sql takes everything from PUBLIC and grants the engine's role what it needs.
+
+-- Where a function of ours sets plan_cache_mode, the reason is this: a plan for arrays of unknown
+-- length expects ten entries, and one made while a table was small scans it for as long as the
+-- session lives. Both turned milliseconds into seconds. For the same reason people are looked up
+-- one by one (LATERAL … OFFSET 0) where the planner could begin at the wrong end.
 
 CREATE SCHEMA activation;
 COMMENT ON SCHEMA activation IS
@@ -99,7 +106,9 @@ COMMENT ON VIEW activation.call IS
     'What verbs insert into, so that the engine knows their caller. '
     'Holds nothing, and asks for EXECUTE on the verb.';
 
--- The one clock. Tests move it with SET activation.now; it moves only for the session that sets it.
+-- The engine's clock. Tests move it with SET activation.now; it moves only for the session that
+-- sets it. Rows that the app's statement writes (signal, wake) have its now(); permits and
+-- heartbeats have clock_timestamp().
 CREATE FUNCTION activation._now() RETURNS timestamptz
 LANGUAGE sql VOLATILE PARALLEL SAFE
 RETURN coalesce(nullif(current_setting('activation.now', true), '')::timestamptz,

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cron_cluster() -> Iterator[Cluster]:
-    """The one server with pg_cron. A new job can wait a minute for its first run, so share it."""
+    """The shared server with pg_cron. A new job can wait a minute for its first run, so share it."""
     with Cluster(cron=True, environment={"RESEND_API_KEY": "re_test"}) as server:
         yield server
 
@@ -62,7 +62,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return collected(file_path, parent)
 
 
-#: Files that mostly wait. They come first, so that the other process works meanwhile.
+#: Files that mostly wait. They come first, so that the other processes work meanwhile.
 WAITING = ("test_failover.py", "test_schedule.py", "test_stuck.py")
 
 

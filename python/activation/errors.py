@@ -105,7 +105,7 @@ class Paused(Refused):
 
 
 class Terminal(DeliveryError):
-    """Refused for what it contains: trying again would be refused again."""
+    """Rejected for what it contains: trying again would be refused each time."""
 
     outcome = "terminal"
 

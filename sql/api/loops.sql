@@ -97,7 +97,7 @@ BEGIN
     END IF;
     IF target.state NOT IN ('paused', 'failing', 'stopped')
        AND NOT EXISTS (SELECT FROM activation.strike k WHERE k.loop_id = target.loop_id) THEN
-        RAISE EXCEPTION 'loop "%" is not stopped', name
+        RAISE EXCEPTION 'loop "%": there is nothing to resume', name
             USING ERRCODE = '55000',
                   DETAIL = format('It is %s.', target.state),
                   HINT = CASE target.state
@@ -134,8 +134,8 @@ COMMENT ON FUNCTION activation.resume_loop(text, interval) IS
 then timed out where the deadline has passed, then mail goes out. The brake counts anew from now.
 name: the loop''s name.
 drop_older_than: what came due longer ago than this is not sent, 0 or more (default: all is).
-Raises 42704 for an unknown loop, 42501 for another role''s, 55000 for one that is not stopped,
-  22023 for a negative duration.';
+Raises 42704 for an unknown loop, 42501 for another role''s, 55000 where there is nothing to
+  resume, 22023 for a negative duration.';
 
 -- What archive_loop() does, once its caller is known.
 CREATE FUNCTION activation._archive_loop(caller oid, name text) RETURNS void

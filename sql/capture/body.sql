@@ -3,8 +3,8 @@
 -- exactly when the row is.
 --
 -- A capture function is SECURITY DEFINER without a SET clause (the clause alone costs 5 points of
--- throughput): therefore every name in it is qualified and it holds no operator and no cast, which
--- the app's search_path could redirect.
+-- throughput): therefore every name in it is qualified, and it holds no cast and no operator but
+-- OPERATOR(pg_catalog.=): the app's search_path could redirect them.
 
 -- Whether a compiled filter can run nothing but PostgreSQL's own functions, over columns of
 -- PostgreSQL's own types. Then no code of an author's runs in the app's session, and what the

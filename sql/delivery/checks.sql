@@ -1,5 +1,8 @@
--- Checks of a user's row at the claim: on whom the loop's code raised, who reached the goal, whose
--- row is gone, who wants no mail.
+-- Parts of _claim_checked(), which has all checks in their order and drops the needless nudges.
+-- Here is what a user's row decides: on whom the loop's code raised, whose row is gone, who wants
+-- no mail. Here is also what a claim writes down of users: that they reached the goal, and what was
+-- out of order in their data. A suppressed message gets its state and its address in one statement,
+-- which is why this part writes message itself.
 
 -- A user's row as a claim has it. left_out: names of columns that are too large; body: the row as
 -- templates see it, NULL where the claim has no more room for it. The rest is what the engine
@@ -147,9 +150,9 @@ DECLARE
     there text[] := ARRAY(
         SELECT r.key FROM unnest(rows) AS r(key, email, zone, left_out, body));
     gone uuid[];
-    left_loop bigint[];
+    leaving bigint[];
 BEGIN
-    SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO gone, left_loop
+    SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO gone, leaving
       FROM unnest(messages) AS u(id)
       CROSS JOIN LATERAL (
           SELECT x.user_id, x.enrollment_id
@@ -160,7 +163,7 @@ BEGIN
     IF gone IS NULL THEN
         RETURN messages;
     END IF;
-    PERFORM activation._exit_enrollments(left_loop, 'user_deleted');
+    PERFORM activation._exit_enrollments(leaving, 'user_deleted');
     RETURN ARRAY(SELECT unnest(messages) EXCEPT SELECT unnest(gone));
 END
 $$;
@@ -179,10 +182,10 @@ DECLARE
     ended uuid[] := '{}'::uuid[];
     suppressed uuid[];
     unsubscribed uuid[];
-    left_loop bigint[];
+    leaving bigint[];
 BEGIN
     IF NOT transactional THEN
-        SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO unsubscribed, left_loop
+        SELECT array_agg(u.id), array_agg(m.enrollment_id) INTO unsubscribed, leaving
           FROM unnest(messages) AS u(id)
           CROSS JOIN LATERAL (
               SELECT x.user_id, x.enrollment_id
@@ -195,7 +198,7 @@ BEGIN
                    AND c.users = _claim_unwanted.users
                    AND c.topic IN ('', coalesce(_claim_unwanted.topic, '')));
         IF unsubscribed IS NOT NULL THEN
-            PERFORM activation._exit_enrollments(left_loop, 'unsubscribed');
+            PERFORM activation._exit_enrollments(leaving, 'unsubscribed');
             ended := unsubscribed;
         END IF;
     END IF;

@@ -50,13 +50,15 @@ AS $$
         ELSE 1 END
 $$;
 
--- Locks due messages, oldest first, and checks what may have changed since they were promised:
--- those before it have left, the user still exists and has not meanwhile done what a nudge would
--- ask for, the window is open, the cap not reached. What fails a check ends here or is put back.
--- The rest is returned with the user's row as it is now, to be rendered and stored in this same
--- transaction. Those that ended or were put back come without a user_row, so that the caller knows
--- a claim without mail from an empty queue. cursor_…: how far the queue of each loop was walked, so
--- that dead entries before that are not walked again.
+-- Locks due messages, oldest first, of loops that the brake lets send, and puts off those that wait
+-- for an earlier one of their enrollment; for that it writes message itself. What else may have
+-- changed since they were promised is checked by _claim_checked(): that the user still exists,
+-- wants mail, and has not done what a nudge would ask for, that the window is open and the cap not
+-- reached. What fails a check ends there or is put back. The rest is returned with the user's row
+-- as it is now, to be rendered and stored in this same transaction. Those that ended or were put
+-- back come without a user_row, so that the caller knows a claim without mail from an empty queue.
+-- cursor_…: how far the queue of each loop was walked, so that dead entries before that are not
+-- walked again.
 -- Long because brake, queue and order within an enrollment together decide what to take.
 CREATE FUNCTION activation._claim_messages(
     wanted integer, cursor_loops integer[], cursor_times timestamptz[], cursor_ids uuid[]
@@ -69,7 +71,7 @@ AS $$
 DECLARE
     now timestamptz := activation._now();
     s activation.setting := activation._setting();
-    live boolean := s.mode <> 'capture';
+    leaves boolean := s.mode <> 'capture';
     queue record;
     take integer;
     hourly bigint;
@@ -86,7 +88,7 @@ DECLARE
     claim_began timestamptz := clock_timestamp();
     began timestamptz;
 BEGIN
-    IF live AND s.max_per_user IS NOT NULL THEN
+    IF leaves AND s.max_per_user IS NOT NULL THEN
         -- Two deliverers must not both find room for a user's last mail.
         PERFORM activation._lock('cap');
     END IF;
@@ -101,9 +103,13 @@ BEGIN
     LOOP
         take := wanted - cardinality(claimed);
         EXIT WHEN take = 0;
+<<<<<<< HEAD
         EXIT WHEN claimed <> '{}' AND (queue.rank <> first_rank OR queue.rank IN (0, 3));
         first_rank := queue.rank;
         IF live THEN
+=======
+        IF leaves THEN
+>>>>>>> main
             hourly := activation._hourly_limit(queue.loop_id, now);
             sent := activation._sent_within_the_hour(queue.loop_id, now);
             IF sent + 10000 > hourly THEN

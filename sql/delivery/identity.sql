@@ -11,7 +11,7 @@ AS $$
       FROM pg_control_system() c
 $$;
 
--- NULL when mail may leave this server in the present mode, else the reason why not.
+-- Why nothing may leave this server; NULL when nothing but the mode keeps mail here.
 CREATE FUNCTION activation._disarmed(host text) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp

@@ -21,8 +21,8 @@ AS $$
                      GROUP BY date_bin('1 hour', p.at, 'epoch')) h))::bigint)
 $$;
 
--- How many emails of a loop left within the last hour, as the brake counts them. A resumed loop
--- counts anew.
+-- How many emails of a loop left within the last hour, as the brake counts them: the counts are of
+-- five minutes each, so that the oldest began up to 65 minutes ago. A resumed loop counts anew.
 CREATE FUNCTION activation._sent_within_the_hour(loop_id integer, now timestamptz) RETURNS bigint
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -127,7 +127,7 @@ $$;
 -- Until when a user who has had as much mail as max_per_user allows waits for the next; NULL when
 -- it may go now. Counted is what left, or is about to, from loops that are not transactional.
 -- already_claimed: how many mails of the same claim the user gets already.
-CREATE FUNCTION activation._over_cap(
+CREATE FUNCTION activation._cap_until(
     wanted_user text, users regclass, already_claimed integer, now timestamptz
 ) RETURNS timestamptz
 LANGUAGE sql STABLE
@@ -141,7 +141,7 @@ AS $$
                  JOIN activation.message m USING (enrollment_id)
                  LEFT JOIN activation.request r ON r.request_id = m.request_id
                 WHERE e.user_id = wanted_user
-                  AND v.users = _over_cap.users
+                  AND v.users = _cap_until.users
                   AND NOT v.transactional
                   AND m.state IN ('sending', 'sent', 'delivered', 'bounced', 'complained',
                                   'unknown')
@@ -162,7 +162,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT m.message_id,
            nullif(max(least(greatest(CASE WHEN before.request_id IS NULL THEN before.next_attempt_at
-                                          ELSE r.next_attempt_at END,
+                                          ELSE r.next_try_at END,
                                      now),
                             now + interval '1 hour')),
                   now)

@@ -87,7 +87,7 @@ BEGIN
     LOOP
         counter := format('%s %s', users::oid, mail.user_id);
         already_claimed := coalesce((counted ->> counter)::integer, 0);
-        again := activation._over_cap(mail.user_id, users, already_claimed, now);
+        again := activation._cap_until(mail.user_id, users, already_claimed, now);
         IF again IS NULL THEN
             kept := kept || mail.message_id;
             counted := counted || jsonb_build_object(counter, already_claimed + 1);

@@ -30,7 +30,7 @@ BEGIN
            OR EXISTS (
                SELECT FROM activation.request r
                 WHERE r.state = 'open'
-                  AND r.next_attempt_at <= now
+                  AND r.next_try_at <= now
                   AND activation._lease_is_free(
                           r.lease_id, r.lease_until, r.lease_pid, r.lease_start)),
            EXISTS (
@@ -67,7 +67,7 @@ BEGIN
         OR EXISTS (
                SELECT FROM activation.request r
                 WHERE r.state = 'open'
-                  AND (r.next_attempt_at <= now OR r.created_at < now - interval '23 hours')
+                  AND (r.next_try_at <= now OR r.created_at < now - interval '23 hours')
                   AND activation._lease_is_free(
                           r.lease_id, r.lease_until, r.lease_pid, r.lease_start));
 END

@@ -2,7 +2,7 @@
 -- Shared by all deliverers.
 
 -- How many requests may be made in a second: what the provider names or configure() set, the lower
--- of both; NULL without a limit. Before the first answer, when neither is known, one.
+-- of both; NULL without a limit. Before the first answer, one at most, whatever configure() set.
 CREATE FUNCTION activation._rate() RETURNS numeric
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -69,7 +69,8 @@ BEGIN
 END
 $$;
 
--- Takes permits for this session. They are held until they are given back, or their holder is gone.
+-- Takes permits for this session. They are held until they are given back, for as long as `lease`
+-- at most. If their holder is gone, see _lock_permits().
 CREATE FUNCTION activation._take_permits(permits integer[], lease interval) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -102,7 +103,8 @@ $$;
 -- way back before its answer came, and the next one as arriving the shortest way there after it
 -- leaves. Together that is the shortest round trip. Half of it is believed: a shorter one may still
 -- come. Among the first ten answers there may have been no short one, so it is taken to be up to
--- 100 ms shorter.
+-- 100 ms shorter. Of the 20 ms that a period has more than a second (_permit_period()) 18 are not
+-- waited for then: the moments counted are the worst possible.
 CREATE FUNCTION activation._free_permit(
     permit integer, left_at timestamptz, finished_at timestamptz
 ) RETURNS void
@@ -112,10 +114,11 @@ AS $$
 DECLARE
     p activation.provider;
     period interval := activation._permit_period();
-    shortest double precision;
+    believed double precision;
 BEGIN
     SELECT * INTO p FROM activation.provider;
-    shortest := greatest(
+    -- Half of the shortest round trip, see above.
+    believed := greatest(
         coalesce(least(extract(epoch FROM finished_at - left_at), p.min_rtt), 0)
             - 0.01 * (10 - p.answers),
         0) / 2;
@@ -125,7 +128,7 @@ BEGIN
            free_at = CASE WHEN finished_at IS NOT NULL AND p.cautious_until > clock_timestamp()
                           THEN finished_at + greatest(
                                    period - interval '18 milliseconds'
-                                   - make_interval(secs => shortest),
+                                   - make_interval(secs => believed),
                                    interval '0')
                           ELSE left_at + period END
      WHERE t.n = permit;

@@ -3,7 +3,7 @@
 -- Ends messages at the claim: captured (nothing leaves in capture mode), or failed because they
 -- cannot be rendered or have nowhere to go.
 CREATE FUNCTION activation._finish_messages(
-    members uuid[], states text[], recipients text[], subjects text[], errors text[]
+    message_ids uuid[], states text[], recipients text[], subjects text[], errors text[]
 ) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
@@ -15,7 +15,7 @@ AS $$
            cause = CASE u.state WHEN 'failed' THEN 'not_rendered' END,
            last_error = u.error,
            finished_at = activation._now()
-      FROM unnest(members, states, recipients, subjects, errors)
+      FROM unnest(message_ids, states, recipients, subjects, errors)
            AS u(message_id, state, recipient, subject, error)
      WHERE m.message_id = u.message_id
 $$;
@@ -37,7 +37,7 @@ $$;
 --   refused     this try was certainly not accepted, and it is nobody's fault (no connection, 429):
 --               no try is spent
 --   split       a batch refused for its content: back to queued, to be sent in halves
---   terminal    refused for good: failed
+--   terminal    rejected: what it contains would be refused each time; failed
 --   erred       answered by an error, perhaps accepted: repeated byte for byte until the tries are
 --               spent
 --   unanswered  no usable answer, perhaps accepted: repeated byte for byte, no try spent
@@ -77,7 +77,7 @@ BEGIN
     END IF;
     mine := r.state = 'open' AND r.lease_id IS NOT DISTINCT FROM _record_try.lease_id;
     retries := (r.recovery ->> 'retries')::integer;
-    r.known_tries := r.known_tries + 1;
+    r.recorded_tries := r.recorded_tries + 1;
     IF outcome <> 'unanswered' THEN
         r.open_tries := greatest(r.open_tries - 1, 0);
     END IF;
@@ -99,7 +99,8 @@ BEGIN
             message_state := CASE WHEN r.open_tries + r.error_tries = 0 THEN 'queued'
                                   ELSE 'sending' END;
             again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
-                                ELSE activation._backoff(r.recovery, least(r.known_tries, 3)) END;
+                                ELSE activation._backoff(r.recovery,
+                                                         least(r.recorded_tries, 3)) END;
         WHEN 'terminal' THEN
             message_state := 'failed';
         WHEN 'unknowable' THEN
@@ -115,12 +116,12 @@ BEGIN
         WHEN 'unanswered' THEN
             message_state := 'sending';
             again := now + CASE WHEN retry_after IS NOT NULL THEN make_interval(secs => retry_after)
-                                ELSE activation._backoff(r.recovery, r.known_tries) END;
+                                ELSE activation._backoff(r.recovery, r.recorded_tries) END;
     END CASE;
 
     IF mine OR outcome = 'sent' THEN
         UPDATE activation.request x
-           SET known_tries = r.known_tries,
+           SET recorded_tries = r.recorded_tries,
                error_tries = r.error_tries,
                open_tries = r.open_tries,
                lease_id = NULL,
@@ -128,11 +129,11 @@ BEGIN
                lease_pid = NULL,
                lease_start = NULL,
                state = CASE message_state WHEN 'sending' THEN 'open' ELSE 'done' END,
-               next_attempt_at = coalesce(again, x.next_attempt_at)
+               next_try_at = coalesce(again, x.next_try_at)
          WHERE x.request_id = r.request_id;
     ELSE
         UPDATE activation.request x
-           SET known_tries = r.known_tries,
+           SET recorded_tries = r.recorded_tries,
                error_tries = r.error_tries,
                open_tries = r.open_tries
          WHERE x.request_id = r.request_id;
@@ -152,7 +153,7 @@ BEGIN
                            WHEN 'sent' THEN NULL
                            WHEN 'sending' THEN 'unclear'
                            WHEN 'queued' THEN 'not_accepted'
-                           WHEN 'failed' THEN 'refused'
+                           WHEN 'failed' THEN 'rejected'
                            ELSE 'never_known' END,
                last_error = CASE message_state
                             WHEN 'sent' THEN NULL

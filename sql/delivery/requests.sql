@@ -52,7 +52,7 @@ BEGIN
           FROM activation.request r
          WHERE r.state = 'open'
            AND r.mode = current_mode
-           AND r.next_attempt_at <= now
+           AND r.next_try_at <= now
            AND r.created_at >= now - interval '23 hours'
            AND activation._lease_is_free(r.lease_id, r.lease_until, r.lease_pid, r.lease_start)
          ORDER BY r.created_at

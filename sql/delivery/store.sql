@@ -52,7 +52,7 @@ BEGIN
     INSERT INTO activation.request (
         request_id, endpoint, body,
         members, mode, recovery,
-        state, created_at, next_attempt_at,
+        state, created_at, next_try_at,
         lease_id, lease_until, lease_pid, lease_start)
     VALUES (
         _store_request.request_id, _store_request.endpoint, _store_request.body,

@@ -28,7 +28,7 @@ $$;
 -- step whose condition was asked. true_keys: whose answer was true; NULL for a step without a
 -- condition, which is decided by its own start. True at the goal is activation. True at the step
 -- that somebody is at is the action's message, and still false at the deadline the otherwise
--- message; either way the next step follows, if there is one.
+-- message; either way the next step follows, if there is one, unless on_timeout is exit.
 -- Long because it says for one group of people after the other who is in it and what follows.
 CREATE FUNCTION activation._detect_decide(
     of_step integer, ids bigint[], woken_at timestamptz[], is_new boolean[], true_keys text[]

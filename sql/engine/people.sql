@@ -120,8 +120,8 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-    INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-    SELECT DISTINCT activation._now(), e.loop_id, e.user_id,
+    INSERT INTO activation.capture_failure (at, loop_id, user_id, code, error)
+    SELECT DISTINCT activation._now(), e.loop_id, e.user_id, 'deletion_unclear',
            'a row of this user was deleted, and whether they have another could not be told: '
            || problem
       FROM unnest(user_ids) AS k(user_id)

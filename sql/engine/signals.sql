@@ -90,8 +90,9 @@ AS $$
     WITH aside AS (
         DELETE FROM activation.signal WHERE ctid = place RETURNING *
     )
-    INSERT INTO activation.capture_failure (at, loop_id, user_id, error)
-    SELECT t.at, l.loop_id, t.user_id, problem
+    INSERT INTO activation.capture_failure (at, loop_id, user_id, error, code)
+    SELECT t.at, l.loop_id, t.user_id, problem,
+           CASE WHEN t.user_deleted THEN 'deletion_unclear' ELSE 'not_captured' END
       FROM aside t
       LEFT JOIN activation.source s ON s.source_id = t.source_id
       -- A deletion in the users table is for every loop whose users those are.

@@ -3,8 +3,9 @@
 
 -- Writes down a strike against a loop whose code raised as a whole or ran too long. It is tried
 -- again after a while, which is returned; after the third strike it is failing and left alone until
--- resume_loop(). Nobody waits for what an author's open transaction, or a worker that is stuck in
--- an author's code, may hold: then the strike is lost, which is returned as NULL, and comes again.
+-- resume_loop(), or until it is defined again. Nobody waits for what an author's open transaction,
+-- or a worker that is stuck in an author's code, may hold: then the strike is lost, which is
+-- returned as NULL, and comes again.
 CREATE FUNCTION activation._strike(loop_id integer, kind text, error text) RETURNS timestamptz
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,6 @@
--- A sweep asks again about everybody who waits, in stretches: it finds what no wake told.
+-- A sweep asks again, in stretches, about everybody for whom a condition is still open: who waits
+-- at its step, and, where it is the goal, who has not reached that, also after the end of their
+-- enrollment. It finds what no wake told.
 
 -- Sweeps that are due, some of them, for a round that holds the locks of these buckets. Locks them:
 -- what an author holds in an open transaction (resume_loop) is left out.

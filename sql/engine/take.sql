@@ -1,5 +1,5 @@
 -- A round takes what is due: signals, wakes, people whose time has come. Each function here and in
--- the next parts is one transaction's worth of work; the loops that call them and commit are in
+-- the next parts is one transaction's worth of work; the runs that call them and commit are in
 -- Python.
 
 -- Loops whose people are evaluated now: also those whose mail the brake has stopped, but none with
@@ -16,12 +16,12 @@ BEGIN ATOMIC
 END;
 
 -- What a round would find to do: signals, wakes, people whose step begins, who are at their
--- deadline or to be tried again, sweeps, and backfills (rolls). Asked many times a second and
+-- deadline or to be tried again, sweeps, and backfills. Asked many times a second and
 -- without a lock, so that a worker with nothing to do costs next to nothing. Without sequential
 -- scans, since a plan made while the tables were small would stay.
 CREATE FUNCTION activation._detect_due(
     OUT signals boolean, OUT wakes boolean, OUT people boolean, OUT sweeps boolean,
-    OUT rolls boolean
+    OUT backfills boolean
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -47,7 +47,7 @@ BEGIN
           JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
          WHERE w.due_at <= now);
     -- Who signs up now does not wait for a multitude.
-    rolls := NOT signals AND EXISTS (
+    backfills := NOT signals AND EXISTS (
         SELECT FROM activation.backfill r
           JOIN activation._detect_loops(now) l(loop_id) USING (loop_id)
          WHERE r.due_at <= now);

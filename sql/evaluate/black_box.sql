@@ -21,7 +21,8 @@ RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN concat_ws('; ', others, format('%s: %s', context, activation._shortened(message)));
 
--- Calls an author's compiled function; nothing else ever does. The function runs with its owner's
+-- Calls an author's compiled function. Nothing else does, but for filters, which capture functions
+-- call. The function runs with its owner's
 -- rights (it is SECURITY DEFINER, checked before every call), read-only, and in a subtransaction
 -- that is always rolled back. Nothing but the returned texts leaves it: no deferred trigger, no
 -- cursor, no setting. What a rollback does not give back is compared. The engine itself never plans

@@ -1,11 +1,6 @@
 -- What a session holds before and after an author's code has run in it: prepared statements and
 -- advisory locks, which a rolled back subtransaction does not give back.
 
--- Where a function of ours sets plan_cache_mode, the reason is this: a plan for arrays of unknown
--- length expects ten entries, and one made while a table was small scans it for as long as the
--- session lives. Both turned milliseconds into seconds. For the same reason people are looked up
--- one by one (LATERAL … OFFSET 0) where the planner could begin at the wrong end.
-
 CREATE TYPE activation.held_statement AS (
     name        text,
     prepared_at timestamptz,

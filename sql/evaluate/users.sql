@@ -28,9 +28,9 @@ AS $$
 $$;
 
 -- Compiles the backfill of users who were there before a loop, oldest first, in chunks. The
--- function is called with how many, the mark that the last chunk ended with, and where to stop; it
--- returns marks: [key, time]. The oldest are those with the smallest number, or, where keys are no
--- numbers, with the earliest time of a column that tells when a row was made.
+-- function is called with how many, the place that the last chunk ended with (backfill.cursor), and
+-- where to stop; it returns places: [key, time]. The oldest are those with the smallest number, or,
+-- where keys are no numbers, with the earliest time of a column that tells when a row was made.
 CREATE FUNCTION activation._compile_existing(base text, suffix text, table_name regclass,
                                              key_column name, filter jsonb, owner oid)
 RETURNS name
@@ -42,7 +42,7 @@ DECLARE
     since_column name := activation._users_since_column(table_name, key_column);
 BEGIN
     RETURN activation._compile_box(
-        activation._compiled_name(base, ': roll' || suffix), key_type,
+        activation._compiled_name(base, ': backfill' || suffix), key_type,
         format(
             CASE WHEN since_column IS NULL THEN
                 E'SELECT pg_catalog.jsonb_build_array(k.key::pg_catalog.text, NULL)'
@@ -79,7 +79,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    function_name name := activation._compiled_name(base, ': roll' || suffix);
+    function_name name := activation._compiled_name(base, ': backfill' || suffix);
     query_name name := activation._compiled_name(base, ': schedule' || suffix);
     function_signature text := format('activation_compiled.%I(pg_catalog.text[])', function_name);
     query_signature text := format('activation_compiled.%I()', query_name);

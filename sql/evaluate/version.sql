@@ -56,7 +56,7 @@ BEGIN
            AND p.proname IN (
                SELECT activation._compiled_name(base, k.kind || w.which || suffix)
                  FROM unnest(ARRAY[': evaluate', ': condition', ': filter', ': users', ': passes',
-                                   ': roll', ': schedule']) AS k(kind),
+                                   ': backfill', ': schedule']) AS k(kind),
                       (SELECT '' AS which
                        UNION
                        SELECT activation._condition_label(s.step) FROM activation.step s

@@ -77,7 +77,7 @@ BEGIN
                IS DISTINCT FROM (activation._cron_node(), current_setting('port')::integer);
     END LOOP;
 
-    -- A worker that started before now and is no longer wanted goes; the others go on.
+    -- A worker in a slot that is no longer wanted ends with its run, since its job is gone.
     INSERT INTO activation.schedule AS s (watching, detectors, deliverers, pull, stopped_at)
     VALUES (false, start.detectors, start.deliverers, start.pull, NULL)
     ON CONFLICT ON CONSTRAINT schedule_pkey DO UPDATE

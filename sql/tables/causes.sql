@@ -3,7 +3,7 @@
 
 CREATE TABLE activation.cause (
     code     text PRIMARY KEY,
-    sentence text NOT NULL
+    sentence text
 );
 COMMENT ON TABLE activation.cause IS
     'What each code says that enrollment.exit_cause and message.cause may have. Views show the '
@@ -28,7 +28,8 @@ INSERT INTO activation.cause (code, sentence) VALUES
     ('suppressed', 'the address gets no mail'),
     ('row_unreadable', 'the user''s row cannot be read'),
     ('claim_raised', 'it could not be claimed'),
-    ('not_rendered', 'it could not be made'),
+    -- The note says it all.
+    ('not_rendered', NULL),
     -- Why a message waits.
     ('waits_for_window', 'waits for the send window'),
     ('waits_for_cap', 'waits for the cap of mails a user'),
@@ -36,7 +37,7 @@ INSERT INTO activation.cause (code, sentence) VALUES
     ('loop_raised', 'the loop''s own code raised'),
     ('loop_too_slow', 'the loop''s own code was cancelled: it ran too long'),
     -- What Resend said of it.
-    ('refused', 'Resend refused it'),
+    ('rejected', 'Resend rejected it'),
     ('not_accepted', 'it was not accepted yet'),
     ('unclear', 'its outcome is not known yet'),
     ('never_known', 'its outcome was not known for 23 hours'),

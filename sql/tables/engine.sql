@@ -22,7 +22,7 @@ CREATE TABLE activation.signal (
         autovacuum_vacuum_cost_delay = 0);
 SELECT pg_catalog.pg_extension_config_dump('activation.signal', '');
 COMMENT ON TABLE activation.signal IS
-    'Users to enroll, written by the triggers on users tables in the app''s own transaction.';
+    'Whom to enroll, or whose row is gone.';
 COMMENT ON COLUMN activation.signal.source_id IS
     '0 where no row of a table is behind the signal.';
 COMMENT ON COLUMN activation.signal.loop_id IS
@@ -164,7 +164,8 @@ COMMENT ON COLUMN activation.backfill.until IS
 COMMENT ON COLUMN activation.backfill.enrolled IS
     'How many users the walk took.';
 
--- When a step's people are to be looked at as a whole: a step whose condition can change unseen,
+-- When a step's people, and all who have not reached the goal that it is, are to be looked at as a
+-- whole: a step whose condition can change unseen,
 -- after a crash, after an error, after a pause. One row for each bucket of users, so that detectors
 -- share the work.
 CREATE TABLE activation.sweep (
@@ -178,15 +179,15 @@ CREATE TABLE activation.sweep (
 ) WITH (fillfactor = 50);
 SELECT pg_catalog.pg_extension_config_dump('activation.sweep', '');
 COMMENT ON TABLE activation.sweep IS
-    'When all who wait at a step are asked again.';
+    'When all for whom a step''s condition is still open are asked again.';
 COMMENT ON COLUMN activation.sweep.bucket IS
     'The bucket of users.';
 COMMENT ON COLUMN activation.sweep.swept_to IS
     'The enrollment that an unfinished sweep came to.';
 
 -- A loop's code that raised as a whole, or ran too long, is a strike against it; after three it is
--- skipped until resume_loop(). Detectors and deliverers count apart: what works for one may fail
--- for the other.
+-- skipped until resume_loop(), or until it is defined again. Detectors and deliverers count apart:
+-- what works for one may fail for the other.
 CREATE TABLE activation.strike (
     loop_id    integer NOT NULL,
     kind       text NOT NULL CHECK (kind IN ('detect', 'claim')),
@@ -201,20 +202,25 @@ COMMENT ON TABLE activation.strike IS
     'Loops whose code raised while they were evaluated or claimed: how often in a row, with what, '
     'and when it is tried again.';
 
--- Users who could not be enrolled: the loop's filter raised on the app's statement, their key is
--- too long, or their signal could not be taken for another reason. The index holds hashes: a key
--- may have any length.
+-- What capture told of a user and the engine could not act on. not_captured: they are not enrolled,
+-- because the loop's filter raised on the app's statement, their key is too long, or their signal
+-- could not be taken for another reason. deletion_unclear: a row of theirs was deleted, and whether
+-- they are gone could not be told, or not be acted on. The index holds hashes: a key may have any
+-- length.
 CREATE TABLE activation.capture_failure (
     at      timestamptz NOT NULL,
     loop_id integer NOT NULL,
     user_id text NOT NULL,
-    error   text NOT NULL
+    error   text NOT NULL,
+    code    text NOT NULL DEFAULT 'not_captured'
+            CHECK (code IN ('not_captured', 'deletion_unclear'))
 );
 CREATE INDEX capture_failure_user ON activation.capture_failure USING hash (user_id);
 CREATE INDEX capture_failure_at ON activation.capture_failure (at);
 SELECT pg_catalog.pg_extension_config_dump('activation.capture_failure', '');
 COMMENT ON TABLE activation.capture_failure IS
-    'Users who could not be enrolled in a loop, and why.';
+    'Users who could not be enrolled in a loop, or of whom a deletion could not be acted on, '
+    'and why.';
 
 -- What was out of order in a user's data and harmed nothing: one row for each user and thing.
 CREATE TABLE activation.remark (

@@ -12,8 +12,8 @@ CREATE TABLE activation.request (
     recovery        jsonb NOT NULL,
     state           text NOT NULL CHECK (state IN ('open', 'done')),
     created_at      timestamptz NOT NULL,
-    next_attempt_at timestamptz NOT NULL,
-    known_tries     integer NOT NULL DEFAULT 0,
+    next_try_at     timestamptz NOT NULL,
+    recorded_tries  integer NOT NULL DEFAULT 0,
     error_tries     integer NOT NULL DEFAULT 0,
     open_tries      integer NOT NULL DEFAULT 1,
     lease_id        uuid,
@@ -36,12 +36,12 @@ CREATE INDEX request_body ON activation.request (created_at) WHERE state = 'done
 SELECT pg_catalog.pg_extension_config_dump('activation.request', $$WHERE state = 'open'$$);
 COMMENT ON TABLE activation.request IS
     'Calls of Resend''s API as they were sent.';
-COMMENT ON COLUMN activation.request.known_tries IS
-    'How many outcomes are known.';
+COMMENT ON COLUMN activation.request.recorded_tries IS
+    'How many tries were written down, also those without an answer.';
 COMMENT ON COLUMN activation.request.error_tries IS
-    'How many of the known outcomes were server errors.';
+    'How many of them met a server error.';
 COMMENT ON COLUMN activation.request.open_tries IS
-    'Tries that are on their way, or of which nobody knows whether they were accepted.';
+    'How many tries are unclear: on their way, or without an answer.';
 
 CREATE TABLE activation.message (
     message_id      uuid PRIMARY KEY,
@@ -84,7 +84,9 @@ SELECT pg_catalog.pg_extension_config_dump('activation.message', '');
 COMMENT ON TABLE activation.message IS
     'One email that an enrollment promised; it cannot exist twice.';
 COMMENT ON COLUMN activation.message.cause IS
-    'Why it ended or waits, see activation.cause; last_error: what there is to add.';
+    'Why it ended or waits, see activation.cause.';
+COMMENT ON COLUMN activation.message.last_error IS
+    'What there is to add to the cause: an error, or what it concerns, such as a time zone.';
 COMMENT ON COLUMN activation.message.batch_limit IS
     'How many emails may share a request with this one, after a shared request was refused; each '
     'time half as many.';

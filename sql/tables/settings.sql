@@ -1,5 +1,6 @@
 -- What people declare: settings, users tables, topics, templates. Only the public verbs write
--- these, except for the signing key, which is made when it is first needed.
+-- these, except for the signing key, which is made when it is first needed, and users_table, whose
+-- columns follow when they are renamed (_sync_source).
 
 CREATE TABLE activation.setting (
     singleton         boolean PRIMARY KEY DEFAULT true CHECK (singleton),

@@ -70,7 +70,7 @@ COMMENT ON COLUMN activation.journey.enrolled_at IS
 COMMENT ON COLUMN activation.journey.activated_at IS
     'When the user reached the loop''s goal. NULL: not yet.';
 COMMENT ON COLUMN activation.journey.deadline IS
-    'When the timeout of the step ends. NULL: it has none, or has not begun.';
+    'When the timeout of the step ends. NULL: it has none, or the user was let out.';
 COMMENT ON COLUMN activation.journey.holdout IS
     'Whether the user is held out, for comparison.';
 COMMENT ON COLUMN activation.journey.decided_at IS

@@ -147,7 +147,9 @@ AS $$
           JOIN activation.step s USING (loop_id, version, step)
           JOIN activation."loop" l USING (loop_id)
         UNION ALL
-        (SELECT c.at, l.name, NULL, left(c.user_id, 200), 'not enrolled', c.error
+        (SELECT c.at, l.name, NULL, left(c.user_id, 200),
+                CASE c.code WHEN 'not_captured' THEN 'not enrolled' ELSE 'deletion unclear' END,
+                c.error
            FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id)
           ORDER BY c.at DESC LIMIT 20)
         ORDER BY at DESC LIMIT 20) t

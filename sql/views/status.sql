@@ -102,6 +102,9 @@ BEGIN
                     THEN format('%s people cannot be evaluated: %s', bad.people, bad.error) END,
                CASE WHEN f.people > 0
                     THEN format('%s people not enrolled: %s', f.people, f.error) END,
+               CASE WHEN f.deleted > 0
+                    THEN format('of %s people it is unclear whether they are gone: %s',
+                                f.deleted, f.deleted_error) END,
                CASE WHEN u.people > 0
                     THEN format('%s people within a day had no mail: %s', u.people, u.error) END,
                CASE WHEN w.people > 0
@@ -114,6 +117,7 @@ BEGIN
                 WHEN bad.people > 0 THEN 'people_not_evaluated'
                 WHEN w.people > 0 THEN 'messages_wait'
                 WHEN f.people > 0 THEN 'people_not_enrolled'
+                WHEN f.deleted > 0 THEN 'deletions_unclear'
                 WHEN u.people > 0 THEN 'rows_not_read'
                 ELSE 'ok' END
       FROM activation."loop" l
@@ -131,7 +135,11 @@ BEGIN
                             FROM activation.enrollment e
                            WHERE e.loop_id = l.loop_id
                              AND e.retry_at IS NOT NULL AND e.last_error IS NOT NULL) bad
-      CROSS JOIN LATERAL (SELECT count(*) AS people, max(c.error) AS error
+      CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE c.code = 'not_captured') AS people,
+                                 max(c.error) FILTER (WHERE c.code = 'not_captured') AS error,
+                                 count(*) FILTER (WHERE c.code <> 'not_captured') AS deleted,
+                                 max(c.error) FILTER (WHERE c.code <> 'not_captured')
+                                     AS deleted_error
                             FROM activation.capture_failure c
                            WHERE c.loop_id = l.loop_id) f
       CROSS JOIN LATERAL (SELECT count(*) AS people, max(x.remark) AS error

@@ -183,7 +183,9 @@ BEGIN
           FROM activation.remark r JOIN activation."loop" l USING (loop_id)
          WHERE r.user_id = wanted_user AND (wanted_loop IS NULL OR r.loop_id = wanted_loop)
         UNION ALL
-        SELECT c.at, 1, l.name, 'not enrolled', c.error, 'not_captured'
+        SELECT c.at, 1, l.name,
+               CASE c.code WHEN 'not_captured' THEN 'not enrolled' ELSE 'deletion unclear' END,
+               c.error, c.code
           FROM activation.capture_failure c JOIN activation."loop" l USING (loop_id)
          WHERE c.user_id = wanted_user AND (wanted_loop IS NULL OR c.loop_id = wanted_loop)
         UNION ALL
@@ -213,10 +215,13 @@ BEGIN
         UNION ALL
         SELECT activation._now(), 11, l.name, 'not enrolled',
                n.detail, n.code
-          FROM activation."loop" l
-          CROSS JOIN LATERAL activation._why_not(wanted_user, l.loop_id) n
-         WHERE (wanted_loop IS NULL AND l.state <> 'archived' OR l.loop_id = wanted_loop)
-           AND NOT EXISTS (SELECT FROM told x WHERE x.loop = l.name)) t
+          -- Only of loops that say nothing else is it asked, which may run their code.
+          FROM (SELECT u.loop_id, u.name
+                  FROM activation."loop" u
+                 WHERE (wanted_loop IS NULL AND u.state <> 'archived' OR u.loop_id = wanted_loop)
+                   AND NOT EXISTS (SELECT FROM told x WHERE x.loop = u.name)
+                OFFSET 0) l
+          CROSS JOIN LATERAL activation._why_not(wanted_user, l.loop_id) n) t
      ORDER BY t.at, t.position;
 END
 $$;

@@ -61,8 +61,8 @@ BEGIN
 END
 $$;
 
--- A worker's heartbeat. Returns whether it is to go on: false after stop(), when start() now asks
--- for fewer workers, or when its slot is no longer its own.
+-- A worker's heartbeat. Returns whether it is to go on: false after stop(), or when its slot is no
+-- longer its own.
 CREATE FUNCTION activation._beat(kind text, slot integer, worked boolean, note text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -52,7 +52,7 @@ END
 $$;
 
 -- Ends what other workers have been running for longer than condition_timeout, and any worker that
--- gives no sign of life for half a minute longer. First by cancelling it, which their own loops
+-- gives no sign of life for half a minute longer. First by cancelling it, which their runs
 -- survive, and after ten seconds more by terminating them. Returns one row for each that it dealt
 -- with, and how: cancelled, terminated, or struck. A worker that is terminated cannot write down
 -- the strike itself. It is written first, and is to be committed before the next call terminates

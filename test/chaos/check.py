@@ -133,7 +133,7 @@ _WORK = """
            (SELECT count(*) FROM activation.sweep WHERE due_at <= now()) AS sweeps,
            (SELECT count(*) FROM activation.strike) AS strikes,
            (SELECT count(*) FROM activation.message WHERE state = 'queued') AS queued,
-           (SELECT count(*) FROM activation.request WHERE state = 'open' AND next_attempt_at < 'infinity') AS open
+           (SELECT count(*) FROM activation.request WHERE state = 'open' AND next_try_at < 'infinity') AS open
 """
 
 

@@ -61,7 +61,7 @@ def test_a_copy_beside_it_sends_nothing_and_works_on(db: Database, copy: Databas
     for later in ("0", "10 minutes", "25 hours"):
         tick(copy, later)
     assert len(sandbox.log) == before
-    component, state, detail = copy.sql("SELECT * FROM activation.status")[0]
+    component, state, detail = copy.sql("SELECT component, state, detail FROM activation.status")[0]
     assert (component, state) == ("mode", "disarmed") and "copy" in detail
     assert statuses(copy) == {"1": "sent", "2": "sending", "3": "queued", "4": "queued", "5": "queued"}
     assert set(journey(copy).values()) == {"completed"}
@@ -182,8 +182,8 @@ def test_a_restored_copy_mails_no_one(sandbox: Sandbox) -> None:
         sandbox.fail("drop_after", times=1)
         sign_up(app, 1)
         tick(db)
-        promise_two = "SELECT activation.configure(api_key => 'env:NOT_THERE')"
-        app.execute(promise_two)
+        take_the_key_away = "SELECT activation.configure(api_key => 'env:NOT_THERE')"
+        app.execute(take_the_key_away)
         sign_up(app, 2)
         sign_up(app, 3, acts=False)
         tick(db)

@@ -29,7 +29,7 @@ def waits_until_done(db: Database) -> list[float]:
     while True:
         tick_at(db, at.isoformat())
         due = db.sql(
-            "SELECT next_attempt_at FROM activation.request WHERE state = 'open' AND next_attempt_at < 'infinity'"
+            "SELECT next_try_at FROM activation.request WHERE state = 'open' AND next_try_at < 'infinity'"
         )
         if not due:
             return waits

@@ -44,7 +44,7 @@ def test_a_bad_user_is_found_by_halves() -> None:
     assert calls.data.aside == {"u5": "division by zero"}
     assert sorted(calls.data.asked) == sorted(set(users) - {"u5"})
     assert calls.questions.count(("u5",)) == 1 and len(calls.questions) < 2 * 5
-    assert [what for what, *_ in calls.data.loops] == ["forgive"]
+    assert [what for what, *_ in calls.data.loops] == ["clear_strikes"]
     assert calls.calls.count("evaluation_ended") == len([asked for asked in calls.questions if "u5" in asked])
 
 

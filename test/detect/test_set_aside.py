@@ -290,8 +290,8 @@ def test_a_deletion_that_cannot_be_taken(db: Database, app: Connection) -> None:
     )
     app.execute("DELETE FROM users")
     tick(db)
-    told = "SELECT l.name, c.user_id, c.error FROM activation.capture_failure c JOIN activation.loop l USING (loop_id) ORDER BY 1"
-    assert db.sql(told) == [("acts", "7", "not seven"), ("first", "7", "not seven")]
+    told = "SELECT l.name, c.user_id, c.error, c.code FROM activation.capture_failure c JOIN activation.loop l USING (loop_id) ORDER BY 1"
+    assert db.sql(told) == [(loop, "7", "not seven", "deletion_unclear") for loop in ("acts", "first")]
     assert db.sql("SELECT FROM activation.signal") == []
 
 

@@ -1,4 +1,4 @@
-"""A streaming standby that takes over: with its address in `hosts` it goes on by itself, without nothing leaves."""
+"""A streaming standby that takes over: with its address in `hosts` it goes on by itself; without it nothing leaves."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ SELECT gen_random_uuid(), e.enrollment_id, e.loop_id, e.version, e.user_id, 1, k
        CASE WHEN k.state = 'captured' THEN now() - interval '2 hours' END, CASE WHEN k.state = 'sending' THEN gen_random_uuid() END
   FROM activation.enrollment e
   CROSS JOIN LATERAL (VALUES ('action', CASE WHEN e.enrollment_id % 10 = 0 THEN 'sending' ELSE 'captured' END), ('otherwise', 'queued')) AS k(branch, state);
-INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_attempt_at)
+INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_try_at)
 SELECT m.request_id, '/emails', '{}', ARRAY[m.message_id], 'live', activation.retry(), CASE WHEN m.enrollment_id % 20 = 0 THEN 'open' ELSE 'done' END,
        now() - CASE WHEN m.enrollment_id % 40 = 0 THEN interval '24 hours' ELSE '2 hours' END, now() - interval '2 hours' FROM activation.message m WHERE m.request_id IS NOT NULL;
 INSERT INTO activation.attempt (message_id, attempt, request_id, started_at, finished_at, outcome)
@@ -138,7 +138,7 @@ INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
 INSERT INTO activation.wake (source_id, user_id) SELECT s.source_id, g::text FROM activation.source s, generate_series(1, PEOPLE) g WHERE s.table_name = 'actions'::regclass;
 INSERT INTO activation.event (at, user_id, event, properties) SELECT now() - interval '2 hours', g::text, 'met', '{}' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.capture_failure SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
+INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'row_too_large', 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.consent SELECT 'users', g::text, '', true, now(), 'test' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'test', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.unsuppression SELECT 'y' || g || '@acme.dev', now() FROM generate_series(1, PEOPLE) g;
@@ -260,7 +260,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_lock_enrollments": ("_lock_enrollments(DECIDED)", BATCH),
     "_messages_of": ("_messages_of('77')", 1),
     "_out_of_turn": ("_out_of_turn(MAILS, now())", BATCH),
-    "_over_cap": ("_over_cap('77', 'users', 0, now())", 1),
+    "_cap_until": ("_cap_until('77', 'users', 0, now())", 1),
     "_due_loops": (f"_due_loops(now(), {NO_MARKS})", 1),
     "_record_try": ("_record_try(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
     "_remark": ("_remark(1, '77', 'odd', now())", 1),

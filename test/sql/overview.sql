@@ -47,7 +47,7 @@ ROLLBACK TO before;
 SELECT is_empty('SELECT FROM activation.overview_numbers', 'which writes nothing down');
 
 -- What went wrong, newest first.
-INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_attempt_at)
+INSERT INTO activation.request (request_id, endpoint, body, members, mode, recovery, state, created_at, next_try_at)
 SELECT '00000000-0000-0000-0000-000000000001', '/emails', '', '{}', 'live', '{}', 'done', now(), now();
 INSERT INTO activation.message (message_id, enrollment_id, loop_id, version, user_id, step, branch, state, created_at, next_attempt_at, request_id, finished_at, last_error)
 SELECT ('00000000-0000-0000-0000-00000000010' || n)::uuid, 100 + n, l.loop_id, 1, n::text, 1, 'action', v.state, now(), now(), request_id, finished_at, v.state || ' of ' || n

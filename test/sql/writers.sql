@@ -4,7 +4,8 @@ SELECT plan(3);
 
 -- In every table: _erase() forgets a person, and _remove_old_…() what is older than its retention. A loop that is defined,
 -- bound, archived or resumed takes along what hangs on it. Transitions that several parts need stand in
--- sql/engine/transitions.sql. Whoever adds a writer here says in the part's head why the table's own part cannot do it.
+-- sql/engine/transitions.sql. Whoever adds a writer here says in the part's head, or at the function, why the
+-- table's own part cannot do it.
 CREATE TEMPORARY TABLE writer AS
 SELECT * FROM (VALUES
     ('attempt', '{_erase, _record_try, _remove_old_attempts, _remove_old_messages, _resolve}'::text[]),

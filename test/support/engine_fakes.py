@@ -1,7 +1,7 @@
 """The engine's database in memory: what a deliverer and a detector ask is answered by Python, without a server.
 
 A transaction is kept to: what was not committed is gone after rollback(). A test that wants a call to raise says so in
-`raising`, by the name of the method: each call takes the next error of its list.
+`raising`, by the name of a method that calls _note(): each call takes the next error of its list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from activation.engine.calls import (
-    Branch,
     Calls,
     Claimed,
     Cursors,
@@ -24,6 +23,7 @@ from activation.engine.calls import (
     Permit,
     Question,
     Repeat,
+    StepEmail,
     Sweep,
     Template,
 )
@@ -181,8 +181,8 @@ class MemoryDelivery(DeliverCalls, _Memory):
             if message.loop_id not in cursors or ("2030-01-07", id_) > cursors[message.loop_id]
         ][:wanted]
 
-    def branch(self, loop_id: int, version: int, step: int, branch: str) -> Branch:
-        return Branch("welcome", self.action, "{}", True)
+    def step_email(self, loop_id: int, version: int, step: int, branch: str) -> StepEmail:
+        return StepEmail("welcome", self.action, "{}", True)
 
     def template(self, name: str, newest_id: int) -> Template | None:
         return Template("Hello", None, "Hello.")
@@ -192,7 +192,7 @@ class MemoryDelivery(DeliverCalls, _Memory):
         request_id: str,
         endpoint: str,
         body: str,
-        message_ids: list[str],
+        members: list[str],
         recipients: list[str | None],
         subjects: list[str | None],
         mode: str,
@@ -201,8 +201,8 @@ class MemoryDelivery(DeliverCalls, _Memory):
         lease: float,
     ) -> None:
         self._note("store_request")
-        self.data.requests[request_id] = Request(endpoint, body, message_ids, lease_id)
-        for id_ in message_ids:
+        self.data.requests[request_id] = Request(endpoint, body, members, lease_id)
+        for id_ in members:
             self.data.messages[id_].state = "sending"
             self.data.messages[id_].request_id = request_id
 
@@ -219,8 +219,13 @@ class MemoryDelivery(DeliverCalls, _Memory):
             self.data.messages[id_].state = state
             self.data.messages[id_].error = error
 
-    def count_sends(self, emails: Any) -> None:
-        self._note("count_sends")
+    def set_message_aside(self, message_id: str, error: str | None) -> None:
+        self._note("set_message_aside")
+        self.data.messages[message_id].state = "failed"
+        self.data.messages[message_id].error = error
+
+    def count_hourly_sends(self, emails: Any) -> None:
+        self._note("count_hourly_sends")
 
     def record_try(
         self,
@@ -278,7 +283,7 @@ class MemoryDelivery(DeliverCalls, _Memory):
 
 
 @dataclass
-class Watching:
+class Detection:
     """The state of detection: who waits, who has acted, who is set aside with which error, and what befell loops."""
 
     waiting: dict[int, str] = field(default_factory=dict)
@@ -293,11 +298,11 @@ class MemoryDetection(DetectCalls, _Memory):
     """A detector's database: users of loop 1 with one step. Override `condition`: the keys for whom it holds, or it
     raises."""
 
-    data: Watching
+    data: Detection
 
     def __init__(self, *users: str) -> None:
-        super().__init__(Watching({n: user for n, user in enumerate(users, 1)}))
-        #: Who is asked about: each key once.
+        super().__init__(Detection({n: user for n, user in enumerate(users, 1)}))
+        #: The keys of each question, in order.
         self.questions: list[tuple[str, ...]] = []
         #: Whether somebody holds what says that a loop is left alone.
         self.held = False
@@ -347,7 +352,7 @@ class MemoryDetection(DetectCalls, _Memory):
     def stretch(self, sweep: Sweep, batch: int) -> list[int]:
         raise NotImplementedError
 
-    def swept(self, sweep: Sweep, ids: list[int], batch: int) -> None:
+    def advance_sweep(self, sweep: Sweep, ids: list[int], batch: int) -> None:
         raise NotImplementedError
 
     def strike(self, loop_id: int, error: str) -> bool:
@@ -366,8 +371,8 @@ class MemoryDetection(DetectCalls, _Memory):
         self.data.loops.append(("sweep", loop_id, None))
         return not self.held
 
-    def forgive(self, loop_id: int) -> None:
-        self.data.loops.append(("forgive", loop_id, None))
+    def clear_strikes(self, loop_id: int) -> None:
+        self.data.loops.append(("clear_strikes", loop_id, None))
 
     def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> bool:
         self.data.loops.append(("fail", loop_id, lost))

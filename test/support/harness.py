@@ -246,7 +246,7 @@ class Cluster(Database):
 class _Server(testing.postgresql.Postgresql):  # type: ignore[misc]
     """The process and its data directory; asked through the socket whether it is up."""
 
-    # From its own user's trust on the socket, whose directory is closed; the rest as Debian has it.
+    # Whoever reaches the socket is trusted: its directory is closed. The rest is Debian's.
     INITDB = "-U postgres --auth-local=trust --auth-host=scram-sha-256 -E UTF8 --locale=C.UTF-8 --no-sync"
 
     def __init__(self, folder: Path, environment: Mapping[str, str], copy_of: Path | None) -> None:

@@ -13,6 +13,7 @@ from loops import APP, define, tick
 
 
 def go_live(connection: Connection, sandbox: Sandbox) -> None:
+    """The app's tables, a loop on them, and mode live with the sandbox in Resend's place."""
     connection.execute(APP)
     connection.execute(
         "SELECT activation.configure(sender => 'Acme <hello@acme.dev>',"
@@ -25,7 +26,7 @@ def go_live(connection: Connection, sandbox: Sandbox) -> None:
 
 
 def sign_up(app: Connection, *users: int, acts: bool = True) -> None:
-    """People with an address each, who have acted already."""
+    """People with an address each, who have acted already unless acts is false."""
     for user in users:
         app.execute("INSERT INTO users (id, email) VALUES (%s, %s)", [user, f"u{user}@acme.dev"])
         if acts:
@@ -88,7 +89,7 @@ class Worker:
 
 
 def promise(db: Database, app: Connection, *users: int) -> None:
-    """Messages in the queue that nobody has claimed; one, if no users are named."""
+    """Messages in the queue that nobody has claimed, by taking the key away meanwhile; one, if no users are named."""
     app.execute("SELECT activation.configure(api_key => 'env:NOT_THERE')")
     sign_up(app, *(users or (1,)))
     tick(db)

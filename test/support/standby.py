@@ -31,5 +31,5 @@ def standby_of(
         yield standby
 
 
-#: As Cluster(cron=True) sets it, but for the address, which the jobs carry with them.
+#: As Cluster(cron=True) sets it, without cron.host: the address stands in the jobs.
 CRON = {"shared_preload_libraries": "pg_cron", "cron.database_name": harness.DATABASE}

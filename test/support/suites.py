@@ -14,7 +14,7 @@ import pytest
 from harness import Cluster, Database, programs
 
 #: The folder of all tests.
-HERE = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1]
 CLUSTER = pytest.StashKey[Cluster]()
 
 
@@ -34,7 +34,7 @@ class Script(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, str(self.path.relative_to(HERE))
+        return self.path, None, str(self.path.relative_to(TESTS))
 
     @property
     def cluster(self) -> Cluster:
@@ -85,7 +85,7 @@ class Isolation(Script):
                 f"--port={self.cluster.port}",
                 "--user=postgres",
                 f"--bindir={programs()}",
-                f"--inputdir={HERE / 'isolation'}",
+                f"--inputdir={TESTS / 'isolation'}",
                 f"--outputdir={folder}",
                 self.path.stem,
             ]
@@ -123,7 +123,7 @@ class ScriptFile(pytest.File):
 
 def collected(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """What pytest_collect_file answers."""
-    pgtap = file_path.suffix == ".sql" and file_path.parent == HERE / "sql" and file_path.name != "setup.sql"
+    pgtap = file_path.suffix == ".sql" and file_path.parent == TESTS / "sql" and file_path.name != "setup.sql"
     if pgtap or file_path.suffix == ".spec":
         return ScriptFile.from_parent(parent, path=file_path)
     return None

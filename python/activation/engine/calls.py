@@ -129,7 +129,8 @@ class ProviderCalls(Calls):
         return self._rows(_LOCK_PERMITS, wanted, ahead)
 
     def take_permits(self, numbers: list[int], lease: float) -> None:
-        """Hold locked permits until they are freed, or for so many seconds if this session ends."""
+        """Hold locked permits until they are freed, for so many seconds at most. If this session ends, they are free a
+        second later."""
         self._value(_TAKE_PERMITS, numbers, lease)
 
     def free_permit(self, number: int, left_at: float, finished_at: float | None) -> None:
@@ -142,7 +143,7 @@ class ProviderCalls(Calls):
         return found
 
     def disarmed(self, host: str) -> str | None:
-        """Why nothing may be sent from this server; None where it may."""
+        """Why nothing may be sent from this server; None where nothing but the mode keeps mail here."""
         found: str | None = self._value(_DISARMED, host)
         return found
 
@@ -157,7 +158,7 @@ class Due(NamedTuple):
     wakes: bool
     people: bool
     sweeps: bool
-    rolls: bool
+    backfills: bool
 
 
 class Question(NamedTuple):
@@ -222,15 +223,15 @@ _DETECT_BAD_USER = Function("_detect_bad_user", id="bigint", error="text")
 _DETECT_SWEEPS = Table("_detect_sweeps", Sweep, buckets="integer[]")
 _DETECT_SWEEP = Function("_detect_sweep", **_SWEEP, swept_to="bigint", batch="integer")
 _DETECT_STRETCH = Table("_detect_stretch", Stretch, **_SWEEP, swept_to="bigint", batch="integer")
-_DETECT_SWEPT = Function("_advance_sweep", **_SWEEP, ids="bigint[]", batch="integer")
+_ADVANCE_SWEEP = Function("_advance_sweep", **_SWEEP, ids="bigint[]", batch="integer")
 _DETECT_STRIKE = Function("_detect_strike", loop_id="integer", error="text")
 _DETECT_CANCELLED = Function("_detect_cancelled", loop_id="integer", seconds="double precision")
 _DETECT_POSTPONE = Function("_detect_postpone", loop_id="integer", error="text")
-_DETECT_WELL = Function("_clear_strikes", loop_id="integer")
+_CLEAR_STRIKES = Function("_clear_strikes", loop_id="integer")
 _FAIL_AT_ONCE = Function("_fail_at_once", loop_id="integer", kind="text", error="text", lost="boolean")
 _EVALUATING = Function("_evaluating", loop_id="integer")
-_ROLL_DUE = Function("_next_backfill")
-_ROLL = Function("_backfill_chunk", loop_id="integer", batch="integer")
+_NEXT_BACKFILL = Function("_next_backfill")
+_BACKFILL_CHUNK = Function("_backfill_chunk", loop_id="integer", batch="integer")
 _RENEW_WAKE = Function("_renew_wake")
 _ORDER_SWEEP = Function("_order_sweep", loop_id="integer", due_at=_NOW)
 
@@ -290,9 +291,9 @@ class DetectCalls(Calls):
         """The next people of a sweep, whom nobody asks about yet."""
         return list(self._rows(_DETECT_STRETCH, *sweep, batch)[0].ids)
 
-    def swept(self, sweep: Sweep, ids: list[int], batch: int) -> None:
+    def advance_sweep(self, sweep: Sweep, ids: list[int], batch: int) -> None:
         """These people of a sweep were asked about."""
-        self._value(_DETECT_SWEPT, *sweep[:4], ids, batch)
+        self._value(_ADVANCE_SWEEP, *sweep[:4], ids, batch)
 
     def strike(self, loop_id: int, error: str) -> bool:
         """A loop's condition raised as a whole. After the third time it is failing. Returns, as the next two do,
@@ -313,9 +314,9 @@ class DetectCalls(Calls):
         it."""
         return bool(self._value(_ORDER_SWEEP, loop_id))
 
-    def forgive(self, loop_id: int) -> None:
+    def clear_strikes(self, loop_id: int) -> None:
         """A loop's condition answered: its strikes are forgotten."""
-        self._value(_DETECT_WELL, loop_id)
+        self._value(_CLEAR_STRIKES, loop_id)
 
     def fail_at_once(self, loop_id: int, error: str | None, lost: bool) -> bool:
         """A loop's code harmed the session. lost: for good. Returns as strike() does."""
@@ -326,13 +327,13 @@ class DetectCalls(Calls):
         self._value(_EVALUATING, None)
 
     def backfill_due(self) -> int | None:
-        """A loop that is to enroll the next chunk of existing users."""
-        found: int | None = self._value(_ROLL_DUE)
+        """A loop whose next chunk of users is to be enrolled: existing ones, or those whom a schedule returns."""
+        found: int | None = self._value(_NEXT_BACKFILL)
         return found
 
     def backfill(self, loop_id: int, batch: int) -> int:
         """Make signals of the next users that a loop walks over. Returns how many."""
-        return int(self._value(_ROLL, loop_id, batch))
+        return int(self._value(_BACKFILL_CHUNK, loop_id, batch))
 
     def renew_wake(self) -> bool | None:
         """Make the table of wakes anew where it has grown: None where it has not, False where it cannot be done now."""
@@ -387,8 +388,8 @@ class Repeat(NamedTuple):
     body: str
 
 
-class Branch(NamedTuple):
-    """A branch of a step as its version defines it; it never changes. action, recovery: JSON."""
+class StepEmail(NamedTuple):
+    """What a branch of a step sends, as its version defines it; it never changes. action, recovery: JSON."""
 
     loop: str
     action: str
@@ -415,7 +416,7 @@ _EXPIRE_REQUESTS = Function("_expire_requests")
 _END_PAUSE = Function("_end_pause")
 _CLAIM_REQUESTS = Table("_claim_requests", Repeat, new_lease_id="uuid", lease=SECONDS, wanted="integer")
 _CLAIM_MESSAGES = Table("_claim_messages", Claimed, wanted="integer", **_CURSORS)
-_BRANCH = Table("_step_email", Branch, loop_id="integer", version="integer", step="integer", branch="text")
+_STEP_EMAIL = Table("_step_email", StepEmail, loop_id="integer", version="integer", step="integer", branch="text")
 _TEMPLATE = Table("_template", Template, template_name="text", newest_template_id="integer")
 _STORE = Function(
     "_store_request",
@@ -431,9 +432,10 @@ _STORE = Function(
     lease=SECONDS,
 )
 _FINISH = Function(
-    "_finish_messages", members="uuid[]", states="text[]", recipients="text[]", subjects="text[]", errors="text[]"
+    "_finish_messages", message_ids="uuid[]", states="text[]", recipients="text[]", subjects="text[]", errors="text[]"
 )
-_COUNT_PACE = Function("_count_hourly_sends", loop_ids="integer[]", emails="integer[]")
+_END_QUEUED = Function("_end_queued", messages="uuid[]", state="text", cause="text", note="text")
+_COUNT_HOURLY_SENDS = Function("_count_hourly_sends", loop_ids="integer[]", emails="integer[]")
 _RECORD = Function(
     "_record_try",
     request_id="uuid",
@@ -485,9 +487,9 @@ class DeliverCalls(ProviderCalls):
         """Messages that are due, at most so many, locked until the end of the transaction."""
         return self._rows(_CLAIM_MESSAGES, wanted, *_columns(cursors))
 
-    def branch(self, loop_id: int, version: int, step: int, branch: str) -> Branch:
+    def step_email(self, loop_id: int, version: int, step: int, branch: str) -> StepEmail:
         """What a branch of a step sends."""
-        return self._rows(_BRANCH, loop_id, version, step, branch)[0]
+        return self._rows(_STEP_EMAIL, loop_id, version, step, branch)[0]
 
     def template(self, name: str, newest_id: int) -> Template | None:
         """The newest version of a template up to this id; None where the database has none of that name."""
@@ -499,7 +501,7 @@ class DeliverCalls(ProviderCalls):
         request_id: str,
         endpoint: str,
         body: str,
-        message_ids: list[str],
+        members: list[str],
         recipients: list[str | None],
         subjects: list[str | None],
         mode: str,
@@ -507,8 +509,8 @@ class DeliverCalls(ProviderCalls):
         lease_id: str,
         lease: float,
     ) -> None:
-        """Keep a request that is about to be sent, for its messages in the order of the body."""
-        given = (request_id, endpoint, body, message_ids, recipients, subjects, mode, recovery, lease_id, lease)
+        """Keep a request that is about to be sent. members: its messages, in the order of the body."""
+        given = (request_id, endpoint, body, members, recipients, subjects, mode, recovery, lease_id, lease)
         self._value(_STORE, *given)
 
     def finish_messages(
@@ -522,9 +524,13 @@ class DeliverCalls(ProviderCalls):
         """Messages that end without a request."""
         self._value(_FINISH, message_ids, states, recipients, subjects, errors)
 
-    def count_sends(self, emails: Mapping[int, int]) -> None:
+    def set_message_aside(self, message_id: str, error: str | None) -> None:
+        """End a message on which the claim raises, if it is still queued."""
+        self._value(_END_QUEUED, [message_id], "failed", "claim_raised", error)
+
+    def count_hourly_sends(self, emails: Mapping[int, int]) -> None:
         """So many emails of each loop are about to leave."""
-        self._value(_COUNT_PACE, list(emails), list(emails.values()))
+        self._value(_COUNT_HOURLY_SENDS, list(emails), list(emails.values()))
 
     def record_try(
         self,
@@ -661,7 +667,7 @@ class Done(NamedTuple):
     problem: str | None = None
 
 
-_TOO_LATE = Function("_started_during_stop", application_name="text")
+_STARTED_DURING_STOP = Function("_started_during_stop", application_name="text")
 _TAKE_SLOT = Function("_take_slot", kind="text", slot="integer")
 _LEAVE_SLOT = Function("_leave_slot", kind="text", slot="integer")
 _BEAT = Function("_beat", kind="text", slot="integer", worked="boolean", note="text")
@@ -676,9 +682,9 @@ _PRUNE_JOB_RUNS = Function("_prune_job_runs")
 class WorkerCalls(Calls):
     """What every worker asks of the database."""
 
-    def too_late(self, application_name: str) -> bool:
-        """Whether pg_cron began this run for a schedule that is over."""
-        return bool(self._value(_TOO_LATE, application_name))
+    def started_during_stop(self, application_name: str) -> bool:
+        """Whether pg_cron began this run while stop() was removing its job."""
+        return bool(self._value(_STARTED_DURING_STOP, application_name))
 
     def take_slot(self, kind: str, slot: int) -> bool:
         """Take a slot for this session. Returns whether it is ours."""

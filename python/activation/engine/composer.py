@@ -17,16 +17,19 @@ from activation.mail.render import Source, built_in
 #: Emails a request.
 BATCH = 100
 
-#: Rendering looks for a cancel so often, and is put off to the next claim after so long; a loop that has taken so much
-#: of it waits for the others (seconds).
+#: Rendering looks for a cancel so often (seconds).
 LOOK = 0.05
+
+#: After so long, what is left to render is put off to the next claim (seconds).
 RENDERING = 3.0
-SHARE = 0.5
+
+#: A loop that has taken so much of that waits for the others (seconds).
+LONG_FOR_A_LOOP = 0.5
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of a step as its version defines it; it never changes."""
+    """What a branch of a step sends: a StepEmail, its action parsed."""
 
     loop: str
     action: dict[str, Any]
@@ -94,7 +97,7 @@ class Composer:
         while todo or late:
             # A loop whose mails take long does not hold the others' up.
             row = todo.pop(0) if todo else late.pop(0)
-            if todo and spent[row.loop_id] > SHARE:
+            if todo and spent[row.loop_id] > LONG_FOR_A_LOOP:
                 late.append(row)
                 continue
             now = time.monotonic()
@@ -113,7 +116,7 @@ class Composer:
                 # Of this user alone, whatever their row or their template makes Python raise.
                 ended.add(row.message_id, "failed", row.email, None, reason(error))
             spent[row.loop_id] += time.monotonic() - now
-        self._slow_loops = {loop_id for loop_id, seconds in spent.items() if seconds > SHARE}
+        self._slow_loops = {loop_id for loop_id, seconds in spent.items() if seconds > LONG_FOR_A_LOOP}
         return mails, ended, in_time
 
     def _mail(self, row: Claimed, state: DeliveryState) -> Mail:
@@ -143,7 +146,7 @@ class Composer:
     def _branch(self, loop_id: int, version: int, step: int, branch: str) -> Branch:
         key = (loop_id, version, step, branch)
         if key not in self._branches:
-            found = self._calls.branch(*key)
+            found = self._calls.step_email(*key)
             self._branches[key] = Branch(found.loop, json.loads(found.action), found.recovery, found.transactional)
         return self._branches[key]
 

@@ -13,7 +13,7 @@ from activation.engine.composer import BATCH, Composer, Ended, Mail
 from activation.engine.flights import THREADS, Answer, Flights, Request
 from activation.engine.outbox import Outbox
 from activation.engine.permits import Permits
-from activation.engine.protocol import Cancelled, Failed
+from activation.engine.protocol import Cancelled, Failed, storable
 from activation.engine.queues import Queues
 from activation.engine.records import Records
 from activation.errors import KeyUnavailable
@@ -139,18 +139,16 @@ class Deliverer:
             self._most = len(self._in_hand) // 2
             return
         self._aside += 1
-        ended = Ended()
-        why = f"it could not be claimed: {error.text}" if isinstance(error, Failed) else reason(error)
-        ended.add(self._in_hand[0], "failed", error=why)
-        self._finish(ended)
+        why = error.text if isinstance(error, Failed) else reason(error)
+        self._calls.set_message_aside(self._in_hand[0], storable(why))
         self._calls.commit()
 
     def _claim_in_transaction(self) -> tuple[list[Request], bool]:
         """The requests that are to leave after the commit, and whether anything was done."""
         if self._queues.is_stale:
+            # Once a second, which also looks at what the mode and the settings say.
             self.rewind()
         elif not self._queues.cursors and not self._calls.due():
-            # What the mode and the settings say is looked at once a second.
             self._permits.none_left = False
             self._permits.nothing_to_send()
             return [], False

@@ -14,10 +14,18 @@ from typing import TypeVar
 from activation.engine.calls import DetectCalls, Due, Question, Sweep
 from activation.engine.protocol import Cancelled, Failed, storable
 
-#: How many enrollments are taken at once, and about how many a loop is asked at once: at first, at least and at most;
-#: as many as keep each of these between so many seconds. A round's locks and snapshot last little longer, however slow
-#: a condition is: who has not been asked about by then is put off to the next one.
-FIRST_BATCH, FIRST_ASKED, SMALLEST_BATCH, LARGEST_BATCH = 500, 50, 20, 4000
+#: How many enrollments are taken at once, at first.
+FIRST_BATCH = 500
+
+#: About how many a loop is asked about at once, at first.
+FIRST_ASKED = 50
+
+#: Both follow how long that took, and stay between these.
+SMALLEST_BATCH, LARGEST_BATCH = 20, 4000
+
+#: They double where it took less than the first, and halve where it took more than the second (seconds). A round's
+#: locks and snapshot last little longer than LONG, however slow a condition is: whoever has not been asked about by
+#: then is put off to the next round.
 SHORT, LONG = 0.1, 0.4
 
 #: How many users at once become signals when they are walked over: at first and at most.
@@ -94,7 +102,7 @@ class Detector:
             self._ask_all(self._unheld(work))
             if buckets and due.sweeps and self._sweeps(buckets):
                 self.more = True
-            if due.rolls and self._backfill():
+            if due.backfills and self._backfill():
                 self.more = True
         except BaseException:
             calls.rollback()
@@ -269,7 +277,7 @@ class Detector:
             ids = self._calls.stretch(sweep, size)
             self._ask(sweep, [(id_, None, False) for id_ in ids])
             if loop_id not in self._aside:
-                self._calls.swept(sweep, ids, size)
+                self._calls.advance_sweep(sweep, ids, size)
         else:
             self._asked(loop_id, people, began)
 
@@ -335,7 +343,7 @@ class Detector:
         if failures and not spared and len(rows) > 1:
             self._strike(loop_id, failures[-1].text)
         elif spared:
-            self._calls.forgive(loop_id)
+            self._calls.clear_strikes(loop_id)
 
     def _decide(self, step: int, rows: list[_Row], true_keys: list[str] | None, failures: list[Failed]) -> int:
         """Writes down what an answer means. Returns for how many: whoever that raises on is found by halves."""

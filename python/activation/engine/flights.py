@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from activation.errors import DeliveryError, Unanswered
 from activation.resend.client import TOTAL_TIMEOUT, Departure, Resend, Try
 
-#: Requests in flight at once.
+#: Requests in flight at once, of one deliverer.
 THREADS = 32
 
 
@@ -47,12 +47,12 @@ class Answer:
 
     future: Future[Try]
     flight: Flight
-    attempt: Try
+    tried: Try
 
     @property
     def error(self) -> DeliveryError | None:
         """What went wrong; None where the request was accepted."""
-        return self.attempt.outcome if isinstance(self.attempt.outcome, DeliveryError) else None
+        return self.tried.outcome if isinstance(self.tried.outcome, DeliveryError) else None
 
 
 class Flights:

@@ -49,7 +49,7 @@ class Outbox:
             leaving.update(mail.loop_id for mail in group)
         if leaving:
             # Last before the commit: deliverers wait for each other here.
-            self._calls.count_sends(leaving)
+            self._calls.count_hourly_sends(leaving)
         return len(found) <= room
 
     def _store(self, group: list[Mail], mode: str) -> None:

@@ -57,11 +57,11 @@ class Records:
         self.learnt(answered)
 
     def _record_try(self, answer: Answer, plainly: bool) -> None:
-        flight, attempt, error = answer.flight, answer.attempt, answer.error
+        flight, tried, error = answer.flight, answer.tried, answer.error
         word = "sent" if error is None else error.outcome
         if error is not None and flight.batch and is_content(error):
             word = "split"
-        ids = attempt.outcome.ids if isinstance(attempt.outcome, Accepted) and not plainly else []
+        ids = tried.outcome.ids if isinstance(tried.outcome, Accepted) and not plainly else []
         self._calls.record_try(
             flight.request_id,
             flight.lease_id,
@@ -71,25 +71,25 @@ class Records:
             storable(error.name, 100) if error and not plainly else None,
             None if error is None else "its answer cannot be written down" if plainly else storable(error.text),
             error.retry_after if error else None,
-            attempt.started_at,
-            attempt.finished_at,
+            tried.started_at,
+            tried.finished_at,
         )
 
     def _learn_from_answer(self, answer: Answer) -> None:
-        attempt, error = answer.attempt, answer.error
+        tried, error = answer.tried, answer.error
         # An error that names no rate comes from somewhere before the API, and says nothing about it.
-        heard = error is None or attempt.rate is not None
+        heard = error is None or tried.rate is not None
         if heard or isinstance(error, Paused):
             self._calls.learn(
-                attempt.rate,
-                attempt.rtt if heard else None,
+                tried.rate,
+                tried.rtt if heard else None,
                 storable(error.text) if isinstance(error, Paused) else None,
                 self._pause_end(error),
                 self.key_fingerprint,
                 isinstance(error, Paused) and error.status == 429 and error.pause is not None,
             )
         if answer.flight.permit:
-            self._calls.free_permit(answer.flight.permit, attempt.left_at, attempt.finished_at)
+            self._calls.free_permit(answer.flight.permit, tried.left_at, tried.finished_at)
 
     def _pause_end(self, error: DeliveryError | None) -> str | None:
         """Until when the provider is to be left alone after this."""

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from activation.engine.deliver import Deliverer
     from activation.engine.feedback import Feedback
 
-#: Poll this often while there was work within the last WARM seconds, else that often (seconds). While at least MANY
-#: come at a time, a detector waits a little longer, so that even more come at a time: a look costs like hundreds.
+#: Seconds between two polls: while there was work within the last WARM seconds, and otherwise. While at least MANY
+#: signals and wakes come at a time, a detector waits POLL_BUSY, so that even more come at a time: a look costs as much
+#: as hundreds of signals.
 POLL_WARM = 0.01
 POLL_IDLE = 0.12
 POLL_BUSY, MANY = 0.03, 50
@@ -122,7 +123,7 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
             _set(db, "activation.no_locks", "on")
         db.commit_settings()
         calls = WorkerCalls(db)
-        got = not calls.too_late(kept["application_name"]) and calls.take_slot(kind, slot)
+        got = not calls.started_during_stop(kept["application_name"]) and calls.take_slot(kind, slot)
         db.commit()
         yield got
     finally:
@@ -166,7 +167,8 @@ def _set(db: WorkerDatabase, name: str, value: str) -> None:
 
 @contextlib.contextmanager
 def _worker(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
-    """What every worker stands in: False where there is nothing for it to do, on a standby or in a slot that is taken.
+    """What every worker stands in: False where there is nothing for it to do, on a standby, in a slot that is taken, or in a
+    run that began during stop().
     Errors keep their SQLSTATE."""
     try:
         if db.execute("SELECT pg_catalog.pg_is_in_recovery() AS standby")[0]["standby"]:

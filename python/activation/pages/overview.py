@@ -125,7 +125,7 @@ def trigger(document: Mapping[str, Any]) -> str:
     """A trigger in words."""
     if document["type"] == "schedule":
         return f"On schedule {document['cron']}"
-    if document["event"] not in ("insert", "update", "delete"):
+    if document["type"] == "event":
         return f"Event {document['event']}"
     columns = " of " + ", ".join(document["columns"]) if document.get("columns") else ""
     where = "into" if document["event"] == "insert" else "in"
