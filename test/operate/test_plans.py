@@ -138,7 +138,7 @@ INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
 INSERT INTO activation.wake (source_id, user_id) SELECT s.source_id, g::text FROM activation.source s, generate_series(1, PEOPLE) g WHERE s.table_name = 'actions'::regclass;
 INSERT INTO activation.event (at, user_id, event, properties) SELECT now() - interval '2 hours', g::text, 'met', '{}' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.capture_failure SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
+INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'row_too_large', 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.consent SELECT 'users', g::text, '', true, now(), 'test' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'test', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.unsuppression SELECT 'y' || g || '@acme.dev', now() FROM generate_series(1, PEOPLE) g;
