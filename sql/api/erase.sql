@@ -12,6 +12,7 @@ AS $$
 DECLARE
     messages uuid[];
     addresses text[];
+    spellings text[];
     hashes text[];
     requests uuid[];
     shared_messages uuid[];
@@ -30,7 +31,8 @@ BEGIN
     WITH deleted AS (
         DELETE FROM activation.signal s WHERE s.user_id = of_user RETURNING s.address
     )
-    SELECT array_agg(activation._fold_address(a.address)) INTO addresses
+    SELECT array_agg(activation._fold_address(a.address)), array_agg(lower(btrim(a.address)))
+      INTO addresses, spellings
       FROM (SELECT m.recipient AS address
               FROM unnest(messages) AS u(id)
               CROSS JOIN LATERAL (SELECT x.recipient
@@ -44,6 +46,8 @@ BEGIN
     -- What is no address, though it stands in a column of addresses, does not tell one person from
     -- another.
     addresses := ARRAY(SELECT a FROM unnest(addresses) AS a WHERE a LIKE '_%@_%');
+    spellings := addresses
+        || ARRAY(SELECT a FROM unnest(spellings) AS a WHERE a LIKE '_%@_%');
     PERFORM activation._signing_key();
     hashes := ARRAY(SELECT activation._hash_address(a) FROM unnest(addresses) AS a
                     UNION
@@ -71,18 +75,18 @@ BEGIN
     -- or the loop.
     UPDATE activation.attempt a SET error = redacted
      WHERE a.message_id = ANY (shared_messages)
-       AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(a.error)) > 0);
+       AND EXISTS (SELECT FROM unnest(spellings) AS x WHERE position(x IN lower(a.error)) > 0);
     UPDATE activation.message m SET last_error = redacted
      WHERE m.message_id = ANY (shared_messages)
-       AND EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(m.last_error)) > 0);
+       AND EXISTS (SELECT FROM unnest(spellings) AS x WHERE position(x IN lower(m.last_error)) > 0);
     UPDATE activation.capture_failure f SET error = redacted
       FROM activation.capture_failure x
      WHERE x.user_id = of_user AND f.at = x.at AND f.error = x.error AND f.user_id <> of_user
        AND position('"' IN x.error) > 0;
     UPDATE activation.strike k SET last_error = redacted
-     WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(k.last_error)) > 0);
+     WHERE EXISTS (SELECT FROM unnest(spellings) AS x WHERE position(x IN lower(k.last_error)) > 0);
     UPDATE activation."loop" l SET reason = redacted
-     WHERE EXISTS (SELECT FROM unnest(addresses) AS x WHERE position(x IN lower(l.reason)) > 0);
+     WHERE EXISTS (SELECT FROM unnest(spellings) AS x WHERE position(x IN lower(l.reason)) > 0);
     DELETE FROM activation.attempt a WHERE a.message_id = ANY (messages);
     DELETE FROM activation.webhook_event w WHERE w.message_id = ANY (messages);
     DELETE FROM activation.message m WHERE m.message_id = ANY (messages);

@@ -7,18 +7,17 @@ LANGUAGE sql IMMUTABLE
 RETURN share > 0
    AND ('x' || substr(md5(loop || ':' || user_id), 1, 8))::bit(32)::bigint < share * 4294967296;
 
--- Whether who is in a users table can be asked without running anybody's code. Code runs in the
--- type of the key (a domain's checks), in policies, and, while a query is planned, in the constant
--- parts of indexes, statistics, checks and partition keys, also of the table's children. What
--- initdb made leaves no trace in pg_depend.
-CREATE FUNCTION activation._reads_plainly(users regclass) RETURNS boolean
+-- Whether a query over a table can be planned without running anybody's code: the planner runs the
+-- constant parts of indexes, statistics, checks and partition keys, also of the table's children.
+-- What initdb made leaves no trace in pg_depend.
+CREATE FUNCTION activation._plans_plainly(relation regclass) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN NOT EXISTS (
         WITH RECURSIVE relation(oid) AS (
-            SELECT _reads_plainly.users::oid
+            SELECT _plans_plainly.relation::oid
             UNION
             SELECT i.inhrelid FROM relation r JOIN pg_inherits i ON i.inhparent = r.oid
         ), holder AS (
@@ -41,8 +40,18 @@ BEGIN
          WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass,
                                 'pg_type'::regclass, 'pg_collation'::regclass)
         UNION ALL
-        SELECT FROM relation r JOIN pg_class c USING (oid) WHERE c.relkind NOT IN ('r', 'p')
-        UNION ALL
+        SELECT FROM relation r JOIN pg_class c USING (oid) WHERE c.relkind NOT IN ('r', 'p'));
+END
+$$;
+
+-- Whether who is in a users table can be asked without running anybody's code: neither in the type
+-- of the key (a domain's checks), nor in policies, nor while it is planned.
+CREATE FUNCTION activation._reads_plainly(users regclass) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN activation._plans_plainly(users) AND NOT EXISTS (
         SELECT
           FROM activation.users_table u
           JOIN pg_class c ON c.oid = u.users
@@ -132,6 +141,8 @@ CREATE FUNCTION activation._still_gone(users regclass, user_ids text[]) RETURNS 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    began timestamptz := clock_timestamp();
 BEGIN
     RETURN ARRAY(SELECT unnest(user_ids)
                  EXCEPT SELECT unnest(activation._existing_users(users, user_ids)));
@@ -140,6 +151,16 @@ EXCEPTION
         -- It cannot be told now. An author's code may raise these as well, and its deletions must
         -- hold up nobody else's.
         PERFORM activation._evaluating(NULL);
+        IF SQLSTATE = '57014' AND activation._over_condition_timeout(
+               extract(epoch FROM clock_timestamp() - began)::double precision) THEN
+            PERFORM activation._strike(
+                       min(l.loop_id), 'detect',
+                       'asking which users exist was cancelled, because it ran too long')
+               FROM activation.loop_version x
+               JOIN activation."loop" l USING (loop_id, version)
+              WHERE x.users = _still_gone.users AND l.state IN ('active', 'stopped')
+             HAVING count(*) > 0;
+        END IF;
         RETURN NULL;
     WHEN others THEN
         PERFORM activation._evaluating(NULL);

@@ -1,7 +1,46 @@
 -- Signals become enrollments; a signal of a deletion ends them.
 
--- Takes signals, at most `batch`, and turns them into enrollments. Those that somebody's open
--- transaction has deleted (archive_loop, erase) are left to it.
+-- Where signals stand that are taken next, about `batch` at most, locked: those that somebody's
+-- open transaction has deleted (archive_loop, erase) are left to it. Of many, half are the oldest;
+-- the others come from the newest blocks and from anywhere, so that a multitude that one source
+-- wrote at once does not keep another's waiting. There is no index, see activation.signal.
+CREATE FUNCTION activation._next_signals(buckets integer[], batch integer) RETURNS tid[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    blocks bigint := pg_relation_size('activation.signal')
+                     / current_setting('block_size')::integer;
+    left_alone integer[] := activation._sources_left_alone();
+    crowded boolean := blocks > 100;
+    share integer := greatest(CASE WHEN crowded THEN batch / 2 ELSE batch END, 1);
+    found tid[] := ARRAY(
+        SELECT s.ctid
+          FROM activation.signal s
+         WHERE activation._user_bucket(s.user_id) = ANY (buckets)
+           AND (s.user_deleted IS NULL OR s.source_id <> ALL (left_alone))
+         LIMIT share
+           FOR UPDATE SKIP LOCKED);
+BEGIN
+    IF NOT crowded OR cardinality(found) < share THEN
+        RETURN found;
+    END IF;
+    FOR n IN 1 .. 2 LOOP
+        found := found || ARRAY(
+            SELECT s.ctid
+              FROM activation.signal s
+             WHERE s.ctid >= format('(%s,0)', CASE n WHEN 1 THEN blocks - 1 - batch / 1000
+                                                     ELSE floor(random() * blocks) END)::tid
+               AND activation._user_bucket(s.user_id) = ANY (buckets)
+             LIMIT CASE n WHEN 1 THEN greatest(batch / 4, 150) ELSE batch / 4 END
+               FOR UPDATE SKIP LOCKED);
+    END LOOP;
+    RETURN ARRAY(SELECT DISTINCT f FROM unnest(found) AS f);
+END
+$$;
+
+-- Takes signals, at most `batch`, and turns them into enrollments.
 CREATE FUNCTION activation._take_signals(
     buckets integer[], batch integer, OUT taken integer, OUT ids bigint[]
 )
@@ -10,12 +49,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    found tid[] := ARRAY(
-        SELECT s.ctid
-          FROM activation.signal s
-         WHERE activation._user_bucket(s.user_id) = ANY (buckets)
-         LIMIT batch
-           FOR UPDATE SKIP LOCKED);
+    found tid[] := activation._next_signals(buckets, batch);
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN
@@ -169,60 +203,5 @@ BEGIN
         PERFORM activation._take_deletions(gone_sources, gone_users, gone_addresses, now);
     END IF;
     RETURN ids;
-END
-$$;
-
--- Follows signals of deletions: users who have no row any more leave their loops, and their
--- addresses are remembered, for erase().
-CREATE FUNCTION activation._take_deletions(
-    source_ids integer[], user_ids text[], addresses text[], now timestamptz
-) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    gone record;
-BEGIN
-    FOR gone IN
-        SELECT s.table_name, activation._still_gone(s.table_name, array_agg(u.user_id)) AS users
-          FROM unnest(source_ids, user_ids) AS u(source_id, user_id)
-          JOIN activation.source s USING (source_id)
-         GROUP BY 1
-    LOOP
-        IF gone.users IS NULL THEN
-            -- A later round asks again.
-            INSERT INTO activation.signal
-                   (at, source_id, generation, user_id, user_deleted, address)
-            SELECT now, u.source_id, 0, u.user_id, true, u.address
-              FROM unnest(source_ids, user_ids, addresses) AS u(source_id, user_id, address)
-              JOIN activation.source s USING (source_id)
-             WHERE s.table_name = gone.table_name;
-            CONTINUE;
-        END IF;
-        PERFORM activation._exit_enrollments(
-            ARRAY(
-                SELECT e.enrollment_id
-                  FROM unnest(gone.users) AS k(user_id)
-                  CROSS JOIN LATERAL (
-                      SELECT x.enrollment_id, x.loop_id, x.version
-                        FROM activation.enrollment x
-                       WHERE x.user_id = k.user_id
-                      OFFSET 0) e
-                  JOIN activation.loop_version v
-                    ON v.loop_id = e.loop_id AND v.version = e.version
-                       AND v.users = gone.table_name),
-            'user_deleted');
-        PERFORM activation._remember_addresses(u.users, u.addresses)
-           FROM (SELECT array_agg(x.user_id) AS users,
-                        array_agg(activation._fold_address(x.address)) AS addresses
-                   FROM unnest(user_ids, _take_deletions.addresses) AS x(user_id, address)
-                  WHERE x.user_id = ANY (gone.users)) u;
-        IF (activation._setting()).erase_on_delete THEN
-            INSERT INTO activation.erasure (user_id, asked_at)
-            SELECT DISTINCT k, now FROM unnest(gone.users) AS k
-            ON CONFLICT DO NOTHING;
-        END IF;
-    END LOOP;
 END
 $$;

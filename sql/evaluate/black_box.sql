@@ -87,8 +87,10 @@ BEGIN
                  FROM pg_prepared_statements p ORDER BY p.name) THEN
             PERFORM activation._check_session(held_statements, held_locks);
         END IF;
-        IF SQLSTATE = 'ACT00' AND NOT evaluated THEN
-            RAISE EXCEPTION 'the loop''s own code raised SQLSTATE ACT00' USING ERRCODE = 'ACT03';
+        IF NOT evaluated AND SQLSTATE LIKE 'ACT%' THEN
+            -- Workers believe these states of us alone, and end their session for one of them.
+            RAISE EXCEPTION 'the loop''s own code raised SQLSTATE %', SQLSTATE
+                USING ERRCODE = 'ACT03', DETAIL = activation._shortened(SQLERRM);
         ELSIF NOT evaluated THEN
             RAISE;
         END IF;

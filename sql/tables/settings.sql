@@ -130,14 +130,6 @@ BEGIN
 END
 $$;
 
--- An address as it is compared: without a display name, in lower case.
-CREATE FUNCTION activation._fold_address(address text) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT lower(btrim(coalesce((regexp_match(address, '<([^<>]*)>\s*$'))[1], address)))
-$$;
-
 -- The keyed hash that is kept instead of the address of somebody who was forgotten.
 CREATE FUNCTION activation._hash_address(folded text) RETURNS text
 LANGUAGE sql STABLE

@@ -650,6 +650,27 @@ def test_a_statement_is_left_behind(db: Database, mallory: Connection) -> None:
     assert (state, "it prepared statement pay" in detail) == ("failing", True)
 
 
+@pytest.mark.parametrize("code", ["ACT00", "ACT02", "ACT04", "ACT05"])
+def test_states_that_only_we_say(db: Database, mallory: Connection, code: str) -> None:
+    """ACT05 ends the session that meets it: here a worker's, and that of whoever calls detect() in psql."""
+    mallory.execute(f"""
+        CREATE FUNCTION forges(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF $1 IS NOT NULL THEN RAISE EXCEPTION 'bye' USING ERRCODE = '{code}'; END IF;
+            RETURN true;
+        END $$
+    """)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND forges(id)")
+    sign_up(mallory)
+    with db.connect() as client:
+        client.execute("PREPARE pay AS SELECT 'paid'")
+        client.execute("CALL activation.tick()")
+        assert client.execute("EXECUTE pay").fetchone() == ("paid",)
+    assert db.value("SELECT last_error FROM activation.strike") == (
+        f"its condition raised: the loop's own code raised SQLSTATE {code}"
+    )
+
+
 @pytest.mark.parametrize("look", ["SELECT * FROM activation.why('1', 'first')", "SELECT * FROM activation.doctor()"])
 def test_whoever_looks_keeps_their_statements(db: Database, mallory: Connection, look: str) -> None:
     mallory.execute("CREATE FUNCTION prepares(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT false'")

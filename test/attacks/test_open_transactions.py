@@ -36,7 +36,10 @@ def mallory(db: Database) -> Iterator[Connection]:
         CREATE TABLE acts (user_id bigint); CREATE INDEX ON acts (user_id);
         CREATE TABLE raises (now boolean); GRANT SELECT ON raises TO PUBLIC;
         CREATE FUNCTION bad(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-        BEGIN IF EXISTS (SELECT FROM mal.raises) THEN RAISE EXCEPTION 'hers' USING ERRCODE = '42P01'; END IF; RETURN true; END $$;
+        BEGIN
+            IF EXISTS (SELECT FROM mal.raises) THEN RAISE EXCEPTION 'hers' USING ERRCODE = '42P01'; END IF;
+            RETURN true;
+        END $$;
     """)
     with db.connect() as owner:
         define(owner, "SELECT FROM public.actions WHERE user_id = $1", "theirs", table="public.users", timeout="1 day")
@@ -191,7 +194,8 @@ def test_the_brake_waits_for_no_author(db: Database, mallory: Connection, worker
         app.execute("INSERT INTO public.users VALUES (1, 'a@example.com')")
         wait_until(lambda: len(messages(db, "hers") + messages(db, "third")) == 4)
         app.execute(
-            "SELECT activation._count_hourly_sends(ARRAY(SELECT loop_id FROM activation.loop WHERE name = 'hers'), '{5}')"
+            "SELECT activation._count_hourly_sends(ARRAY(SELECT loop_id FROM activation.loop WHERE name = 'hers'),"
+            " '{5}')"
         )
         with mallory.transaction(force_rollback=True):
             mallory.execute("SELECT activation.pause_loop('hers')")
@@ -206,15 +210,21 @@ def test_the_brake_waits_for_no_author(db: Database, mallory: Connection, worker
 SLOW = """
     CREATE TABLE slow (seconds double precision); INSERT INTO slow VALUES (0); GRANT SELECT ON slow TO PUBLIC;
     GRANT USAGE ON SCHEMA mal TO PUBLIC;
-    CREATE SEQUENCE asked; GRANT ALL ON asked TO PUBLIC;
     CREATE FUNCTION waits(text) RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
-        IF (SELECT seconds FROM mal.slow) > 0 THEN PERFORM nextval('mal.asked'); END IF;
+        IF (SELECT seconds FROM mal.slow) > 0 THEN RAISE WARNING 'asked'; END IF;
         PERFORM pg_sleep((SELECT seconds FROM mal.slow)); RETURN true;
     END $$;
     CREATE DOMAIN key AS text CHECK (mal.waits(VALUE));
     CREATE FUNCTION planned(integer) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$BEGIN RETURN mal.waits(''); END$$;
 """
+
+
+def asked(connection: Connection) -> list[str]:
+    """How often her code runs in this session from now on."""
+    heard: list[str] = []
+    connection.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
+    return heard
 
 
 @pytest.mark.parametrize(
@@ -238,10 +248,10 @@ def test_track_runs_nobodys_code(db: Database, mallory: Connection, table: str) 
     mallory.execute("UPDATE slow SET seconds = 5")
     with db.connect() as app:
         app.execute("SET statement_timeout = '2s'")
+        heard = asked(app)
         app.execute("SELECT activation.track('1', 'came'), activation.track('77', 'came')")
         app.execute("SELECT activation.enroll('77', 'hers')")
-    assert db.value("SELECT count(*) FROM activation.event") == 2
-    assert not db.value("SELECT is_called FROM mal.asked")
+    assert db.value("SELECT count(*) FROM activation.event") == 2 and heard == []
     mallory.execute("UPDATE slow SET seconds = 0")
 
 
@@ -257,3 +267,85 @@ def test_track_waits_for_no_table(db: Database, mallory: Connection) -> None:
         app.execute("SELECT activation.track('77', 'came')")
     with db.connect() as app, pytest.raises(psycopg.errors.NoData):
         app.execute("SELECT activation.track('77', 'came')")
+
+
+def test_doctor_runs_nobodys_code(db: Database, mallory: Connection) -> None:
+    """Planning a condition would."""
+    mallory.execute(SLOW)
+    define(mallory, "SELECT FROM users WHERE id = $1 AND planned(1)", "hers")
+    mallory.execute("UPDATE slow SET seconds = 5")
+    with db.connect() as looks:
+        looks.execute("SET statement_timeout = '4s'")
+        heard = asked(looks)
+        found = looks.execute("SELECT state FROM activation.doctor() WHERE \"check\" = 'conditions'").fetchall()
+    assert found == [("ok",)] and heard == []
+    mallory.execute("UPDATE slow SET seconds = 0")
+
+
+def test_a_multitude_of_signals(db: Database, mallory: Connection) -> None:
+    """Who signs up behind it is in the next few rounds, wherever the row stands, and in one where it is the newest."""
+    define(mallory, None, "hers")
+    mallory.execute("INSERT INTO users SELECT g, 'm@example.com' FROM generate_series(1, 60000) g")
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    take = "SELECT taken FROM activation._take_signals(activation._all_buckets(), 500)"
+    assert db.value(take) <= 600
+    assert journey(db, "theirs") == {"1": "waiting"}
+    assert db.value("SELECT count(*) FROM activation.signal") >= 59_000
+
+
+def test_slow_code_at_the_claim(db: Database, mallory: Connection, worker: Worker) -> None:
+    """Of however many loops of hers, one holds a claim up, and not twice in a row."""
+    mallory.execute(SLOW)
+    for n in range(3):
+        mallory.execute(f"CREATE TABLE people{n} (id mal.key PRIMARY KEY, email text)".encode())
+        mallory.execute(
+            "SELECT activation.define_loop(%s, trigger => activation.on_insert(%s::regclass), priority => 1000,"
+            " action => activation.email('activation_welcome'))",
+            [f"hers{n}", f"people{n}"],
+        )
+        mallory.execute(f"INSERT INTO people{n} VALUES ('1', 'm@example.com')".encode())
+    with db.connect() as app:
+        define(app, None, "third", table="public.users")
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    wait_until(lambda: db.value("SELECT count(*) FROM activation.message") == 4)
+    mallory.execute("UPDATE slow SET seconds = 1.1")
+    claim = "SELECT user_id, loop_id FROM activation._claim_messages(500, '{}', '{}', '{}')"
+    third = db.value("SELECT loop_id FROM activation.loop WHERE name = 'third'")
+    with db.connect() as deliverer:
+        assert len(deliverer.execute(claim).fetchall()) == 1
+        assert deliverer.execute(claim).fetchall() == [("1", third)]
+        db.sql("UPDATE activation.message SET state = 'captured', finished_at = now() WHERE loop_id = %s", third)
+        assert len(deliverer.execute(claim).fetchall()) == 1, "they go when nobody else waits"
+    mallory.execute("UPDATE slow SET seconds = 0")
+
+
+def test_slow_code_when_users_are_deleted(db: Database, mallory: Connection) -> None:
+    """Of however many tables of hers, one is asked, and then none for a while; nobody's deletion is forgotten."""
+    mallory.execute(SLOW)
+    for n in range(3):
+        mallory.execute(f"CREATE TABLE people{n} (id mal.key PRIMARY KEY, email text)".encode())
+        define(mallory, None, f"hers{n}", table=f"people{n}")
+        mallory.execute(f"INSERT INTO people{n} VALUES ('1', NULL), ('2', NULL)".encode())
+    db.sql("INSERT INTO public.users VALUES (1, 'a@example.com')")
+    take = "SELECT taken FROM activation._take_signals(activation._all_buckets(), 500)"
+    with db.connect() as detector:
+        heard = asked(detector)
+        detector.execute(take.encode())
+        for n in range(3):
+            mallory.execute(f"DELETE FROM people{n} WHERE id = '1'".encode())
+        mallory.execute("UPDATE slow SET seconds = 1.1")
+        detector.execute(take.encode())
+        times = len(heard)
+        db.sql("DELETE FROM public.users")
+        assert detector.execute(take.encode()).fetchone() == (1,)
+        assert len(heard) == times > 0
+        assert journey(db, "theirs") == {"1": "exited"}
+        assert sorted(state for n in range(3) for state in [journey(db, f"hers{n}")["1"]]) == [
+            "exited",
+            "waiting",
+            "waiting",
+        ]
+    mallory.execute("UPDATE slow SET seconds = 0")
+    with db.connect() as detector:
+        detector.execute(take.encode())
+    assert {state for n in range(3) for state in [journey(db, f"hers{n}")["1"]]} == {"exited"}

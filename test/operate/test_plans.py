@@ -282,11 +282,14 @@ CALLS: dict[str, tuple[str, int]] = {
         f"_take_deletions(array_fill((SELECT source_id FROM activation.source WHERE table_name = 'users'::regclass), ARRAY[{BATCH}]), KEYS, KEYS, now())",
         BATCH,
     ),
+    "_next_signals": (f"_next_signals(PARTS, {BATCH})", BATCH),
     "_take_signals": (f"_take_signals(PARTS, {BATCH})", BATCH),
     "_take_these_signals": (f"_take_these_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_take_wakes": (f"_take_wakes(PARTS, {BATCH})", BATCH),
     "_unknown_events": ("_unknown_events(KEYS)", BATCH),
     "_note_unsuppressed": ("_note_unsuppressed(KEYS)", BATCH),
+    "_try_erase": ("_try_erase('77')", 1),
+    "_wait_for_enrollments": ("_wait_for_enrollments('77', 'first', 1)", 1),
     "cancel": ("cancel('77', 'first')", 1),
     "_enroll": ("_enroll(10, '77', 'first', NULL)", 1),
     "erase": ("erase('77')", 1),
@@ -307,7 +310,7 @@ CALLS |= {
 }
 
 #: They look through signals, wakes, and what Resend told of addresses, which have no index by user: for each person once.
-THROUGH = {"_erase": 1, "erase": 1, "_erase_due": 100}
+THROUGH = {"_erase": 1, "_try_erase": 1, "erase": 1, "_erase_due": 100}
 
 #: Functions that name what grows and are not called above.
 EXEMPT = set(

@@ -296,8 +296,9 @@ class DetectCalls(Calls):
         self._value(_ADVANCE_SWEEP, *sweep[:4], ids, batch)
 
     def strike(self, loop_id: int, error: str) -> bool:
-        """A loop's condition raised as a whole. After the third time it is failing. Returns, as the next two do, whether
-        it is written down that the loop is left alone for a while: it is not where somebody holds what would say so."""
+        """A loop's condition raised as a whole. After the third time it is failing. Returns, as the next two do,
+        whether it is written down that the loop is left alone for a while: not where somebody holds what would say so.
+        """
         return bool(self._value(_DETECT_STRIKE, loop_id, error))
 
     def cancelled(self, loop_id: int, seconds: float) -> bool:

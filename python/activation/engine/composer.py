@@ -11,7 +11,8 @@ from typing import Any
 from activation.engine.calls import Claimed, DeliverCalls, DeliveryState
 from activation.engine.protocol import Cancelled, Failed, storable
 from activation.mail import unsubscribe
-from activation.mail.compose import address_of, document, reason, rendered_mail
+from activation.mail.address import address_of
+from activation.mail.compose import document, reason, rendered_mail
 from activation.mail.render import Source, built_in
 
 #: Emails a request.

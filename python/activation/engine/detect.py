@@ -216,8 +216,8 @@ class Detector:
 
     def _of_loop(self, work: Work, act: Callable[[Work], None]) -> None:
         """A part of a round that is about a loop. When it raises, the loop is left alone for a while, and then its
-        people are swept, since what was to be asked about them is forgotten. That goes for locks as well: an author may
-        hold what is about her loop in an open transaction (a new version, migrate_loop), and nobody else waits for it."""
+        people are swept, since what was to be asked about them is forgotten. So it is with locks: an author may hold
+        what is about her loop in an open transaction (a new version, migrate_loop), and nobody else waits for it."""
         loop_id, began = work.loop_id, time.monotonic()
         try:
             with self._calls.subtransaction():

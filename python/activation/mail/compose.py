@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from activation.errors import RenderError
 from activation.mail.render import Rendered, Source, deadline, read, render, variables_of
-
-_ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
-
-
-def address_of(text: str | None) -> str:
-    """The address that a user's row has. Raises RenderError where it has none that can be written to."""
-    address = (text or "").strip()
-    if not address:
-        raise RenderError("the user has no email address")
-    if len(address) > 320 or not address.isprintable() or not _ADDRESS.fullmatch(address):
-        raise RenderError(f"not an email address: {address[:100]}")
-    return address
 
 
 def rendered_mail(

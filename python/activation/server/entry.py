@@ -246,6 +246,14 @@ def mailbox(what: str, text: str) -> str:
     return _answer(lambda: {"mailbox": mailbox.mailbox(what, text)}, what)
 
 
+def folded_address(text: str) -> str:
+    """What an address is compared by."""
+
+    from activation.mail import address
+
+    return address.folded(text)
+
+
 def key_problem(reference: str | None, stored: str | None) -> str | None:
     """Why the key cannot be read on this server, or None. The key itself goes nowhere."""
     try:

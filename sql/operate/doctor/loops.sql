@@ -81,14 +81,35 @@ AS $$
      WHERE NOT has_any_column_privilege(owner, t, 'SELECT')
 $$;
 
+-- Whether a condition can be planned without running anybody's code: it calls none, and reads no
+-- views, no tables with policies, and none whose indexes or checks hold code.
+CREATE FUNCTION activation._doctor_plain(condition_function name) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (
+        SELECT
+          FROM pg_proc p
+          JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+          LEFT JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid
+         WHERE p.pronamespace = 'activation_compiled'::regnamespace
+           AND p.proname = condition_function
+           AND CASE WHEN d.refclassid = 'pg_class'::regclass
+                    THEN c.relrowsecurity OR NOT activation._plans_plainly(c.oid)
+                    ELSE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass,
+                                          'pg_type'::regclass, 'pg_collation'::regclass) END)
+$$;
+
 -- Whether compiled conditions are there, run with their owner's rights, and run at all: they are
--- asked about nobody.
+-- asked about nobody. One whose planning would run an author's code, which could take as long as
+-- its author likes, is not run: what a detector met stands in its strikes.
 CREATE FUNCTION activation._doctor_conditions() RETURNS SETOF activation.finding
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     condition record;
+    grants text;
 BEGIN
     RETURN QUERY
     SELECT 'problem',
@@ -114,6 +135,16 @@ BEGIN
          ORDER BY l.name, s.step
     LOOP
         CONTINUE WHEN NOT condition.intact;
+        IF NOT activation._doctor_plain(condition.condition_function) THEN
+            grants := activation._doctor_grants(condition.condition_function, condition.owner);
+            IF grants IS NOT NULL THEN
+                RETURN NEXT activation._finding(
+                    'problem',
+                    format('the condition of loop %I reads what its owner may not', condition.name),
+                    grants);
+            END IF;
+            CONTINUE;
+        END IF;
         BEGIN
             PERFORM activation._safe_eval(condition.evaluate_function, condition.owner, '{}');
         EXCEPTION
