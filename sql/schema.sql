@@ -134,8 +134,8 @@ $$;
 -- heartbeats have clock_timestamp().
 CREATE FUNCTION activation._now() RETURNS timestamptz
 LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN CASE WHEN coalesce(current_setting('activation.now', true), '') = ''
-            THEN clock_timestamp() ELSE activation._test_now() END;
+RETURN CASE WHEN current_setting('activation.now', true) <> ''
+            THEN activation._test_now() ELSE clock_timestamp() END;
 
 -- The bucket of a user: users are divided by the hash of their key, so that several detectors never
 -- hold the same user.

@@ -266,7 +266,8 @@ BEGIN
                   HINT = 'SELECT * FROM activation.track_all(''[{"user_id": "42", '
                          '"event": "first_api_call", "properties": {}, "once": true}]'');';
     END IF;
-    FOR entry IN SELECT e FROM jsonb_array_elements(track_all.events) AS e LOOP
+    -- Not a query's loop: code of a users table's owner could read on in it.
+    FOREACH entry IN ARRAY ARRAY(SELECT e FROM jsonb_array_elements(track_all.events) AS e) LOOP
         user_id := entry ->> 'user_id';
         event := entry ->> 'event';
         BEGIN

@@ -24,6 +24,7 @@ DECLARE
     user_rows activation.users_row[];
     addresses jsonb := '{}'::jsonb;
 BEGIN
+    PERFORM activation._refuse_cursors();
     FOR v IN
         SELECT DISTINCT ON (x.users) x.loop_id, x.users, x.users_function, x.owner
           FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)

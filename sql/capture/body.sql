@@ -109,11 +109,13 @@ $$;
 -- The statements that ask one loop's filter about the rows of the app's statement, and signal the
 -- users whom it lets pass. The author's code runs in a read-only subtransaction that is always
 -- rolled back: nothing but the keys that passed leaves it, no deferred trigger, no cursor, no
--- setting. plain: see _is_plain_filter(); key, which: see _captured_keys(); rows: a FROM item.
+-- setting. plain: see _is_plain_filter(); key, which: see _captured_keys(); rows: a FROM item;
+-- insertion: the row as it is later tells what it told.
 CREATE FUNCTION activation._filter_statements(loop_id integer, loop_name text, search_path text,
                                               function_name name, arguments text, plain boolean,
                                               source_id integer, generation integer, key text,
-                                              rows text, which text) RETURNS text
+                                              rows text, which text, insertion boolean)
+RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -123,7 +125,7 @@ AS $$
     activation_problem := NULL;
     activation_passed := NULL;
     activation_harm := NULL;
-%12$s    BEGIN
+%12$s%14$s    BEGIN
         PERFORM pg_catalog.set_config('transaction_read_only', 'on', true);
         PERFORM pg_catalog.set_config('search_path', %6$L, true);
         SELECT pg_catalog.array_agg(%3$s) INTO activation_passed
@@ -145,7 +147,7 @@ AS $$
             USING HINT = 'Your statement was not affected. '
                          'These rows were not enrolled in the loop.';
     END IF;
-$body$,
+%15$s$body$,
                 source_id, generation, key, rows,
                 CASE which WHEN '' THEN ' WHERE' ELSE which || ' AND' END, search_path,
                 function_name, arguments, loop_id, which, loop_name,
@@ -158,7 +160,24 @@ $body$,
                     ' pg_catalog.current_setting(''search_path''));\n'
                     '    IF activation_harm IS NOT NULL THEN\n'
                     '        activation_problem := activation_harm;\n'
-                    '    END IF;\n' END)
+                    '    END IF;\n' END,
+                -- Where the session has cursors, which the filter could use, a detector asks it.
+                CASE WHEN NOT plain THEN
+                    E'    IF EXISTS (SELECT FROM pg_catalog.pg_cursors c'
+                    E' WHERE pg_catalog.textne(c.name, \'\'))\n'
+                    '       AND activation._has_cursors() THEN\n'
+                    || format(CASE WHEN insertion THEN
+                           E'        INSERT INTO activation.signal'
+                           ' (source_id, generation, loop_id, user_id, unasked)\n'
+                           '        SELECT %1$s, %2$s, %3$s, %4$s, true FROM %5$s%6$s;\n'
+                       ELSE
+                           E'        INSERT INTO activation.signal'
+                           ' (source_id, generation, loop_id, user_id, error)\n'
+                           '        SELECT %1$s, %2$s, %3$s, %4$s, %7$L FROM %5$s%6$s;\n'
+                       END, source_id, generation, loop_id, key, rows, which,
+                       'it was not asked, since the session had open cursors')
+                    || E'    ELSE\n' END,
+                CASE WHEN NOT plain THEN E'    END IF;\n' END)
 $$;
 
 -- The body of a capture function, or NULL when nothing is to be captured there. Events: insert and
@@ -251,7 +270,8 @@ BEGIN
             signals := signals || activation._filter_statements(
                 waiting_loop.loop_id, waiting_loop.name, waiting_loop.search_path,
                 waiting_loop.filter_function, waiting_loop.arguments, waiting_loop.plain,
-                captured.source_id, captured.generation, captured.key, rows, captured.which);
+                captured.source_id, captured.generation, captured.key, rows, captured.which,
+                event = 'insert');
         END LOOP;
         IF captured.watched THEN
             needed := true;

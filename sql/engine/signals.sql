@@ -40,6 +40,61 @@ BEGIN
 END
 $$;
 
+-- Asks filters that were not asked in the app's session, since it had open cursors. Whoever passes
+-- becomes a signal of the next round. Runs an author's code.
+CREATE FUNCTION activation._ask_filters(places tid[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    of_loop integer;
+    v activation.loop_version;
+    answer record;
+    problem text;
+    code text;
+BEGIN
+    FOREACH of_loop IN ARRAY ARRAY(SELECT DISTINCT s.loop_id FROM activation.signal s
+                                    WHERE s.ctid = ANY (places) AND s.unasked) LOOP
+        SELECT x.* INTO v
+          FROM activation.loop_version x JOIN activation."loop" l USING (loop_id, version)
+         WHERE x.loop_id = of_loop;
+        SELECT '{}'::text[] AS answers, '{}'::text[] AS bad_keys, '{}'::text[] AS errors
+          INTO answer;
+        problem := CASE WHEN v.passing_function IS NULL THEN 'the loop has no filter any more' END;
+        code := NULL;
+        BEGIN
+            PERFORM activation._evaluating(of_loop);
+            IF problem IS NULL THEN
+                SELECT a.answers, a.bad_keys, a.errors INTO answer
+                  FROM activation._safe_eval_each(
+                           v.passing_function, v.owner,
+                           ARRAY(SELECT DISTINCT s.user_id FROM activation.signal s
+                                  WHERE s.ctid = ANY (places) AND s.unasked
+                                    AND s.loop_id = of_loop)) a;
+            END IF;
+        EXCEPTION WHEN others OR assert_failure OR query_canceled THEN
+            problem := activation._shortened(SQLERRM);
+            code := SQLSTATE;
+        END;
+        PERFORM activation._evaluating(NULL);
+        IF code IN ('ACT04', 'ACT05') THEN
+            PERFORM activation._fail_at_once(of_loop, 'detect', problem, code = 'ACT05');
+        END IF;
+        WITH taken AS (
+            DELETE FROM activation.signal s
+             WHERE s.ctid = ANY (places) AND s.unasked AND s.loop_id = of_loop
+            RETURNING s.*
+        )
+        INSERT INTO activation.signal (at, source_id, generation, loop_id, user_id, error)
+        SELECT t.at, t.source_id, t.generation, t.loop_id, t.user_id, coalesce(problem, b.error)
+          FROM taken t
+          LEFT JOIN unnest(answer.bad_keys, answer.errors) AS b(key, error) ON b.key = t.user_id
+         WHERE problem IS NOT NULL OR b.key IS NOT NULL OR t.user_id = ANY (answer.answers);
+    END LOOP;
+END
+$$;
+
 -- Takes signals, at most `batch`, and turns them into enrollments.
 CREATE FUNCTION activation._take_signals(
     buckets integer[], batch integer, OUT taken integer, OUT ids bigint[]
@@ -53,6 +108,9 @@ DECLARE
 BEGIN
     taken := cardinality(found);
     IF taken > 0 THEN
+        IF EXISTS (SELECT FROM activation.signal s WHERE s.ctid = ANY (found) AND s.unasked) THEN
+            PERFORM activation._ask_filters(found);
+        END IF;
         ids := activation._take_these_signals(found);
     END IF;
 END

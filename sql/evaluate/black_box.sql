@@ -25,7 +25,8 @@ RETURN concat_ws('; ', others, format('%s: %s', context, activation._shortened(m
 -- call. The function runs with its owner's
 -- rights (it is SECURITY DEFINER, checked before every call), read-only, and in a subtransaction
 -- that is always rolled back. Nothing but the returned texts leaves it: no deferred trigger, no
--- cursor, no setting. What a rollback does not give back is compared. The engine itself never plans
+-- cursor, no setting. What a rollback does not give back is compared, or (cursors) must
+-- not be there. The engine itself never plans
 -- an author's text. _safe_eval() has the engine's rights, not the caller's: an author's code that
 -- got through all of this would win no more than those. one_by_one: look up each key by an index
 -- where there is one, so that no row of another user is computed with. Long because what surrounds
@@ -64,6 +65,9 @@ BEGIN
             USING ERRCODE = 'ACT02',
                   DETAIL = format('Its owner is %s.', activation._role_name(compiled.proowner)),
                   HINT = 'SELECT activation.bind(); or define the loop again.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_cursors c WHERE c.name <> '') AND activation._has_cursors() THEN
+        PERFORM activation._refuse_cursors();
     END IF;
     BEGIN
         PERFORM set_config('transaction_read_only', 'on', true);

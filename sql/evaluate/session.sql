@@ -32,6 +32,32 @@ BEGIN ATOMIC
                             ORDER BY 1) END;
 END;
 
+-- Whether the session has open cursors. Code that runs in it could read, use up and close them, and
+-- no rollback gives back where they were. The portal of a client's statement has no name, and
+-- cannot be used while it runs; portals that were made within the same statement and have no name
+-- of their own are those of loops in PL/pgSQL, ours among them.
+CREATE FUNCTION activation._has_cursors() RETURNS boolean
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM pg_cursors c
+                    WHERE c.name <> ''
+                      AND (c.name NOT LIKE '<unnamed portal %'
+                           OR c.creation_time < statement_timestamp()));
+END;
+
+-- Refuses to run an author's code in a session with open cursors.
+CREATE FUNCTION activation._refuse_cursors() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF activation._has_cursors() THEN
+        RAISE EXCEPTION 'this session has open cursors, which a loop''s own code could read'
+            USING ERRCODE = '55000', HINT = 'CLOSE ALL; or ask in another session.';
+    END IF;
+END
+$$;
+
 -- Brings a session back to what it held before an author's code ran: what is new goes. What is
 -- missing cannot be had again. Returns what the code did, NULL if nothing; lost: something is
 -- missing; missing: the statements that are.

@@ -17,12 +17,15 @@ CREATE TABLE activation.signal (
     user_deleted boolean,
     enrolled_by  text,
     context      jsonb,
-    address      text
+    address      text,
+    unasked      boolean
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
 SELECT pg_catalog.pg_extension_config_dump('activation.signal', '');
 COMMENT ON TABLE activation.signal IS
     'Whom to enroll, or whose row is gone.';
+COMMENT ON COLUMN activation.signal.unasked IS
+    'Whether the filter is still to be asked, by the row as it is then.';
 COMMENT ON COLUMN activation.signal.source_id IS
     '0 where no row of a table is behind the signal.';
 COMMENT ON COLUMN activation.signal.loop_id IS

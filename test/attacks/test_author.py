@@ -1050,3 +1050,67 @@ def test_track_asks_nobodys_leave(db: Database, mallory: Connection) -> None:
         with app.transaction():
             app.execute("SELECT activation.track('1', 'came')")
     assert db.value("SELECT count(*) FROM activation.event") == 1
+
+
+#: Reads on in whatever cursors there are.
+FETCHES = """
+    CREATE FUNCTION fetches(plan text) RETURNS boolean LANGUAGE plpgsql AS $$
+    DECLARE
+        secret text;
+        c refcursor;
+        name text;
+    BEGIN
+        FOREACH name IN ARRAY ARRAY(SELECT x.name FROM pg_cursors x WHERE x.name <> '' AND x.name !~ 'unnamed') LOOP
+            c := name;
+            FETCH c INTO secret;
+            RAISE WARNING 'read %', secret;
+            CLOSE c;
+        END LOOP;
+        RETURN plan IS DISTINCT FROM 'no';
+    END $$
+"""
+
+
+@pytest.mark.parametrize("hold", ["", "WITH HOLD"])
+def test_a_filter_reads_the_apps_cursors(db: Database, mallory: Connection, hold: str) -> None:
+    """A detector asks it instead, by the row as it is."""
+    mallory.execute(FETCHES)
+    define(mallory, "SELECT FROM users WHERE id = $1", filter="fetches(NEW.plan)")
+    with db.connect() as app:
+        heard = warnings(app)
+        with app.transaction():
+            app.execute(f"DECLARE pay CURSOR {hold} FOR SELECT 'secret ' || n FROM generate_series(1, 3) n")
+            app.execute("INSERT INTO mal.users VALUES (1, 'a@x.de', NULL, ''), (2, 'b@x.de', NULL, 'no')")
+            assert app.execute("FETCH pay").fetchone() == ("secret 1",)
+        app.execute("INSERT INTO mal.users VALUES (3, 'c@example.com')")
+        assert heard == []
+    assert evaluated(db) == []
+    assert journey(db) == {"1": "completed", "3": "completed"}
+
+
+@pytest.mark.parametrize("look", ["preview('1', 'first')", "erase('1')"])
+def test_whoever_looks_has_no_cursors(db: Database, mallory: Connection, look: str) -> None:
+    mallory.execute(FETCHES)
+    mallory.execute("CREATE VIEW seen AS SELECT id, email, fetches(plan) AS f FROM users")
+    db.sql("SELECT activation.grant_role('author', 'mallory')")
+    define(mallory, "SELECT FROM users WHERE id = $1 AND fetches(plan)")
+    sign_up(mallory)
+    tick(db)
+    with db.connect() as client, client.transaction():
+        heard = warnings(client)
+        client.execute("DECLARE pay CURSOR FOR SELECT 'secret'")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState), client.transaction():
+            client.execute(f"SELECT * FROM activation.{look}".encode())
+        client.execute("SELECT * FROM activation.why('1')")
+        client.execute("SELECT activation.track('1', 'event')")
+        assert client.execute("FETCH pay").fetchone() == ("secret",)
+        assert heard == []
+
+
+def test_a_worker_has_no_cursors(db: Database) -> None:
+    with db.connect() as client:
+        client.execute("DECLARE pay CURSOR WITH HOLD FOR SELECT 'secret'")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            client.execute("CALL activation.tick()")
+        client.execute("CLOSE ALL")
+        client.execute("CALL activation.tick()")

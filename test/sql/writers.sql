@@ -32,7 +32,7 @@ SELECT * FROM (VALUES
     ('schedule', '{_set_watching, start, stop}'::text[]),
     ('secret', '{set_secret}'::text[]),
     ('setting', '{configure, set_mode}'::text[]),
-    ('signal', '{_archive_loop, _backfill_chunk, _capture_body, _define, _enroll, _enroll_signals, _erase, _filter_statements, _set_signal_aside, _take_deletions, track}'::text[]),
+    ('signal', '{_archive_loop, _ask_filters, _backfill_chunk, _capture_body, _define, _enroll, _enroll_signals, _erase, _filter_statements, _set_signal_aside, _take_deletions, track}'::text[]),
     ('signing', '{_signing_key}'::text[]),
     ('source', '{_capture_source, _define, _sync_source}'::text[]),
     ('step', '{_bind, _compile_step, _store_version}'::text[]),

@@ -91,6 +91,12 @@ def _slot(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
                 "2D000",
             )
         raise
+    if db.execute("SELECT EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) AS some")[0]["some"]:
+        db.refuse(
+            "this session has open cursors, which a loop's own code could read",
+            "CLOSE ALL; or CALL it in another session.",
+            "55000",
+        )
     # A worker's statements may not be redirected by the session's search_path, nor fail for a stricter isolation level.
     kept = db.execute(
         "SELECT pg_catalog.current_setting('search_path') AS search_path,"
