@@ -164,7 +164,7 @@ AS $$
                 -- Where the session has cursors, which the filter could use, a detector asks it.
                 CASE WHEN NOT plain THEN
                     E'    IF EXISTS (SELECT FROM pg_catalog.pg_cursors c'
-                    E' WHERE pg_catalog.textne(c.name, \'\'))\n'
+                    ' WHERE pg_catalog.textne(c.name, ''''))\n'
                     '       AND activation._has_cursors() THEN\n'
                     || format(CASE WHEN insertion THEN
                            E'        INSERT INTO activation.signal'
