@@ -140,7 +140,7 @@ INSERT INTO activation.event (at, user_id, event, properties) SELECT now() - int
 INSERT INTO activation.capture_failure SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'row_too_large', 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.consent SELECT 'users', g::text, '', true, now(), 'test' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'test', now() FROM generate_series(1, PEOPLE) g;
+INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'operator', 'test', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.unsuppression SELECT 'y' || g || '@acme.dev', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.webhook_event (webhook_id, type, at, received_at, message_id, applied, payload)
 SELECT m.message_id::text, 'email.delivered', now() - interval '2 hours', now() - interval '2 hours', m.message_id, false, '{"data": {"to": ["x@acme.dev"]}}'
@@ -239,6 +239,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_detect_stretch": (f"_detect_stretch(1, 1, 1, 3, 0, {BATCH})", BATCH),
     "_detect_sweep": (f"_detect_sweep(1, 1, 1, 3, 0, {BATCH})", BATCH),
     "_detect_take": (f"_detect_take(PARTS, {BATCH}, true, true, true)", 3 * BATCH),
+    "_ask_filters": (f"_ask_filters(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_enroll_signals": (f"_enroll_signals(ARRAY(SELECT ctid FROM activation.signal LIMIT {BATCH}))", BATCH),
     "_erase": ("_erase('77')", 1),
     "_erase_due": ("_erase_due()", 100),
