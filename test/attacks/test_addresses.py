@@ -189,4 +189,4 @@ def test_why_an_address_is_not_written_to(db: Database, live: Connection) -> Non
     live.execute("INSERT INTO users (id, email) VALUES (1, 'ada@ａcme.dev')")
     live.execute("INSERT INTO actions (user_id) VALUES (1)")
     tick(db)
-    assert last_error(db, 1) == "it could not be made: not an email address: ada@ａcme.dev"
+    assert last_error(db, 1).endswith("not an email address: ada@ａcme.dev")
