@@ -28,9 +28,7 @@ def waits_until_done(db: Database) -> list[float]:
     at, waits = START, []
     while True:
         tick_at(db, at.isoformat())
-        due = db.sql(
-            "SELECT next_try_at FROM activation.request WHERE state = 'open' AND next_try_at < 'infinity'"
-        )
+        due = db.sql("SELECT next_try_at FROM activation.request WHERE state = 'open' AND next_try_at < 'infinity'")
         if not due:
             return waits
         waits.append((due[0][0] - at).total_seconds())
