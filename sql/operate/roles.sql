@@ -29,7 +29,7 @@ AS $$
          '{why, overview, report, _status}',
          '{status, message_log, journey}'),
         ('{viewer}',
-         '{power, _now, _two_tails, _wilson, _percent}',
+         '{power, _now, _test_now, _two_tails, _wilson, _percent}',
          '{funnel, cohort, time_to_activate, lift, mail_numbers}'),
         ('{analyst}',
          '{suggest, simulate, milestone, query, on_insert, email,

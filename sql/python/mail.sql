@@ -81,22 +81,19 @@ $$;
 
 -- As _fold_address(), of any text.
 CREATE FUNCTION activation._fold_any_address(address text) RETURNS text
-LANGUAGE plpython3u IMMUTABLE STRICT
+LANGUAGE plpython3u STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
-# Imported once a session: a claim may ask for each of its messages.
-if "entry" not in SD:
-    plpy.execute("SELECT activation._python()")
-    from activation.server import entry
-    SD["entry"] = entry
-return SD["entry"].folded_address(address)
+plpy.execute("SELECT activation._python()")
+from activation.server import entry
+return entry.folded_address(address)
 $$;
 
 -- An address as it is compared: without a display name, in lower case, and all spellings of one
 -- mailbox alike. What is sent is spelled in Python, which sends nothing that is not folded as it is
 -- read elsewhere (mail/address.py); of most addresses the lower case is all there is to do.
 CREATE FUNCTION activation._fold_address(address text) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 RETURN CASE
     WHEN address COLLATE "C" ~ '^[!-;=?A-~]*@[0-9A-Za-z.-]*[0-9A-Za-z]$'
          AND address COLLATE "C" !~* 'xn--'

@@ -138,7 +138,7 @@ INSERT INTO activation.wake (source_id, user_id) VALUES (0, 'marker');
 INSERT INTO activation.wake (source_id, user_id) SELECT s.source_id, g::text FROM activation.source s, generate_series(1, PEOPLE) g WHERE s.table_name = 'actions'::regclass;
 INSERT INTO activation.event (at, user_id, event, properties) SELECT now() - interval '2 hours', g::text, 'met', '{}' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.capture_failure SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'no', 'no' FROM generate_series(1, PEOPLE) g;
+INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'row_too_large', 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.consent SELECT 'users', g::text, '', true, now(), 'test' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'test', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.unsuppression SELECT 'y' || g || '@acme.dev', now() FROM generate_series(1, PEOPLE) g;
@@ -263,7 +263,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_cap_until": ("_cap_until('77', 'users', 0, now())", 1),
     "_due_loops": (f"_due_loops(now(), {NO_MARKS})", 1),
     "_record_try": ("_record_try(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
-    "_remark": ("_remark(1, '77', 'odd', 'odd', now())", 1),
+    "_remark": ("_remark(1, '77', 'odd', now())", 1),
     "_remark_left_out": (
         "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
         BATCH,
