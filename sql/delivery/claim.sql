@@ -103,13 +103,9 @@ BEGIN
     LOOP
         take := wanted - cardinality(claimed);
         EXIT WHEN take = 0;
-<<<<<<< HEAD
         EXIT WHEN claimed <> '{}' AND (queue.rank <> first_rank OR queue.rank IN (0, 3));
         first_rank := queue.rank;
-        IF live THEN
-=======
         IF leaves THEN
->>>>>>> main
             hourly := activation._hourly_limit(queue.loop_id, now);
             sent := activation._sent_within_the_hour(queue.loop_id, now);
             IF sent + 10000 > hourly THEN
