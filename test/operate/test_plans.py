@@ -140,7 +140,7 @@ INSERT INTO activation.event (at, user_id, event, properties) SELECT now() - int
 INSERT INTO activation.capture_failure SELECT now() - interval '2 hours', 1, g::text, 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.remark SELECT now() - interval '2 hours', 1, g::text, 'row_too_large', 'no' FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.consent SELECT 'users', g::text, '', true, now(), 'test' FROM generate_series(1, PEOPLE) g;
-INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'test', now() FROM generate_series(1, PEOPLE) g;
+INSERT INTO activation.suppression SELECT 'x' || g || '@acme.dev', 'no', 'operator', 'test', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.unsuppression SELECT 'y' || g || '@acme.dev', now() FROM generate_series(1, PEOPLE) g;
 INSERT INTO activation.webhook_event (webhook_id, type, at, received_at, message_id, applied, payload)
 SELECT m.message_id::text, 'email.delivered', now() - interval '2 hours', now() - interval '2 hours', m.message_id, false, '{"data": {"to": ["x@acme.dev"]}}'
