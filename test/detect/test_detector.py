@@ -108,4 +108,4 @@ def test_a_loop_that_somebody_holds() -> None:
     calls.held = False
     detector._held[1] = 0.0
     assert detector.round()
-    assert [what for what, *_ in calls.data.loops][-2:] == ["sweep", "forgive"] and calls.data.acted == ["ada"]
+    assert [what for what, *_ in calls.data.loops][-2:] == ["sweep", "clear_strikes"] and calls.data.acted == ["ada"]
