@@ -12,7 +12,8 @@ AS $$
 DECLARE
     blocks bigint := pg_relation_size('activation.signal')
                      / current_setting('block_size')::integer;
-    left_alone integer[] := activation._sources_left_alone();
+    left_alone integer[] := CASE WHEN current_setting('activation.slow_users', true) <> ''
+                                 THEN activation._sources_left_alone() ELSE '{}' END;
     crowded boolean := blocks > 100;
     share integer := greatest(CASE WHEN crowded THEN batch / 2 ELSE batch END, 1);
     found tid[] := ARRAY(

@@ -173,9 +173,8 @@ def _set(db: WorkerDatabase, name: str, value: str) -> None:
 
 @contextlib.contextmanager
 def _worker(db: WorkerDatabase, kind: str, slot: int) -> Iterator[bool]:
-    """What every worker stands in: False where there is nothing for it to do, on a standby, in a slot that is taken, or in a
-    run that began during stop().
-    Errors keep their SQLSTATE."""
+    """What every worker stands in: False where there is nothing for it to do, on a standby, in a slot that is taken, or
+    in a run that began during stop(). Errors keep their SQLSTATE."""
     try:
         if db.execute("SELECT pg_catalog.pg_is_in_recovery() AS standby")[0]["standby"]:
             yield False
