@@ -60,6 +60,8 @@ Raises 22004 without a table, 42501 for a role without its owner''s privileges.'
 CREATE FUNCTION activation._bind(or_fail boolean) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+-- A detector that meets a table which this transaction holds gives way within a second.
+SET deadlock_timeout = '10s'
 AS $$
 DECLARE
     unbound record;

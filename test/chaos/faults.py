@@ -26,7 +26,7 @@ TABLES = [
     "attempt",
     "sweep",
     "worker",
-    "token",
+    "rate_permit",
     "provider",
     "loop",
 ]

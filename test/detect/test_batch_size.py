@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from activation.engine.detect import FIRST_BATCH, LARGEST_BATCH, SMALLEST_BATCH, adapted
+from activation.engine.detect import FIRST_BATCH
+from activation.engine.guard import LARGEST_BATCH, SMALLEST_BATCH, adapted
 
 
 def test_what_took_long_becomes_smaller() -> None:

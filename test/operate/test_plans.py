@@ -244,7 +244,6 @@ CALLS: dict[str, tuple[str, int]] = {
     "_erase": ("_erase('77')", 1),
     "_erase_due": ("_erase_due()", 100),
     "_expire_requests": ("_expire_requests()", PEOPLE),
-    "_fail_messages": ("_fail_messages(MAILS, 'no')", BATCH),
     "_find_due": (f"_find_due(PARTS, {BATCH}, now() + interval '2 hours')", BATCH),
     "_find_retries": (f"_find_retries(PARTS, {BATCH}, now())", BATCH),
     "_finish_messages": (
@@ -264,7 +263,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "_cap_until": ("_cap_until('77', 'users', 0, now())", 1),
     "_due_loops": (f"_due_loops(now(), {NO_MARKS})", 1),
     "_record_try": ("_record_try(REQUEST, NULL, 'sent', '{a}', 200, NULL, NULL, NULL, now(), now())", 1),
-    "_remark": ("_remark(1, '77', 'odd', now())", 1),
+    "_remark": ("_remark(1, '77', 'odd', 'odd', now())", 1),
     "_remark_left_out": (
         "_remark_left_out(MAILS, ARRAY(SELECT (u.user_id, '', '', '[\"a\"]', '{}')::activation.users_row FROM unnest(KEYS) u(user_id)), now())",
         BATCH,
@@ -298,7 +297,7 @@ CALLS: dict[str, tuple[str, int]] = {
     "erase": ("erase('77')", 1),
     "track": ("track('77', 'met')", 1),
     "unsuppress": ("unsuppress('x77@acme.dev')", 1),
-    "_suppress": ("_suppress('me@acme.dev', 'no', 'me', now())", 1),
+    "_suppress": ("_suppress('me@acme.dev', 'no', 'operator', 'me', now())", 1),
     "_remember_addresses": ("_remember_addresses(KEYS, KEYS)", BATCH),
 }
 

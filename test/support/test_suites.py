@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import Database
-from suites import HERE, ScriptFailed, prove
+from suites import TESTS, ScriptFailed, prove
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def tap(db: Database) -> Database:
 
 def script(folder: Path, *lines: str) -> Path:
     path = folder / "one.sql"
-    path.write_text("\n".join([f"\\ir {HERE}/sql/setup.sql", "SELECT no_plan();", *lines]))
+    path.write_text("\n".join([f"\\ir {TESTS}/sql/setup.sql", "SELECT no_plan();", *lines]))
     return path
 
 
