@@ -15,29 +15,36 @@ DECLARE
     left_alone integer[] := CASE WHEN current_setting('activation.slow_users', true) <> ''
                                  THEN activation._sources_left_alone() ELSE '{}' END;
     crowded boolean := blocks > 100;
-    share integer := greatest(CASE WHEN crowded THEN batch / 2 ELSE batch END, 1);
+    others tid[] := '{}';
     found tid[] := ARRAY(
         SELECT s.ctid
           FROM activation.signal s
          WHERE activation._user_bucket(s.user_id) = ANY (buckets)
            AND (s.user_deleted IS NULL OR s.source_id <> ALL (left_alone))
-         LIMIT share
+         LIMIT greatest(batch, 1)
            FOR UPDATE SKIP LOCKED);
 BEGIN
-    IF NOT crowded OR cardinality(found) < share THEN
+    IF NOT crowded OR cardinality(found) < batch THEN
         RETURN found;
     END IF;
     FOR n IN 1 .. 2 LOOP
-        found := found || ARRAY(
+        others := others || ARRAY(
             SELECT s.ctid
               FROM activation.signal s
              WHERE s.ctid >= format('(%s,0)', CASE n WHEN 1 THEN blocks - 1 - batch / 1000
                                                      ELSE floor(random() * blocks) END)::tid
                AND activation._user_bucket(s.user_id) = ANY (buckets)
-             LIMIT CASE n WHEN 1 THEN greatest(batch / 4, 150) ELSE batch / 4 END
+             LIMIT CASE n WHEN 1 THEN least(greatest(batch / 4, 150), batch / 2)
+                          ELSE batch / 4 END
                FOR UPDATE SKIP LOCKED);
     END LOOP;
-    RETURN ARRAY(SELECT DISTINCT f FROM unnest(found) AS f);
+    -- As many as were asked for, so that the caller sees that there are more.
+    RETURN ARRAY(
+        SELECT u.place
+          FROM unnest(others || found) WITH ORDINALITY AS u(place, ordinal)
+         GROUP BY u.place
+         ORDER BY min(u.ordinal)
+         LIMIT batch);
 END
 $$;
 
