@@ -349,3 +349,13 @@ def test_slow_code_when_users_are_deleted(db: Database, mallory: Connection) -> 
     with db.connect() as detector:
         detector.execute(take.encode())
     assert {state for n in range(3) for state in [journey(db, f"hers{n}")["1"]]} == {"exited"}
+
+
+def test_a_round_takes_as_many_signals_as_it_asks_for(db: Database) -> None:
+    """Also among many: with fewer, a round would believe that there are no more, and batches would not grow."""
+    db.sql(
+        "INSERT INTO activation.signal (source_id, generation, user_id) SELECT 0, 0, g FROM generate_series(1, 30000) g"
+    )
+    for batch in (20, 1000):
+        taken = "SELECT cardinality(activation._next_signals(activation._all_buckets(), %s))"
+        assert db.value(taken, batch) == batch
