@@ -15,6 +15,7 @@ DECLARE
     left_alone integer[] := CASE WHEN current_setting('activation.slow_users', true) <> ''
                                  THEN activation._sources_left_alone() ELSE '{}' END;
     crowded boolean := blocks > 100;
+    start tid;
     others tid[] := '{}';
     found tid[] := ARRAY(
         SELECT s.ctid
@@ -28,12 +29,15 @@ BEGIN
         RETURN found;
     END IF;
     FOR n IN 1 .. 2 LOOP
+        -- Drawn before the statement: a place that is drawn for each row takes all blocks to find.
+        start := format('(%s,0)', CASE n WHEN 1 THEN greatest(blocks - 1 - batch / 1000, 0)
+                                         ELSE floor(random() * blocks) END);
         others := others || ARRAY(
             SELECT s.ctid
               FROM activation.signal s
-             WHERE s.ctid >= format('(%s,0)', CASE n WHEN 1 THEN blocks - 1 - batch / 1000
-                                                     ELSE floor(random() * blocks) END)::tid
+             WHERE s.ctid >= start
                AND activation._user_bucket(s.user_id) = ANY (buckets)
+               AND (s.user_deleted IS NULL OR s.source_id <> ALL (left_alone))
              LIMIT CASE n WHEN 1 THEN least(greatest(batch / 4, 150), batch / 2)
                           ELSE batch / 4 END
                FOR UPDATE SKIP LOCKED);
