@@ -16,7 +16,7 @@ DECLARE
                                  THEN activation._sources_left_alone() ELSE '{}' END;
     crowded boolean := blocks > 100;
     start tid;
-    others tid[] := '{}';
+    others tid[] := '{}'::tid[];
     found tid[] := ARRAY(
         SELECT s.ctid
           FROM activation.signal s
@@ -31,7 +31,7 @@ BEGIN
     FOR n IN 1 .. 2 LOOP
         -- Drawn before the statement: a place that is drawn for each row takes all blocks to find.
         start := format('(%s,0)', CASE n WHEN 1 THEN greatest(blocks - 1 - batch / 1000, 0)
-                                         ELSE floor(random() * blocks) END);
+                                         ELSE floor(random() * blocks) END)::tid;
         others := others || ARRAY(
             SELECT s.ctid
               FROM activation.signal s
